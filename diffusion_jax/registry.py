@@ -1,0 +1,97 @@
+"""Parts by name: configurations are data (`{"name": "cosine", "shift": 1.0}`), parts are functions or classes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from diffusion_jax.errors import ConfigError, nearest
+
+_PARTS: dict[str, dict[str, Callable[..., Any]]] = {}
+
+
+def register(kind: str, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: make a function or class buildable as `build(kind, name)`."""
+
+    def decorate(part: Callable[..., Any]) -> Callable[..., Any]:
+        parts = _PARTS.setdefault(kind, {})
+        if parts.setdefault(name, part) is not part:
+            raise ConfigError(f"{kind} {name!r} is registered twice: {parts[name]} and {part}")
+        return part
+
+    return decorate
+
+
+def known(kind: str) -> list[str]:
+    """The names registered under a kind, sorted."""
+    return sorted(_PARTS.get(kind, {}))
+
+
+@functools.lru_cache(maxsize=None)
+def fields(part: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    """The (all, required) keyword names of a part, and whether it takes any other keyword."""
+    parameters = [
+        p
+        for p in inspect.signature(part).parameters.values()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    anything = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(part).parameters.values())
+    required = tuple(p.name for p in parameters if p.default is p.empty)
+    return tuple(p.name for p in parameters), required, anything
+
+
+def check_fields(what: str, part: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Raise a `ConfigError` for a field that `part` does not take, or one that it needs and lacks."""
+    names, required, anything = fields(part)
+    if not anything:
+        for field in given:
+            if field not in names:
+                raise ConfigError(
+                    f"{what} has no field {field!r}{nearest(field, names)} (its fields: {', '.join(names) or 'none'})"
+                )
+    missing = [name for name in required if name not in given]
+    if missing:
+        raise ConfigError(f"{what} needs the field{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}")
+
+
+def lookup(kind: str, name: str) -> Callable[..., Any]:
+    """The part registered under `name`; an unknown name lists the known ones and the nearest."""
+    parts = _PARTS.get(kind, {})
+    if name not in parts:
+        raise ConfigError(
+            f"unknown {kind} {name!r}{nearest(str(name), parts)} (known: {', '.join(known(kind)) or 'none'})"
+        )
+    return parts[name]
+
+
+def build(kind: str, config: Any, **defaults: Any) -> Any:
+    """Build a part from its name and fields.
+
+    Args:
+      kind: the kind of part, such as "schedule" or "solver".
+      config: a name, a mapping with the key "name" and the part's fields, or an already-built part, which is returned
+        as it is.
+      defaults: fields used where the config does not give them and the part takes them.
+
+    Raises:
+      ConfigError: an unknown kind, name or field (the known ones and the nearest are listed), or a missing one.
+    """
+    if isinstance(config, str):
+        config = {"name": config}
+    if not isinstance(config, Mapping) and not hasattr(config, "items"):
+        return config
+    given = {key: value for key, value in config.items()}
+    if "name" not in given:
+        raise ConfigError(
+            f"a {kind} needs a 'name' (known: {', '.join(known(kind))}); got the fields {sorted(given)}"
+        )
+    name = given.pop("name")
+    part = lookup(kind, name)
+    names, _, anything = fields(part)
+    for field, value in defaults.items():
+        if anything or field in names:
+            given.setdefault(field, value)
+    check_fields(f"{kind} {name!r}", part, given)
+    return part(**given)

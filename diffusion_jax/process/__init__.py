@@ -1,0 +1,10 @@
+"""The mathematics: schedules, parameterisations, losses and weightings, in continuous time t in [0, 1]."""
+
+from __future__ import annotations
+
+from diffusion_jax.process import parameterisations, schedules
+from diffusion_jax.process.process import Process
+from diffusion_jax.process.schedules import Schedule
+from diffusion_jax.process.types import Denoised, Denoiser, expand
+
+__all__ = ["Denoised", "Denoiser", "Process", "Schedule", "expand", "parameterisations", "schedules"]

@@ -1,0 +1,224 @@
+"""A diffusion process: schedule, parameterisation and reverse variance, written once for any pair of times s < t."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.errors import ConfigError, nearest
+from diffusion_jax.process.parameterisations import Parameterisation
+from diffusion_jax.process.schedules import Schedule
+from diffusion_jax.process.types import Data, Denoised, Denoiser, Time, expand
+from diffusion_jax.registry import build, register
+
+Variance = Literal["fixed_small", "fixed_large", "learned_range", "learned_diagonal"]
+VARIANCES = ("fixed_small", "fixed_large", "learned_range", "learned_diagonal")
+NOISE_INPUTS = ("auto", "timestep", "rescaled_timestep", "log_snr", "log_sigma")
+
+
+def log1mexp(x: Any) -> jax.Array:
+    """log(1 - exp(x)) for x < 0, to float32 precision at both ends; -inf gives 0."""
+    return jnp.where(x > -0.6931472, jnp.log(-jnp.expm1(x)), jnp.log1p(-jnp.exp(x)))
+
+
+@register("process", "diffusion")
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """x_t = alpha(t) * x0 + sigma(t) * eps, and what a network predicts of it.
+
+    Args:
+      schedule: a `Schedule`, its name or its configuration.
+      prediction: "eps", "x0", "v", "score", "velocity", "edm", or a `Parameterisation`.
+      variance: of the reverse step. "fixed_small" is the posterior's variance given x0, "fixed_large" the forward
+        variance; "learned_range" interpolates their logarithms by extra output channels (Nichol & Dhariwal 2021,
+        arXiv 2102.09672); "learned_diagonal" reads the log-variance from them.
+      noise_input: the number that tells the network the noise level. "timestep": the index 0..T-1;
+        "rescaled_timestep": that times 1000 / T, or 1000 * t in continuous time; "log_snr"; "log_sigma":
+        ln(sigma / alpha) / 4 (EDM). "auto": log_sigma for EDM, else rescaled_timestep.
+
+    Raises:
+      ConfigError: unknown names, or a prediction of noise with a schedule that ends in zero SNR.
+
+    >>> from diffusion_jax.process import schedules
+    >>> process = Process(schedules.cosine(), prediction="v")
+    >>> process.num_steps
+    1000
+    """
+
+    schedule: Any
+    prediction: Any = "eps"
+    variance: Variance = "fixed_small"
+    noise_input: str = "auto"
+
+    def __post_init__(self) -> None:
+        schedule: Schedule = build("schedule", self.schedule)
+        prediction: Parameterisation = build("prediction", self.prediction)
+        for field, value, known in (("variance", self.variance, VARIANCES), ("noise_input", self.noise_input, NOISE_INPUTS)):
+            if value not in known:
+                raise ConfigError(f"process: unknown {field} {value!r}{nearest(str(value), known)} (known: {', '.join(known)})")
+        if prediction.needs_signal and not np.isfinite(schedule.log_snr(1.0)):
+            raise ConfigError(
+                f"process: the prediction {prediction.name!r} is undefined at zero SNR, where the schedule "
+                f"{schedule.name!r} ends; use 'v', 'x0' or 'velocity'"
+            )
+        noise_input = self.noise_input
+        if noise_input == "auto":
+            noise_input = "log_sigma" if prediction.name == "edm" else "rescaled_timestep"
+        if noise_input == "timestep" and schedule.num_steps is None:
+            raise ConfigError(
+                f"process: the schedule {schedule.name!r} has no discrete timesteps; use noise_input='rescaled_timestep'"
+            )
+        object.__setattr__(self, "schedule", schedule)
+        object.__setattr__(self, "prediction", prediction)
+        object.__setattr__(self, "noise_input", noise_input)
+
+    @property
+    def num_steps(self) -> int | None:
+        """T of a discrete schedule, or None."""
+        return self.schedule.num_steps
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network outputs a second set of channels for the reverse variance."""
+        return self.variance.startswith("learned")
+
+    def output_channels(self, channels: int) -> int:
+        """How many channels the network must output for data of `channels` channels."""
+        return 2 * channels if self.learns_variance else channels
+
+    def log_snr(self, t: Time) -> jax.Array:
+        """log(alpha^2 / sigma^2), shaped like t."""
+        return self.schedule.log_snr(jnp.asarray(t))
+
+    def alpha_sigma(self, t: Time) -> tuple[jax.Array, jax.Array]:
+        """(alpha, sigma), shaped like t, float32."""
+        return self.schedule.alpha_sigma(jnp.asarray(t))
+
+    def _coefficients(self, t: Time, x: Data) -> tuple[jax.Array, jax.Array]:
+        alpha, sigma = self.alpha_sigma(t)
+        return expand(alpha, x), expand(sigma, x)
+
+    # Forward ----------------------------------------------------------------------------------------------------------
+
+    def diffuse(self, x0: Data, t: Time, eps: Data) -> Data:
+        """A draw of q(x_t | x0): alpha * x0 + sigma * eps."""
+        alpha, sigma = self._coefficients(t, x0)
+        return alpha * x0 + sigma * eps
+
+    def posterior(self, x0: Data, x_t: Data, s: Time, t: Time) -> tuple[jax.Array, jax.Array]:
+        """Mean and log-variance of q(x_s | x_t, x0) for s < t; the log-variance broadcasts against x and is clipped.
+
+        With r = exp(L_t - L_s): mean = (alpha_t / alpha_s)(sigma_s / sigma_t)^2 x_t + (1 - r) alpha_s x0 and
+        variance = (1 - r) sigma_s^2. At T neighbouring steps this is DDPM's posterior (Ho et al. 2020, equation 7).
+        """
+        alpha_s, sigma_s = self._coefficients(s, x_t)
+        alpha_t, sigma_t = self._coefficients(t, x_t)
+        one_minus_r = expand(-jnp.expm1(self.log_snr(t) - self.log_snr(s)), x_t)
+        mean = (alpha_t / alpha_s) * (sigma_s / sigma_t) ** 2 * x_t + one_minus_r * alpha_s * x0
+        return mean, expand(self._log_variance_bounds(s, t)[0], x_t)
+
+    def _log_variance_bounds(self, s: Time, t: Time) -> tuple[jax.Array, jax.Array]:
+        """Logarithms of the posterior and of the forward variance, (1 - r) sigma_s^2 and (1 - r) sigma_t^2.
+
+        The first vanishes when s is data; it is replaced there by its value one step later, as DDPM does.
+        """
+        s, t = jnp.asarray(s, jnp.float32), jnp.asarray(t, jnp.float32)
+        at_data = s <= 0
+        early, late = jnp.where(at_data, t, s), jnp.where(at_data, jnp.minimum(2 * t, 1.0), t)
+
+        def log_scaled(first, second, sigma):
+            return log1mexp(self.log_snr(second) - self.log_snr(first)) + 2 * jnp.log(sigma)
+
+        small = log_scaled(early, late, self.alpha_sigma(early)[1])
+        return small, log_scaled(s, t, self.alpha_sigma(t)[1])
+
+    # The network's side -----------------------------------------------------------------------------------------------
+
+    def noise_level(self, t: Time) -> jax.Array:
+        """What the network is told of the noise level, shaped like t (see `noise_input`)."""
+        t = jnp.asarray(t, jnp.float32)
+        if self.noise_input == "log_snr":
+            return self.log_snr(t)
+        if self.noise_input == "log_sigma":
+            return -self.log_snr(t) / 8
+        if self.num_steps is None:
+            return 1000 * t
+        index = t * self.num_steps - 1
+        return index if self.noise_input == "timestep" else index * (1000 / self.num_steps)
+
+    def network_inputs(self, x_t: Data, t: Time) -> tuple[Data, jax.Array]:
+        """(scaled x_t, noise level [B]): what the network is fed."""
+        alpha, sigma = self._coefficients(t, x_t)
+        noise = jnp.broadcast_to(self.noise_level(t), x_t.shape[:1])
+        return self.prediction.input_scale(alpha, sigma) * x_t, noise
+
+    def target(self, x0: Data, eps: Data, t: Time) -> Data:
+        """What the network is asked for."""
+        return self.prediction.target(x0, eps, *self._coefficients(t, x0))
+
+    def decode(self, output: Data, x_t: Data, t: Time) -> Denoised:
+        """The network's output [B, ..., C or 2C] as (x0, eps, raw variance channels)."""
+        channels = x_t.shape[-1]
+        if output.shape[-1] != self.output_channels(channels):
+            raise ConfigError(
+                f"the network outputs {output.shape[-1]} channels, but data of {channels} channels with the variance "
+                f"{self.variance!r} needs {self.output_channels(channels)}: set the network's out_channels"
+            )
+        raw = output[..., channels:] if self.learns_variance else None
+        x0, eps = self.prediction.decode(output[..., :channels], x_t, *self._coefficients(t, x_t))
+        return Denoised(x0, eps, raw)
+
+    def with_x0(self, denoised: Denoised, x0: Data, x_t: Data, t: Time) -> Denoised:
+        """Another x0 (clipped, say), with eps derived anew so that the two stay consistent with x_t."""
+        alpha, sigma = self._coefficients(t, x_t)
+        return denoised._replace(x0=x0, eps=(x_t - alpha * x0) / sigma)
+
+    def with_eps(self, denoised: Denoised, eps: Data, x_t: Data, t: Time) -> Denoised:
+        """Another eps (tilted by a classifier, say), with x0 derived anew."""
+        alpha, sigma = self._coefficients(t, x_t)
+        return denoised._replace(x0=(x_t - sigma * eps) / alpha, eps=eps)
+
+    def reverse_log_variance(
+        self, denoised: Denoised, s: Time, t: Time, variance: Variance | None = None
+    ) -> jax.Array:
+        """Log-variance of the reverse step from t to s, broadcasting against x.
+
+        Args:
+          denoised: carries the variance channels where they are learned.
+          variance: overrides the process's own mode (a learned one must have been trained).
+        """
+        mode = variance or self.variance
+        small, large = (expand(bound, denoised.x0) for bound in self._log_variance_bounds(s, t))
+        if mode == "fixed_small":
+            return small
+        if mode == "fixed_large":
+            return jnp.where(expand(jnp.asarray(s) <= 0, denoised.x0), small, large)
+        if denoised.raw_variance is None:
+            raise ConfigError(
+                f"the variance {mode!r} needs the network's variance channels, but the process was trained with "
+                f"{self.variance!r}; use 'fixed_small' or 'fixed_large'"
+            )
+        if mode == "learned_diagonal":
+            return denoised.raw_variance
+        fraction = 0.5 * (denoised.raw_variance + 1)
+        return fraction * large + (1 - fraction) * small
+
+    def bind(self, apply: Callable[..., jax.Array], params: Any, cond: Any = None, **kwargs: Any) -> Denoiser:
+        """A `Denoiser` from a network's apply function, its parameters and its conditioning.
+
+        Args:
+          apply: (params, x [B, ...], noise level [B], cond, **kwargs) -> output [B, ..., C or 2C].
+          cond: the conditioning dict for the whole batch.
+          kwargs: passed on to `apply`, such as `train=True, rngs=...`.
+        """
+
+        def function(x_t: Data, t: Time) -> Denoised:
+            x, noise = self.network_inputs(x_t, t)
+            return self.decode(apply(params, x, noise, cond, **kwargs), x_t, t)
+
+        return Denoiser(function, self)

@@ -1,0 +1,254 @@
+"""Noise schedules: log-SNR as a function of time, and the family that turns it into (alpha, sigma).
+
+Time is continuous, t in [0, 1]: t = 0 is data (sigma = 0, log-SNR = +inf) and t = 1 is noise. A schedule evaluates
+numpy input in float64, which time grids use, and JAX input in float32, which networks and solvers use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import special
+
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.process import tables
+from diffusion_jax.registry import build, register
+
+Family = Literal["vp", "ve", "linear"]
+
+
+def namespace(value: Any) -> tuple[ModuleType, Any, Any]:
+    """(numpy-like module, sigmoid, value as a floating array) for JAX or for numpy input."""
+    if isinstance(value, jax.Array):
+        return jnp, jax.nn.sigmoid, value.astype(jnp.promote_types(value.dtype, jnp.float32))
+    return np, special.expit, np.asarray(value, np.float64)
+
+
+def alpha_sigma_from_log_snr(log_snr: Any, family: Family) -> tuple[Any, Any]:
+    """(alpha, sigma) with alpha^2 / sigma^2 = exp(log_snr), shaped like `log_snr`.
+
+    Families: "vp" has alpha^2 + sigma^2 = 1, "ve" has alpha = 1, "linear" has alpha + sigma = 1 (flow matching).
+    Infinite log-SNR gives exactly (1, 0), and minus infinity (0, 1).
+    """
+    xp, sigmoid, log_snr = namespace(log_snr)
+    if family == "vp":
+        return xp.sqrt(sigmoid(log_snr)), xp.sqrt(sigmoid(-log_snr))
+    if family == "ve":
+        return xp.ones_like(log_snr), xp.exp(-0.5 * log_snr)
+    return sigmoid(0.5 * log_snr), sigmoid(-0.5 * log_snr)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A monotone map from time to log-SNR, and a family.
+
+    Attributes:
+      name: for messages.
+      family: "vp", "ve" or "linear"; see `alpha_sigma_from_log_snr`.
+      log_snr: t in [0, 1] -> log(alpha^2 / sigma^2), strictly decreasing, same shape.
+      inverse: log-SNR -> t in [0, 1], the inverse of `log_snr` where it is finite.
+      num_steps: the number T of steps of a discrete schedule (step i, from 0, is at t = (i + 1) / T), or None.
+    """
+
+    name: str
+    family: Family
+    log_snr: Callable[[Any], Any]
+    inverse: Callable[[Any], Any]
+    num_steps: int | None = None
+
+    def alpha_sigma(self, t: Any) -> tuple[Any, Any]:
+        """(alpha, sigma) at times t, shaped like t."""
+        return alpha_sigma_from_log_snr(self.log_snr(t), self.family)
+
+
+@register("schedule", "betas")
+def from_betas(betas: Sequence[float], name: str = "betas") -> Schedule:
+    """A variance-preserving chain of T given betas, exact at t = (i + 1) / T and interpolated in log-SNR between.
+
+    Args:
+      betas: T values in (0, 1]; only the last may be 1 (zero terminal SNR).
+
+    Raises:
+      ConfigError: a value out of range, or not a one-dimensional table.
+
+    Source: Ho et al. 2020, section 2 (arXiv 2006.11239).
+    """
+    table = tables.LogSnrTable.from_betas(np.asarray(betas, np.float64))
+    return Schedule(name, "vp", table.log_snr, table.inverse, table.num_steps)
+
+
+@register("schedule", "linear")
+def linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """Betas evenly spaced; for T other than 1000 both ends are scaled by 1000 / T, so that the last alpha stays.
+
+    Source: Ho et al. 2020, section 4 (arXiv 2006.11239).
+
+    >>> float(linear().alpha_sigma(1.0)[0] ** 2).__format__(".4e")
+    '4.0358e-05'
+    """
+    scale = 1000 / num_steps
+    return from_betas(np.linspace(scale * beta_start, scale * beta_end, num_steps), "linear")
+
+
+def _squared_linspace(num_steps: int, beta_start: float, beta_end: float, name: str) -> Schedule:
+    return from_betas(np.linspace(beta_start**0.5, beta_end**0.5, num_steps) ** 2, name)
+
+
+@register("schedule", "scaled_linear")
+def scaled_linear(num_steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
+    """Square roots of the betas evenly spaced, with the ends of latent diffusion (arXiv 2112.10752)."""
+    return _squared_linspace(num_steps, beta_start, beta_end, "scaled_linear")
+
+
+@register("schedule", "quadratic")
+def quadratic(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """Square roots of the betas evenly spaced, with the ends of DDPM (arXiv 2006.11239)."""
+    return _squared_linspace(num_steps, beta_start, beta_end, "quadratic")
+
+
+@register("schedule", "cosine")
+def cosine(num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
+    """The discrete cosine schedule with capped betas (Nichol & Dhariwal 2021, section 3.2, arXiv 2102.09672)."""
+    u = np.arange(num_steps + 1) / num_steps
+    f = np.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
+    return from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta), "cosine")
+
+
+def _at_data(xp: ModuleType, t: Any, log_snr: Any) -> Any:
+    """Log-SNR is +inf at t = 0, so that the last step of a sampler returns exactly the predicted data."""
+    return xp.where(t <= 0, xp.inf, log_snr)
+
+
+@register("schedule", "cosine_continuous")
+def cosine_continuous(shift: float = 0.0, limit: float = 20.0) -> Schedule:
+    """alpha = cos, sigma = sin of an angle linear in t, with log-SNR running from `limit` to `-limit`.
+
+    Args:
+      shift: added to the log-SNR; 2 * ln(64 / size) keeps the noise of large images as destructive as at 64 pixels
+        (Hoogeboom et al. 2023, arXiv 2301.11093).
+      limit: the truncation |log-SNR| <= limit, before the shift (Ho & Salimans 2022, section 3, arXiv 2207.12598).
+    """
+    if limit <= 0:
+        raise ConfigError(f"schedule 'cosine_continuous': limit must be positive, got {limit}")
+    low = math.atan(math.exp(-limit / 2))
+    span = math.atan(math.exp(limit / 2)) - low
+
+    def log_snr(t: Any) -> Any:
+        xp, _, t = namespace(t)
+        # tan(pi/2 - u) = 1 / tan(u) keeps float32 digits in the noisier half.
+        angle = low + span * xp.clip(t, 0.0, 1.0)
+        mirrored = low + span * (1.0 - xp.clip(t, 0.0, 1.0))
+        value = xp.where(
+            t < 0.5,
+            -2 * xp.log(xp.tan(xp.minimum(angle, 0.8))),
+            2 * xp.log(xp.tan(xp.minimum(mirrored, 0.8))),
+        )
+        return _at_data(xp, t, value + shift)
+
+    def inverse(log_snr: Any) -> Any:
+        xp, _, log_snr = namespace(log_snr)
+        return xp.clip((xp.arctan(xp.exp(-0.5 * (log_snr - shift))) - low) / span, 0.0, 1.0)
+
+    return Schedule("cosine_continuous", "vp", log_snr, inverse)
+
+
+@register("schedule", "edm")
+def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
+    """Variance exploding, sigma = sigma_max * t^rho: data at t = 0, and Karras' spacing is near uniform in t.
+
+    Args:
+      sigma_min: the smallest level that time grids and time samplers use (the schedule itself reaches 0).
+      sigma_max: the standard deviation of the noise at t = 1, in units of the data range [-1, 1].
+
+    Source: Karras et al. 2022 (arXiv 2206.00364).
+    """
+    if not 0 < sigma_min < sigma_max:
+        raise ConfigError(f"schedule 'edm': needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+
+    def log_snr(t: Any) -> Any:
+        xp, _, t = namespace(t)
+        safe = xp.where(t > 0, t, 1.0)
+        return _at_data(xp, t, -2 * (math.log(sigma_max) + rho * xp.log(safe)))
+
+    def inverse(log_snr: Any) -> Any:
+        xp, _, log_snr = namespace(log_snr)
+        return xp.clip(xp.exp((-0.5 * log_snr - math.log(sigma_max)) / rho), 0.0, 1.0)
+
+    return Schedule("edm", "ve", log_snr, inverse)
+
+
+@register("schedule", "vp_sde")
+def vp_sde(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
+    """The variance-preserving SDE: ln alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2.
+
+    Source: Song et al. 2021, appendix C (arXiv 2011.13456).
+    """
+    slope = beta_max - beta_min
+
+    def log_snr(t: Any) -> Any:
+        xp, _, t = namespace(t)
+        exponent = xp.where(t > 0, 0.5 * slope * t**2 + beta_min * t, 1.0)  # -ln alpha^2
+        return _at_data(xp, t, -xp.log(xp.expm1(exponent)))
+
+    def inverse(log_snr: Any) -> Any:
+        xp, _, log_snr = namespace(log_snr)
+        exponent = xp.logaddexp(0.0, -log_snr)
+        return xp.clip(2 * exponent / (beta_min + xp.sqrt(beta_min**2 + 2 * slope * exponent)), 0.0, 1.0)
+
+    return Schedule("vp_sde", "vp", log_snr, inverse)
+
+
+@register("schedule", "straight_line")
+def straight_line(shift: float = 1.0) -> Schedule:
+    """Flow matching: x_t = (1 - t) x0 + t eps, with t replaced by shift * t / (1 + (shift - 1) t).
+
+    Args:
+      shift: above 1 spends more of [0, 1] on noise, for large images (Esser et al. 2024, arXiv 2403.03206).
+
+    Source: Lipman et al. 2023 (arXiv 2210.02747), Liu et al. 2023 (arXiv 2209.03003).
+    """
+    if shift <= 0:
+        raise ConfigError(f"schedule 'straight_line': shift must be positive, got {shift}")
+    offset = 2 * math.log(shift)  # the warped time is the same line, its log-SNR lower by 2 ln(shift)
+
+    def log_snr(t: Any) -> Any:
+        xp, _, t = namespace(t)
+        inside = (t > 0) & (t < 1)
+        safe = xp.where(inside, t, 0.5)
+        value = 2 * (xp.log1p(-safe) - xp.log(safe)) - offset
+        return _at_data(xp, t, xp.where(t >= 1, -xp.inf, value))
+
+    def inverse(log_snr: Any) -> Any:
+        _, sigmoid, log_snr = namespace(log_snr)
+        return sigmoid(-0.5 * (log_snr + offset))
+
+    return Schedule("straight_line", "linear", log_snr, inverse)
+
+
+@register("schedule", "shifted")
+def shifted(schedule: Any, shift: float | None = None, size: int | None = None, base: int = 64) -> Schedule:
+    """Any schedule with its log-SNR moved, as larger images need.
+
+    Args:
+      schedule: the schedule to shift (a `Schedule`, or its configuration).
+      shift: what is added to the log-SNR; or give `size`, and it is 2 * ln(base / size).
+
+    Source: Hoogeboom et al. 2023, section 3.1 (arXiv 2301.11093).
+    """
+    if (shift is None) == (size is None):
+        raise ConfigError("schedule 'shifted' needs one of 'shift' (log-SNR) and 'size' (pixels)")
+    inner: Schedule = build("schedule", schedule)
+    delta = shift if shift is not None else 2 * math.log(base / size)
+    return dataclasses.replace(
+        inner,
+        name=f"shifted {inner.name}",
+        log_snr=lambda t: inner.log_snr(t) + delta,
+        inverse=lambda log_snr: inner.inverse(log_snr - delta),
+    )

@@ -29,7 +29,7 @@ def known(kind: str) -> list[str]:
     return sorted(_PARTS.get(kind, {}))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def fields(part: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
     """The (all, required) keyword names of a part, and whether it takes any other keyword."""
     parameters = [

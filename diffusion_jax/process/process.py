@@ -21,6 +21,12 @@ VARIANCES = ("fixed_small", "fixed_large", "learned_range", "learned_diagonal")
 NOISE_INPUTS = ("auto", "timestep", "rescaled_timestep", "log_snr", "log_sigma")
 
 
+def _check_known(field: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        hint = nearest(str(value), known)
+        raise ConfigError(f"process: unknown {field} {value!r}{hint} (known: {', '.join(known)})")
+
+
 def log1mexp(x: Any) -> jax.Array:
     """log(1 - exp(x)) for x < 0, to float32 precision at both ends; -inf gives 0."""
     return jnp.where(x > -0.6931472, jnp.log(-jnp.expm1(x)), jnp.log1p(-jnp.exp(x)))
@@ -58,9 +64,8 @@ class Process:
     def __post_init__(self) -> None:
         schedule: Schedule = build("schedule", self.schedule)
         prediction: Parameterisation = build("prediction", self.prediction)
-        for field, value, known in (("variance", self.variance, VARIANCES), ("noise_input", self.noise_input, NOISE_INPUTS)):
-            if value not in known:
-                raise ConfigError(f"process: unknown {field} {value!r}{nearest(str(value), known)} (known: {', '.join(known)})")
+        _check_known("variance", self.variance, VARIANCES)
+        _check_known("noise_input", self.noise_input, NOISE_INPUTS)
         if prediction.needs_signal and not np.isfinite(schedule.log_snr(1.0)):
             raise ConfigError(
                 f"process: the prediction {prediction.name!r} is undefined at zero SNR, where the schedule "
@@ -71,7 +76,8 @@ class Process:
             noise_input = "log_sigma" if prediction.name == "edm" else "rescaled_timestep"
         if noise_input == "timestep" and schedule.num_steps is None:
             raise ConfigError(
-                f"process: the schedule {schedule.name!r} has no discrete timesteps; use noise_input='rescaled_timestep'"
+                f"process: the schedule {schedule.name!r} has no discrete timesteps; "
+                "use noise_input='rescaled_timestep'"
             )
         object.__setattr__(self, "schedule", schedule)
         object.__setattr__(self, "prediction", prediction)

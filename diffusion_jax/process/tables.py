@@ -27,10 +27,12 @@ class LogSnrTable:
         """The table of the chain x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z."""
         if betas.ndim != 1 or betas.size < 1:
             raise ConfigError(f"betas must be a one-dimensional table, got the shape {betas.shape}")
-        bad = np.flatnonzero(~((betas > 0) & ((betas < 1) | ((betas == 1) & (np.arange(betas.size) == betas.size - 1)))))
+        may_be_one = np.arange(betas.size) == betas.size - 1
+        bad = np.flatnonzero(~((betas > 0) & ((betas < 1) | ((betas == 1) & may_be_one))))
         if bad.size:
             raise ConfigError(
-                f"beta {bad[0]} of {betas.size} is {betas[bad[0]]}: betas must lie in (0, 1), and only the last may be 1"
+                f"beta {bad[0]} of {betas.size} is {betas[bad[0]]}: betas must lie in (0, 1), "
+                "and only the last may be 1"
             )
         with np.errstate(divide="ignore"):
             log_alpha_bar = np.cumsum(np.log1p(-betas))

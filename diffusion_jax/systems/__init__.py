@@ -1,0 +1,26 @@
+"""What is trained and sampled together: process, network and conditioning, one file per family of systems."""
+
+from __future__ import annotations
+
+from diffusion_jax.systems.base import Batch, Request, System, from_config
+from diffusion_jax.systems.cascade import Cascade, Stage
+from diffusion_jax.systems.diffusion import Diffusion
+from diffusion_jax.systems.generation import Generation
+from diffusion_jax.systems.images import to_float, to_uint8
+from diffusion_jax.systems.sampling import Sampling
+from diffusion_jax.systems.super_resolution import SuperResolution
+
+__all__ = [
+    "Batch",
+    "Cascade",
+    "Diffusion",
+    "Generation",
+    "Request",
+    "Sampling",
+    "Stage",
+    "SuperResolution",
+    "System",
+    "from_config",
+    "to_float",
+    "to_uint8",
+]

@@ -1,0 +1,147 @@
+"""Cascades: trained stages in order, each drawing at a higher resolution from what the one before it drew."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.rng import named
+from diffusion_jax.systems.base import Request
+from diffusion_jax.systems.diffusion import Diffusion
+from diffusion_jax.systems.images import quantize
+from diffusion_jax.systems.sampling import Sampling
+from diffusion_jax.systems.super_resolution import SuperResolution
+
+
+class Stage(NamedTuple):
+    """A trained system and how to sample it."""
+
+    system: Any
+    sampling: Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Cascade:
+    """Stages in order of resolution; one stage alone is a cascade too.
+
+    Each stage after the first takes the previous stage's output as its low-resolution image, at its own augmentation
+    level s, with its own solver, steps and guidance. Not truncated: the previous stage is run to the end, clipped,
+    optionally rounded to 8 bits, and noised to s. Truncated: the previous stage's chain is stopped at the noise of s
+    and fed as it is.
+
+    Raises:
+      ConfigError: sizes that do not chain, classes that differ, or settings that a stage cannot be sampled with.
+
+    Source: Ho et al. 2021, section 4 (arXiv 2106.15282).
+    """
+
+    stages: Sequence[Stage]
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ConfigError("a cascade needs at least one stage")
+        for stage in self.stages:
+            stage.system.check_sampling(stage.sampling)
+        for number, (before, after) in enumerate(zip(self.stages, self.stages[1:], strict=False), start=2):
+            _check_pair(number, before, after)
+        classes = {stage.system.num_classes for stage in self.stages} - {0}
+        if len(classes) > 1:
+            raise ConfigError(f"the stages of the cascade know different numbers of classes: {sorted(classes)}")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the last stage."""
+        return self.stages[-1].system.image_shape
+
+    @property
+    def num_classes(self) -> int:
+        """Of the stages that have classes; 0 if none has."""
+        return max(stage.system.num_classes for stage in self.stages)
+
+    def request(self, batch: Any) -> dict[str, Any]:
+        """What the first stage, and the labels of all, need to sample what is like this batch."""
+        wanted = dict(self.stages[0].system.request(batch))
+        if self.num_classes:
+            wanted["label"] = batch["label"]
+        return wanted
+
+    def check_request(self, request: Request) -> None:
+        """As the first stage checks it, and with labels where any stage has classes."""
+        self.stages[0].system.check_request(request)
+        labelled = [stage.system for stage in self.stages if stage.system.num_classes]
+        if labelled:
+            Diffusion.check_request(labelled[0], request)
+
+    def sample(self, params: Sequence[Any], key: jax.Array, request: Request, indices: jax.Array) -> list[jax.Array]:
+        """Draw images from every stage.
+
+        Args:
+          params: of each stage's network.
+          key: of the run; image i is a function of (key, indices[i]) and its request alone.
+          request: of the first stage, "label" int [N] where any stage has classes.
+          indices: int [N].
+
+        Returns:
+          The images of each stage, float32 [N, H_k, W_k, C] in [-1, 1]. Before a truncated stage this is what the
+          stopped chain took the image to be: with noise.
+        """
+        outputs: list[jax.Array] = []
+        for number, (stage, weights) in enumerate(zip(self.stages, params, strict=True)):
+            wanted = dict(request) if number == 0 else {**_labels(request), **_handed_on(outputs[-1], stage, number, self)}
+            end = self._end(number)
+            outputs.append(
+                stage.system.sample(weights, named(key, "stage", number), wanted, indices, stage.sampling, end=end)
+            )
+        return outputs
+
+    def _end(self, number: int) -> float:
+        """The time at which a stage's chain stops: 0, or the noise level that a truncated next stage wants."""
+        if number + 1 == len(self.stages) or not self.stages[number + 1].sampling.truncated:
+            return 0.0
+        after = self.stages[number + 1]
+        return matching_time(self.stages[number].system, after.system, after.sampling.aug_level)
+
+
+def matching_time(before: Any, after: SuperResolution, level: float) -> float:
+    """The time of the earlier stage's process at which it is as noisy as the later one's augmentation at `level`."""
+    if level == 0:
+        return 0.0
+    log_snr = after.aug_process.schedule.log_snr(float(level))
+    return float(before.process.schedule.inverse(log_snr))
+
+
+def _handed_on(image: jax.Array, stage: Stage, number: int, cascade: Cascade) -> dict[str, jax.Array]:
+    """The low-resolution part of a later stage's request."""
+    system, sampling = stage
+    if not sampling.truncated:
+        return {"low_res": quantize(image) if sampling.quantize else image}
+    before = cascade.stages[number - 1].system
+    end = matching_time(before, system, sampling.aug_level)
+    # The chains may scale their signal differently (a variance-exploding base): same log-SNR, another alpha.
+    alpha_before = before.process.schedule.alpha_sigma(end)[0]
+    alpha_after = system.aug_process.schedule.alpha_sigma(float(sampling.aug_level))[0]
+    return {"corrupted": image * jnp.float32(alpha_after / alpha_before)}
+
+
+def _labels(request: Request) -> dict[str, Any]:
+    return {"label": request["label"]} if "label" in request else {}
+
+
+def _check_pair(number: int, before: Stage, after: Stage) -> None:
+    """Raise a `ConfigError` unless `after` takes what `before` draws."""
+    if not isinstance(after.system, SuperResolution):
+        raise ConfigError(
+            f"stage {number} of the cascade is the system {after.system.name!r}: every stage after the first must be "
+            "'super_resolution'"
+        )
+    drawn, taken = tuple(before.system.image_shape), tuple(after.system.low_res_shape)
+    if drawn != taken:
+        raise ConfigError(
+            f"stage {number - 1} of the cascade draws images of the shape {drawn}, but stage {number} takes "
+            f"low-resolution images of the shape {taken}: check the order and low_res_size"
+        )

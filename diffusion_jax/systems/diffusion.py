@@ -1,0 +1,223 @@
+"""What all image systems share: one process, one network, labels with condition dropout, guidance."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.process import Denoiser, Process, losses
+from diffusion_jax.registry import build
+from diffusion_jax.rng import named
+from diffusion_jax.systems import labels
+from diffusion_jax.systems.base import Batch, Request
+from diffusion_jax.systems.images import to_float
+from diffusion_jax.systems.parts import build_network, build_process, check_probability
+from diffusion_jax.systems.sampling import Sampling, draw, guided
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diffusion:
+    """Images of one size from one process and one network; the systems say what conditions the network.
+
+    Args:
+      image_size: H = W in pixels; from the data where the recipe does not say.
+      channels: of the images.
+      process: a `Process` or its fields, at least {"schedule": ...}.
+      network: a network or its configuration. Sizes, channels and conditioning fields are filled in.
+      num_classes: 0 is unconditional.
+      cond_drop: the probability of training with the null label; 0 rules classifier-free guidance out.
+      weighting: of the loss over noise levels.
+      times: the time sampler of training.
+      distance: "l2" or "l1".
+      vlb_weight: of the variational bound in the loss, where the variance is learned.
+
+    Raises:
+      ConfigError: unknown names or fields, parts that do not fit together.
+    """
+
+    image_size: int
+    channels: int = 3
+    process: Any
+    network: Any
+    num_classes: int = 0
+    cond_drop: float = 0.1
+    weighting: Any = "simple"
+    times: Any = "uniform"
+    distance: str = "l2"
+    vlb_weight: float = 0.0
+
+    name = "diffusion"
+
+    def __post_init__(self) -> None:
+        check_probability(self.name, "cond_drop", self.cond_drop)
+        if self.num_classes < 0:
+            raise ConfigError(f"system {self.name!r}: num_classes must not be negative, got {self.num_classes}")
+        process = build_process(self.process)
+        network = build_network(
+            self.network, self.image_shape, self._cond_keys(), **self._network_fields(process), **self._extra_fields()
+        )
+        object.__setattr__(self, "process", process)
+        object.__setattr__(self, "network", network)
+        object.__setattr__(self, "times", build("times", self.times))
+
+    # What the systems say ---------------------------------------------------------------------------------------------
+
+    def _extra_fields(self) -> dict[str, Any]:
+        """The network's fields that the system's own conditioning needs."""
+        return {}
+
+    def _extra_keys(self) -> set[str]:
+        """The system's own conditioning keys."""
+        return set()
+
+    def _extra_cond(self, x0: jax.Array, key: jax.Array, train: bool) -> dict[str, jax.Array]:
+        """The system's own conditioning of a training batch."""
+        return {}
+
+    def _sampling_cond(self, request: Request, key: jax.Array, indices: jax.Array, sampling: Sampling) -> dict:
+        """The system's own conditioning of a request."""
+        return {}
+
+    # Shared -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return self.image_size, self.image_size, self.channels
+
+    def _network_fields(self, process: Process) -> dict[str, Any]:
+        return {
+            "out_channels": process.output_channels(self.channels),
+            "num_classes": self.num_classes,
+            "null_class": self.num_classes > 0 and self.cond_drop > 0,
+        }
+
+    def _cond_keys(self) -> set[str]:
+        return ({"label"} if self.num_classes else set()) | self._extra_keys()
+
+    def init(self, key: jax.Array) -> Any:
+        """Parameters: a nested dict of arrays."""
+        return self.network.init(key)
+
+    def init_state(self) -> Any:
+        """The time sampler's history; empty for most."""
+        return self.times.init()
+
+    def loss(self, params: Any, state: Any, batch: Batch, key: jax.Array, *, train: bool = True) -> tuple:
+        """The denoising loss of a batch.
+
+        Args:
+          batch: "image" uint8 [B, H, W, C], and "label" int32 [B] where there are classes.
+          train: False drops neither conditions nor units, as a held-out loss should.
+
+        Returns:
+          (loss, (state, {"per_example": unweighted losses [B], "log_snr": [B]})).
+        """
+        x0 = to_float(batch["image"])
+        cond = self._extra_cond(x0, named(key, "conditioning"), train)
+        if self.num_classes:
+            cond["label"] = jnp.asarray(batch["label"])
+            if train and self.cond_drop:
+                cond["label"] = labels.drop(
+                    cond["label"], self.num_classes, self.cond_drop, named(key, "condition dropout")
+                )
+        loss, output = losses.denoising(
+            self.process,
+            self.network.apply,
+            params,
+            x0,
+            named(key, "denoising"),
+            cond=cond,
+            weighting=self.weighting,
+            times=self.times,
+            distance=self.distance,
+            vlb_weight=self.vlb_weight,
+            sampler_state=state,
+            apply_kwargs={"train": train, "rngs": {"dropout": named(key, "dropout")}},
+        )
+        return loss, (output.sampler_state, {"per_example": output.per_example, "log_snr": output.log_snr})
+
+    def request(self, batch: Batch) -> dict[str, Any]:
+        """The labels of the batch, where there are classes."""
+        return {"label": batch["label"]} if self.num_classes else {}
+
+    def denoiser(
+        self, params: Any, key: jax.Array, request: Request, indices: jax.Array, sampling: Sampling
+    ) -> Denoiser:
+        """The guided denoiser of a request."""
+        cond = self._sampling_cond(request, named(key, "conditioning"), indices, sampling)
+        null = dict(cond)
+        if self.num_classes:
+            cond["label"] = jnp.asarray(request["label"], jnp.int32)
+            null["label"] = jnp.full_like(cond["label"], self.num_classes)
+        return guided(lambda given: self.process.bind(self.network.apply, params, given), cond, null, sampling)
+
+    def sample(
+        self,
+        params: Any,
+        key: jax.Array,
+        request: Request,
+        indices: jax.Array,
+        sampling: Sampling,
+        *,
+        end: float = 0.0,
+    ) -> jax.Array:
+        """Draw images.
+
+        Args:
+          params: of the network.
+          key: of the run.
+          request: "label" int [N] where there are classes; more where the system says so.
+          indices: int [N]; image i is a function of (key, indices[i]) and its request alone.
+          end: stop the chain at this time in [0, 1); 0 gives images.
+
+        Returns:
+          float32 [N, H, W, C], in [-1, 1] if the chain was not stopped.
+
+        Raises:
+          ConfigError: see `check_sampling` and `check_request`.
+        """
+        self.check_sampling(sampling)
+        self.check_request(request)
+        denoise = self.denoiser(params, key, request, indices, sampling)
+        x = draw(denoise, named(key, "solver"), indices, self.image_shape, sampling, end)
+        return x if end > 0 else jnp.clip(x, -1, 1)
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Guidance needs a conditional model that was trained with condition dropout."""
+        if sampling.guidance == 1:
+            return
+        if not self.num_classes:
+            raise ConfigError(
+                f"guidance {sampling.guidance:g} on an unconditional model: set guidance to 1, or train with num_classes"
+            )
+        if not self.cond_drop:
+            raise ConfigError(
+                f"guidance {sampling.guidance:g} needs a model trained with condition dropout: set guidance to 1, or "
+                "train with cond_drop > 0"
+            )
+
+    def check_request(self, request: Request) -> None:
+        """Labels must be there where the model has classes, and be in range."""
+        if not self.num_classes:
+            return
+        if "label" not in request:
+            raise ConfigError(f"the model has {self.num_classes} classes: a request needs 'label' (has: {sorted(request)})")
+        labels.check(request["label"], self.num_classes)
+
+    def check(self, pipeline: Any) -> None:
+        """Raise a `ConfigError` if the pipeline's images or classes are not the system's."""
+        if tuple(pipeline.image_shape) != self.image_shape:
+            raise ConfigError(
+                f"the data have images of the shape {tuple(pipeline.image_shape)}, the system {self.image_shape}: "
+                "image_size and channels of system and data must agree"
+            )
+        if self.num_classes and pipeline.num_classes != self.num_classes:
+            raise ConfigError(
+                f"the data have {pipeline.num_classes} classes, the system num_classes={self.num_classes}"
+            )
+

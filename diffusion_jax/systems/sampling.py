@@ -1,0 +1,140 @@
+"""How a trained system is sampled: solver, time grid, guidance and thresholding, as plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from diffusion_jax.errors import ConfigError, nearest
+from diffusion_jax.process import Denoiser
+from diffusion_jax.registry import build, check_fields
+from diffusion_jax.sampling import guidance, sample
+
+THRESHOLDS = ("none", "static", "dynamic")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """The settings of one sampling run.
+
+    Args:
+      solver: name or configuration of a solver: "ddpm", "ddim", "euler", "heun", "dpmpp_2m".
+      grid: name or configuration of a time grid; the number of steps is filled in from `steps`.
+      steps: of the solver.
+      guidance: classifier-free guidance scale s: null + s * (conditional - null); 1 is none, and costs nothing.
+      guidance_rescale: phi in [0, 1]: how far the guided prediction's standard deviation is pulled back to the
+        conditional one's (Lin et al. 2024, arXiv 2305.08891).
+      guidance_interval: (low, high) in units of sigma / alpha: the noise levels that are guided; None is all
+        (Kynkaanniemi et al. 2024, arXiv 2404.07724).
+      threshold: of the predicted x0: "none", "static" clips to [-1, 1], "dynamic" clips to a percentile and rescales
+        (Saharia et al. 2022, section 2.3, arXiv 2205.11487). Applied after guidance.
+      percentile: of |x0| within one image, for "dynamic".
+      weights: "ema" or "raw": the parameters that programs load.
+      aug_level: super-resolution: the noise level in [0, 1] put on the low-resolution image.
+      truncated: in a cascade: feed this stage the previous stage's chain stopped at `aug_level`, instead of its
+        finished image with noise added (Ho et al. 2021, section 4, arXiv 2106.15282).
+      quantize: in a cascade: round the previous stage's finished image to 8 bits, as stored training images are.
+
+    Raises:
+      ConfigError: a value out of range or an unknown name.
+    """
+
+    solver: Any = "ddim"
+    grid: Any = "uniform"
+    steps: int = 50
+    guidance: float = 1.0
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
+    threshold: str = "static"
+    percentile: float = 99.5
+    weights: str = "ema"
+    aug_level: float = 0.0
+    truncated: bool = False
+    quantize: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threshold not in THRESHOLDS:
+            hint = nearest(str(self.threshold), THRESHOLDS)
+            raise ConfigError(f"sampling: unknown threshold {self.threshold!r}{hint} (known: {', '.join(THRESHOLDS)})")
+        if self.steps < 1:
+            raise ConfigError(f"sampling: steps must be at least 1, got {self.steps}")
+        if not 0 <= self.aug_level <= 1:
+            raise ConfigError(f"sampling: aug_level must lie in [0, 1], got {self.aug_level}")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise ConfigError(f"sampling: guidance_rescale must lie in [0, 1], got {self.guidance_rescale}")
+        if not 0 < self.percentile <= 100:
+            raise ConfigError(f"sampling: percentile must lie in (0, 100], got {self.percentile}")
+        build("solver", self.solver)  # unknown names and fields fail here, before expensive work
+        self.build_grid()
+
+    @classmethod
+    def from_config(cls, config: Any = None, **overrides: Any) -> Sampling:
+        """From a mapping of fields (or a `Sampling`); overrides that are not None win.
+
+        >>> Sampling.from_config({"steps": 10}, guidance=2.0).guidance
+        2.0
+        """
+        if isinstance(config, Sampling):
+            given = {field.name: getattr(config, field.name) for field in dataclasses.fields(cls)}
+        else:
+            given = {key: _plain(value) for key, value in (config or {}).items()}
+        given.update({key: value for key, value in overrides.items() if value is not None})
+        check_fields("sampling", cls, given)
+        return cls(**given)
+
+    def build_grid(self) -> Callable[..., Any]:
+        """The time grid: process -> times [steps + 1], descending."""
+        return build("grid", self.grid, num_steps=self.steps)
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as plain JSON data, to be recorded beside the samples."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    """Configuration values as dicts, lists and scalars."""
+    if isinstance(value, Mapping) or hasattr(value, "items"):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def guided(bind: Callable[[Any], Denoiser], cond: Any, null: Any, sampling: Sampling) -> Denoiser:
+    """The denoiser that a run samples from: conditional, guided, thresholded.
+
+    Args:
+      bind: conditioning -> `Denoiser`.
+      cond: the conditioning.
+      null: the conditioning with what guidance acts on dropped; unused at scale 1.
+    """
+    denoise = bind(cond)
+    if sampling.guidance != 1:
+        plain = denoise
+        denoise = guidance.classifier_free(plain, bind(null), sampling.guidance)
+        if sampling.guidance_rescale:
+            denoise = guidance.rescale(denoise, plain, sampling.guidance_rescale)
+        if sampling.guidance_interval is not None:
+            denoise = guidance.interval(denoise, plain, *sampling.guidance_interval)
+    if sampling.threshold == "static":
+        return guidance.static_threshold(denoise)
+    if sampling.threshold == "dynamic":
+        return guidance.dynamic_threshold(denoise, percentile=sampling.percentile)
+    return denoise
+
+
+def draw(
+    denoise: Denoiser, key: jax.Array, indices: jax.Array, image_shape: tuple[int, ...], sampling: Sampling, end: float
+) -> jax.Array:
+    """Run the solver from noise at t = 1 down to `end`; float32 [N, *image_shape].
+
+    Args:
+      indices: int32 [N]: sample i's noise is a function of (key, indices[i]) alone.
+      end: 0 for finished images; a time in (0, 1) stops the chain there, noise included.
+    """
+    shape = (indices.shape[0], *image_shape)
+    solver = build("solver", sampling.solver)
+    return sample(denoise, solver, sampling.build_grid(), key, shape, indices=indices, end=end)

@@ -1,0 +1,99 @@
+"""The two blocks of the DDPM/ADM U-Net: residual and attention."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.models.layers import GroupNorm, conv, dense_init, downsample_average, upsample_nearest
+from diffusion_jax.models.partitioning import constrain
+
+Conditioning = Literal["adagn", "additive"]
+Resampling = Literal["up", "down"]
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm-SiLU-conv twice, with the embedding injected between, and a shortcut.
+
+    Args:
+      features: output channels.
+      conditioning: "additive" adds a projection of the embedding after the first convolution (DDPM); "adagn" scales
+        and shifts the second normalisation (ADM).
+      resample: resample the branch before its first convolution, and the shortcut, as BigGAN does.
+      skip_scale: multiplies the sum of branch and shortcut (1/sqrt(2) in SR3 and NCSN++, 1 elsewhere).
+
+    Source: Dhariwal & Nichol 2021, section 3 (arXiv 2105.05233).
+    """
+
+    features: int
+    groups: int
+    epsilon: float
+    conditioning: Conditioning
+    dropout: float
+    dtype: Any
+    resample: Resampling | None = None
+    skip_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
+        x = constrain(x)
+        norm = dict(groups=self.groups, epsilon=self.epsilon, dtype=self.dtype)
+        h = nn.silu(GroupNorm(**norm, name="norm_in")(x))
+        if self.resample:
+            resize = upsample_nearest if self.resample == "up" else downsample_average
+            h, x = resize(h), resize(x)
+        h = conv(self.features, 3, "conv_in", self.dtype)(h)
+        adaptive = self.conditioning == "adagn"
+        width = 2 * self.features if adaptive else self.features
+        injected = nn.Dense(width, kernel_init=dense_init(), name="emb")(nn.silu(emb))[:, None, None]
+        if adaptive:
+            scale, shift = jnp.split(injected.astype(self.dtype), 2, axis=-1)
+            h = GroupNorm(**norm, name="norm_out")(h) * (1 + scale) + shift
+        else:
+            h = GroupNorm(**norm, name="norm_out")(h + injected.astype(self.dtype))
+        h = nn.Dropout(self.dropout, name="dropout")(nn.silu(h), deterministic=not train)
+        h = conv(self.features, 3, "conv_out", self.dtype, zero=True)(h)
+        if x.shape[-1] != self.features:
+            x = conv(self.features, 1, "shortcut", self.dtype)(x)
+        return (x + h) * self.skip_scale if self.skip_scale != 1.0 else x + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over positions; a token sequence, if given, joins the keys and values.
+
+    Args:
+      heads: the number of heads.
+      skip_scale: as in `ResidualBlock`.
+
+    Source: Dhariwal & Nichol 2021 (arXiv 2105.05233); tokens among the keys as in Imagen, section D.3.1
+    (arXiv 2205.11487), normalised by LayerNorm.
+    """
+
+    heads: int
+    groups: int
+    epsilon: float
+    dtype: Any
+    skip_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, text: dict[str, jax.Array] | None = None) -> jax.Array:
+        x = constrain(x)
+        batch, height, width, channels = x.shape
+        split = lambda y: y.reshape(batch, y.shape[1], self.heads, channels // self.heads)  # noqa: E731
+        project = lambda name, n, y: nn.Dense(n, kernel_init=dense_init(), dtype=self.dtype, name=name)(y)  # noqa: E731
+        h = GroupNorm(self.groups, self.epsilon, self.dtype, name="norm")(x).reshape(batch, -1, channels)
+        query, key, value = map(split, jnp.split(project("qkv", 3 * channels, h), 3, axis=-1))
+        mask = None
+        if text is not None:
+            tokens = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="text_norm")(text["tokens"])
+            text_key, text_value = map(split, jnp.split(project("text_kv", 2 * channels, tokens), 2, axis=-1))
+            key, value = jnp.concatenate([text_key, key], 1), jnp.concatenate([text_value, value], 1)
+            seen = jnp.pad(text["mask"].astype(bool), ((0, 0), (0, h.shape[1])), constant_values=True)
+            mask = seen[:, None, None, :]
+        attended = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        out = nn.Dense(channels, kernel_init=dense_init(0.0), dtype=self.dtype, name="out")
+        x = x + out(attended.reshape(batch, -1, channels)).reshape(x.shape)
+        return x * self.skip_scale if self.skip_scale != 1.0 else x

@@ -1,0 +1,124 @@
+"""Layers shared by the image networks: embeddings, normalisation, convolutions, resampling."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen import initializers
+
+Flavour = Literal["ddpm", "adm"]
+Dtype = Any
+
+
+def sinusoidal_embedding(values: jax.Array, dim: int, flavour: Flavour) -> jax.Array:
+    """Sines and cosines of a number at geometrically spaced frequencies.
+
+    Args:
+      values: [B], usually a timestep in 0..1000.
+      dim: the width of the result; an odd one is padded with a zero.
+      flavour: "ddpm" is [sin, cos] with 1e-4 as the last frequency (arXiv 2006.11239); "adm" is [cos, sin] with
+        frequencies 1e-4^(k / half) (arXiv 2102.09672).
+
+    Returns:
+      [B, dim] float32.
+    """
+    half = dim // 2
+    last = half - 1 if flavour == "ddpm" else half
+    frequencies = jnp.exp(-math.log(1e4) / max(last, 1) * jnp.arange(half, dtype=jnp.float32))
+    angles = values.astype(jnp.float32)[:, None] * frequencies[None]
+    parts = (jnp.sin(angles), jnp.cos(angles))
+    embedding = jnp.concatenate(parts if flavour == "ddpm" else parts[::-1], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, dim - 2 * half)))
+
+
+def dense_init(scale: float = 1.0) -> initializers.Initializer:
+    """DDPM's initialiser: variance scaling, fan average, uniform; scale 0 gives zeros."""
+    return initializers.variance_scaling(scale, "fan_avg", "uniform") if scale else initializers.zeros_init()
+
+
+class MLPEmbedding(nn.Module):
+    """Dense, SiLU, Dense on an embedding, in float32."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.Dense(self.features, kernel_init=dense_init(), name="in")(x)
+        return nn.Dense(self.features, kernel_init=dense_init(), name="out")(nn.silu(x))
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with float32 statistics, applied as one multiply-add per channel.
+
+    Reducing over space first, then over the channels of a group, keeps the large reductions contiguous.
+    """
+
+    groups: int
+    epsilon: float
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        scale = self.param("scale", initializers.ones_init(), (channels,), jnp.float32)
+        bias = self.param("bias", initializers.zeros_init(), (channels,), jnp.float32)
+        space = tuple(range(1, x.ndim - 1))
+        wide = x.astype(jnp.float32)
+        # Moments about each channel's own mean: no cancellation, whatever the offset of the image.
+        channel_mean = wide.mean(space)
+        centred = wide - channel_mean.reshape(x.shape[0], *(1,) * len(space), channels)
+        channel_var = jnp.square(centred).mean(space)
+        grouped = (x.shape[0], self.groups, channels // self.groups)
+        group_mean = channel_mean.reshape(grouped).mean(-1, keepdims=True)
+        spread = jnp.square(channel_mean.reshape(grouped) - group_mean)
+        variance = (channel_var.reshape(grouped) + spread).mean(-1, keepdims=True)
+        factor = (jax.lax.rsqrt(variance + self.epsilon) * scale.reshape(grouped[1:])).reshape(x.shape[0], channels)
+        shift = bias - group_mean.repeat(grouped[-1], -1).reshape(x.shape[0], channels) * factor
+        broadcast = (x.shape[0], *(1,) * len(space), channels)
+        return (wide * factor.reshape(broadcast) + shift.reshape(broadcast)).astype(self.dtype)
+
+
+def conv(features: int, kernel: int, name: str, dtype: Dtype, *, zero: bool = False, **kwargs: Any) -> nn.Conv:
+    """A square convolution with DDPM's initialiser, float32 parameters and `dtype` compute."""
+    return nn.Conv(
+        features, (kernel, kernel), kernel_init=dense_init(0.0 if zero else 1.0), dtype=dtype, name=name, **kwargs
+    )
+
+
+def upsample_nearest(x: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, 2H, 2W, C] by repeating pixels."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def downsample_average(x: jax.Array) -> jax.Array:
+    """[B, 2H, 2W, C] -> [B, H, W, C] by 2x2 means."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
+class Downsample(nn.Module):
+    """A convolution of stride 2; padding "same" pads (0, 1) as DDPM does, "symmetric" (1, 1) as ADM does."""
+
+    padding: Literal["same", "symmetric"]
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        pad = ((0, 1), (0, 1)) if self.padding == "same" else ((1, 1), (1, 1))
+        return conv(x.shape[-1], 3, "conv", self.dtype, strides=(2, 2), padding=pad)(x)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour, then a convolution."""
+
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return conv(x.shape[-1], 3, "conv", self.dtype)(upsample_nearest(x))

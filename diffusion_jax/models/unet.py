@@ -1,0 +1,240 @@
+"""The DDPM/ADM U-Net family in one module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.models import layers
+from diffusion_jax.models.blocks import AttentionBlock, Conditioning, ResidualBlock
+from diffusion_jax.models.network import Network
+from diffusion_jax.registry import register
+
+
+class UNet(nn.Module):
+    """The network of `unet`, whose docstring explains the fields."""
+
+    image_size: int
+    out_channels: int
+    channels: int
+    multipliers: tuple[float, ...]
+    num_res_blocks: tuple[int, ...]
+    attention_resolutions: tuple[int, ...]
+    num_heads: int
+    head_channels: int | None
+    conditioning: Conditioning
+    resample: Literal["conv", "resblock"]
+    embedding: layers.Flavour
+    label_table: int
+    low_res_method: str
+    pooled_text: bool
+    dropout: float
+    remat: bool
+    dtype: Any
+    groups: int
+    norm_epsilon: float
+    skip_scale: float
+    down_padding: Literal["same", "symmetric"]
+
+    def _block(self, features: int, name: str, resample: Any = None) -> nn.Module:
+        cls = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
+        return cls(
+            features, self.groups, self.norm_epsilon, self.conditioning, self.dropout, self.dtype, resample,
+            self.skip_scale, name=name,
+        )  # fmt: skip
+
+    def _attention(self, channels: int, name: str) -> nn.Module:
+        heads = channels // self.head_channels if self.head_channels else self.num_heads
+        cls = nn.remat(AttentionBlock) if self.remat else AttentionBlock
+        return cls(heads, self.groups, self.norm_epsilon, self.dtype, self.skip_scale, name=name)
+
+    def _embed(self, noise: jax.Array, cond: dict[str, Any]) -> jax.Array:
+        """The noise level, augmentation level, class label and pooled text, summed: [B, 4 * channels] float32."""
+        width = 4 * self.channels
+        sinusoid = lambda value: layers.sinusoidal_embedding(value, self.channels, self.embedding)  # noqa: E731
+        emb = layers.MLPEmbedding(width, name="time_embedding")(sinusoid(noise))
+        if "aug_level" in cond:
+            emb += layers.MLPEmbedding(width, name="aug_embedding")(sinusoid(cond["aug_level"]))
+        if "label" in cond:
+            table = nn.Embed(self.label_table, width, embedding_init=nn.initializers.normal(1.0), name="label_embedding")
+            emb += table(cond["label"])
+        if self.pooled_text:
+            pooled = nn.LayerNorm(epsilon=1e-5, name="pooled_norm")(cond["text"]["pooled"])
+            emb += layers.MLPEmbedding(width, name="pooled_embedding")(pooled)
+        return emb
+
+    def _stem_input(self, x: jax.Array, cond: dict[str, Any]) -> jax.Array:
+        """x with the conditioning images concatenated, low_res resized to x's size."""
+        parts = [x]
+        if "low_res" in cond:
+            low_res = cond["low_res"]
+            shape = (*x.shape[:3], low_res.shape[-1])
+            parts.append(jax.image.resize(low_res, shape, method=self.low_res_method))
+        parts += [cond[key] for key in ("image", "mask") if key in cond]
+        return jnp.concatenate(parts, axis=-1)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, noise: jax.Array, cond: dict[str, Any], train: bool = False) -> jax.Array:
+        emb = self._embed(noise, cond)
+        text = cond["text"] if "tokens" in cond.get("text", {}) else None
+        widths = [round(self.channels * m) for m in self.multipliers]
+        last = len(widths) - 1
+        attends = [self.image_size // 2**level in self.attention_resolutions for level in range(len(widths))]
+
+        def stage(h: jax.Array, width: int, attend: bool, name: str) -> jax.Array:
+            h = self._block(width, f"{name}_res")(h, emb, train)
+            return self._attention(width, f"{name}_attn")(h, text) if attend else h
+
+        h = layers.conv(widths[0], 3, "stem", self.dtype)(self._stem_input(x, cond).astype(self.dtype))
+        skips = [h]
+        for level, width in enumerate(widths):
+            for i in range(self.num_res_blocks[level]):
+                h = stage(h, width, attends[level], f"down{level}_{i}")
+                skips.append(h)
+            if level < last:
+                if self.resample == "resblock":
+                    h = self._block(width, f"down{level}_resample", "down")(h, emb, train)
+                else:
+                    h = layers.Downsample(self.down_padding, self.dtype, name=f"down{level}_resample")(h)
+                skips.append(h)
+
+        h = stage(h, widths[-1], True, "middle_0")
+        h = self._block(widths[-1], "middle_1_res")(h, emb, train)
+
+        for level in reversed(range(len(widths))):
+            for i in range(self.num_res_blocks[level] + 1):
+                h = stage(jnp.concatenate([h, skips.pop()], -1), widths[level], attends[level], f"up{level}_{i}")
+            if level > 0:
+                if self.resample == "resblock":
+                    h = self._block(widths[level], f"up{level}_resample", "up")(h, emb, train)
+                else:
+                    h = layers.Upsample(self.dtype, name=f"up{level}_resample")(h)
+
+        h = nn.silu(layers.GroupNorm(self.groups, self.norm_epsilon, name="head_norm")(h))
+        return layers.conv(self.out_channels, 3, "head", jnp.float32, zero=True)(h)
+
+
+def _check(size: int, widths: list[int], groups: int, heads: int, head_channels: int | None, attends: list[bool]) -> None:
+    factor = 2 ** (len(widths) - 1)
+    if size % factor:
+        raise ConfigError(
+            f"unet: image_size {size} is not divisible by {factor}, as {len(widths)} levels need; "
+            f"use {size // factor * factor or factor} or {(size // factor + 1) * factor}, or fewer multipliers"
+        )
+    for width, attend in zip(widths, attends, strict=True):
+        if width % groups:
+            fitting = max(g for g in range(1, min(groups, width) + 1) if not width % g)
+            raise ConfigError(f"unet: {width} channels do not divide into {groups} groups; groups={fitting} does")
+        if attend and head_channels and width % head_channels:
+            raise ConfigError(f"unet: {width} channels do not divide into heads of head_channels={head_channels}")
+        if attend and not head_channels and width % heads:
+            raise ConfigError(f"unet: {width} channels do not divide into num_heads={heads}")
+
+
+@register("network", "unet")
+def unet(
+    image_size: int,
+    in_channels: int = 3,
+    out_channels: int | None = None,
+    channels: int = 128,
+    multipliers: Sequence[float] = (1, 2, 2, 2),
+    num_res_blocks: int | Sequence[int] = 2,
+    attention_resolutions: Sequence[int] = (16,),
+    num_heads: int = 1,
+    head_channels: int | None = None,
+    conditioning: Conditioning = "adagn",
+    resample: Literal["conv", "resblock"] = "conv",
+    embedding: layers.Flavour = "adm",
+    num_classes: int = 0,
+    null_class: bool = False,
+    low_res_channels: int = 0,
+    low_res_size: int | None = None,
+    low_res_method: str = "bilinear",
+    image_channels: int = 0,
+    mask: bool = False,
+    aug_level: bool = False,
+    context_dim: int = 0,
+    context_length: int = 77,
+    pooled_dim: int = 0,
+    dropout: float = 0.0,
+    remat: bool = False,
+    dtype: str = "float32",
+    groups: int = 32,
+    norm_epsilon: float = 1e-5,
+    skip_scale: float = 1.0,
+    down_padding: Literal["same", "symmetric"] = "symmetric",
+) -> Network:
+    """The U-Net of DDPM (arXiv 2006.11239), improved DDPM (2102.09672), ADM (2105.05233) and their descendants.
+
+    Args:
+      image_size: H = W in pixels; attention resolutions refer to it.
+      in_channels: channels of the noisy image x.
+      out_channels: `in_channels` by default; twice that where the reverse variance is learned.
+      channels: the base width; level l has `channels * multipliers[l]`, the embeddings 4 * `channels`.
+      num_res_blocks: blocks per level on the way down (one more on the way up), one number or one a level.
+      attention_resolutions: feature map sizes at which every block is followed by attention; the middle always has it.
+      num_heads, head_channels: the number of heads, or their width, which takes precedence.
+      conditioning: how the embedding enters a block, "adagn" or "additive".
+      resample: "conv" (strided convolution; nearest and convolution) or "resblock" (BigGAN up/down blocks).
+      embedding: the flavour of the sinusoids, "ddpm" or "adm".
+      num_classes: above 0 the network takes `cond["label"]` [B] int32.
+      null_class: one more row in the label table, index `num_classes`, which stands for "no label".
+      low_res_channels, low_res_size, low_res_method: above 0 the network takes `cond["low_res"]` [B, h, w, c], resizes
+        it to x's size and concatenates it.
+      image_channels, mask: `cond["image"]` [B, H, W, c] and `cond["mask"]` [B, H, W, 1] are concatenated to x.
+      aug_level: `cond["aug_level"]` [B] float32, on the scale 0..1000, has an embedding of its own.
+      context_dim, context_length: above 0, `cond["text"]["tokens"]` [B, L, D] with `["mask"]` [B, L] join the keys of
+        every attention; L may differ from `context_length` when applied.
+      pooled_dim: above 0, `cond["text"]["pooled"]` [B, D] is added to the embedding.
+      dropout: in residual blocks, before their last convolution.
+      remat: recompute blocks in the backward pass instead of keeping their activations.
+      dtype: of the computation, "bfloat16" on accelerators; parameters, statistics and output stay float32.
+
+    Raises:
+      ConfigError: sizes, channels, groups or heads that do not divide; the message names values that do.
+
+    >>> net = unet(16, in_channels=1, channels=8, groups=4, multipliers=(1, 2), attention_resolutions=(8,))
+    >>> params = net.init(jax.random.key(0))
+    >>> net.apply(params, jnp.zeros((2, 16, 16, 1)), jnp.zeros(2)).shape
+    (2, 16, 16, 1)
+    """
+    multipliers, attention = tuple(multipliers), tuple(attention_resolutions)
+    blocks = (num_res_blocks,) * len(multipliers) if isinstance(num_res_blocks, int) else tuple(num_res_blocks)
+    if len(blocks) != len(multipliers):
+        raise ConfigError(f"unet: num_res_blocks has {len(blocks)} entries, multipliers has {len(multipliers)} levels")
+    widths = [round(channels * m) for m in multipliers]
+    attends = [image_size // 2**level in attention for level in range(len(widths))]
+    attends[-1] = True  # the middle block
+    _check(image_size, widths, groups, num_heads, head_channels, attends)
+
+    spec: dict[str, Any] = {}
+    array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
+    if num_classes:
+        spec["label"] = array(dtype=jnp.int32)
+    if low_res_channels:
+        size = low_res_size or image_size // 2
+        spec["low_res"] = array(size, size, low_res_channels)
+    if image_channels:
+        spec["image"] = array(image_size, image_size, image_channels)
+    if mask:
+        spec["mask"] = array(image_size, image_size, 1)
+    if aug_level:
+        spec["aug_level"] = array()
+    if context_dim or pooled_dim:
+        spec["text"] = {}
+        if context_dim:
+            spec["text"] |= {"tokens": array(context_length, context_dim), "mask": array(context_length, dtype=jnp.bool_)}
+        if pooled_dim:
+            spec["text"]["pooled"] = array(pooled_dim)
+
+    module = UNet(
+        image_size, out_channels or in_channels, channels, multipliers, blocks, attention, num_heads, head_channels,
+        conditioning, resample, embedding, num_classes + null_class, low_res_method, bool(pooled_dim), dropout, remat,
+        jnp.dtype(dtype), groups, norm_epsilon, skip_scale, down_padding,
+    )  # fmt: skip
+    return Network(module, (image_size, image_size, in_channels), spec)

@@ -1,0 +1,218 @@
+"""Batches as a function of (seed, step, host): seeded shuffles, resumable at any step, on any number of hosts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from diffusion_jax.data.sources.base import Example, Source
+from diffusion_jax.data.transforms import Crop, Fit
+from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.registry import build, check_fields
+
+Batch = dict[str, Any]
+
+
+class _Prepared:
+    """A source with its images fitted (and masks alike), optionally kept in memory."""
+
+    def __init__(self, source: Source, fit: Fit, cache: bool) -> None:
+        self._source, self._fit = source, fit
+        self._kept: list[Example] | None = None
+        if cache:
+            with ThreadPoolExecutor() as pool:
+                self._kept = list(pool.map(self._prepare, range(len(source))))
+
+    def _prepare(self, index: int) -> Example:
+        example = dict(self._source[index])
+        label = example.get("label")
+        if label is not None and not 0 <= label < self._source.num_classes:
+            raise DataError(
+                f"example {index} of the source {self._source.name!r} has the label {label}, "
+                f"outside 0 to {self._source.num_classes - 1}"
+            )
+        example["image"] = self._fit(example["image"])
+        if "mask" in example:
+            example["mask"] = dataclasses.replace(self._fit, channels=1)(example["mask"])
+        return example
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._kept[index] if self._kept is not None else self._prepare(int(index))
+
+
+def _finish(example: Example, crop: Crop, rng: np.random.Generator | None) -> Example:
+    """Crop (and flip) the image, and the mask with it; captions become numpy strings."""
+    joined = example["image"]
+    channels = joined.shape[-1]
+    if "mask" in example:
+        joined = np.concatenate([joined, example["mask"]], axis=-1)
+    joined = crop(joined, rng)
+    finished: Example = {"image": joined[..., :channels]}
+    if "mask" in example:
+        finished["mask"] = joined[..., channels:]
+    if "label" in example:
+        finished["label"] = np.int32(example["label"])
+    if "caption" in example:
+        finished["caption"] = np.asarray(example["caption"], dtype=object)
+    return finished
+
+
+class _Augment(grain.transforms.RandomMap):
+    """The random part, its generator tied to the example's global position."""
+
+    def __init__(self, crop: Crop) -> None:
+        self._crop = crop
+
+    def random_map(self, element: Example, rng: np.random.Generator) -> Example:
+        return _finish(element, self._crop, rng)
+
+
+def _stack(examples: list[Example]) -> Batch:
+    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pipeline:
+    """Training batches and evaluation passes over a source.
+
+    Args:
+      source: a `Source`.
+      image_size: of the square images, in pixels.
+      batch_size: of the global batch, over all hosts; epochs run together inside a batch.
+      channels: 1 or 3.
+      resize, pad: see `Fit`; crop, flip: see `Crop`.
+      seed: of shuffles and augmentation.
+      host, hosts: which rows of every global batch this process takes.
+      num_threads, prefetch: threads that prepare batches ahead, and how many batches ahead.
+      num_workers: processes instead of threads, for large images.
+      cache: keep the fitted images in memory; for small data sets.
+
+    Raises:
+      ConfigError: a batch that the hosts cannot share, unknown transforms.
+      DataError: an empty source.
+    """
+
+    source: Source
+    image_size: int
+    batch_size: int
+    channels: int = 3
+    resize: str = "area"
+    pad: int = 0
+    crop: str = "center"
+    flip: bool = False
+    seed: int = 0
+    host: int = 0
+    hosts: int = 1
+    num_threads: int = 4
+    prefetch: int = 4
+    num_workers: int = 0
+    cache: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.batch_size % self.hosts:
+            raise ConfigError(
+                f"data: batch_size {self.batch_size} does not divide over {self.hosts} host{'s' * (self.hosts > 1)}; "
+                f"use a multiple of {self.hosts}"
+            )
+        if not len(self.source):
+            raise DataError(f"the source {self.source.name!r} has no examples")
+        crop = Crop(self.image_size, self.crop, self.flip)
+        fit = Fit(self.image_size, self.channels, self.resize, self.pad)
+        prepared = _Prepared(self.source, fit, self.cache)
+        examples = grain.MapDataset.source(prepared).seed(self.seed).shuffle().repeat(None)
+        batches = examples.random_map(_Augment(crop)).batch(self.batch_size // self.hosts, batch_fn=_stack)
+        # Batch first, then every hosts-th: consecutive slices of a global batch go to consecutive hosts.
+        object.__setattr__(self, "_batches", batches[self.host :: self.hosts])
+        object.__setattr__(self, "_prepared", prepared)
+        object.__setattr__(self, "_crop", crop)
+
+    @property
+    def num_classes(self) -> int:
+        """Of the source; 0 where it has none."""
+        return self.source.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the source, by label."""
+        return self.source.class_names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images."""
+        return self.image_size, self.image_size, self.channels
+
+    @property
+    def skipped(self) -> int:
+        """How many corrupt images the source left out."""
+        return getattr(self.source, "skipped", 0)
+
+    def __len__(self) -> int:
+        """The number of examples in an epoch."""
+        return len(self.source)
+
+    def batch(self, step: int) -> Batch:
+        """This host's rows of the global batch of a step, from 0.
+
+        Returns:
+          {"image": uint8 [b, H, W, C], and where the source has them "label": int32 [b], "mask": uint8 [b, H, W, 1],
+          "caption": object [b]}.
+        """
+        return self._batches[step]
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Endless batches from a step on, prepared ahead: exactly batch(start), batch(start + 1), ..."""
+        options = grain.ReadOptions(num_threads=self.num_threads, prefetch_buffer_size=self.prefetch)
+        dataset = self._batches[start:].to_iter_dataset(options)
+        if self.num_workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # worker processes read absl's flags
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.num_workers))
+        return iter(dataset)
+
+    def one_pass(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        """The examples in order, once, centre-cropped and unflipped; the last batch may be short.
+
+        Args:
+          limit: stop after this many examples.
+        """
+        total = len(self.source) if limit is None else min(limit, len(self.source))
+        for start in range(0, total, batch_size):
+            indices = range(start, min(start + batch_size, total))
+            yield _stack([_finish(self._prepared[index], self._crop, None) for index in indices])
+
+
+def from_config(
+    config: Mapping[str, Any], *, seed: int = 0, host: int = 0, hosts: int = 1, split: str | None = None
+) -> Pipeline:
+    """The pipeline of a run's `data` configuration.
+
+    Args:
+      config: the fields of `Pipeline`, with "source" as a name or {"name": ..., ...}.
+      split: replaces the source's split ("test" for held-out data). A source's `test_split` field says what stands for
+        "test" where its splits have other names.
+
+    Raises:
+      ConfigError: unknown fields or names; DataError: data that cannot be read.
+    """
+    fields = dict(config.items())
+    source = fields.pop("source", None)
+    if source is None:
+        raise ConfigError("data needs a 'source', such as {'name': 'folder', 'path': 'my/images'}")
+    if isinstance(source, str):
+        source = {"name": source}
+    if hasattr(source, "items"):
+        source = dict(source.items())
+        test_split = source.pop("test_split", "test")
+        if split is not None:
+            source["split"] = test_split if split == "test" else split
+    check_fields("data", Pipeline, {"source": None, "seed": seed, **fields})
+    return Pipeline(build("source", source), **{"seed": seed, **fields}, host=host, hosts=hosts)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.rng import named
 from diffusion_jax.systems.base import Request
-from diffusion_jax.systems.diffusion import Diffusion
 from diffusion_jax.systems.images import quantize
 from diffusion_jax.systems.sampling import Sampling
 from diffusion_jax.systems.super_resolution import SuperResolution
@@ -73,9 +72,8 @@ class Cascade:
     def check_request(self, request: Request) -> None:
         """As the first stage checks it, and with labels where any stage has classes."""
         self.stages[0].system.check_request(request)
-        labelled = [stage.system for stage in self.stages if stage.system.num_classes]
-        if labelled:
-            Diffusion.check_request(labelled[0], request)
+        for stage in self.stages:
+            stage.system.check_labels(request)
 
     def sample(self, params: Sequence[Any], key: jax.Array, request: Request, indices: jax.Array) -> list[jax.Array]:
         """Draw images from every stage.

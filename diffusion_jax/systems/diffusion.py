@@ -202,6 +202,10 @@ class Diffusion:
             )
 
     def check_request(self, request: Request) -> None:
+        """Raise a `ConfigError` if conditioning is missing, of a wrong shape or out of range."""
+        self.check_labels(request)
+
+    def check_labels(self, request: Request) -> None:
         """Labels must be there where the model has classes, and be in range."""
         if not self.num_classes:
             return

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from diffusion_jax.process import parameterisations, schedules
+from diffusion_jax.process import likelihood, losses, parameterisations, schedules, time_samplers, weightings
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.schedules import Schedule
 from diffusion_jax.process.types import Denoised, Denoiser, expand
 
-__all__ = ["Denoised", "Denoiser", "Process", "Schedule", "expand", "parameterisations", "schedules"]
+__all__ = [
+    "Denoised",
+    "Denoiser",
+    "Process",
+    "Schedule",
+    "expand",
+    "likelihood",
+    "losses",
+    "parameterisations",
+    "schedules",
+    "time_samplers",
+    "weightings",
+]

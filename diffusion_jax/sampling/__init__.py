@@ -1,0 +1,11 @@
+"""Sampling: solvers, time grids and guidance, as functions over a `Denoiser`."""
+
+from __future__ import annotations
+
+from diffusion_jax.sampling import grids, guidance, solvers
+from diffusion_jax.sampling.sample import invert, sample
+from diffusion_jax.sampling.solvers import Solver
+
+times = grids
+
+__all__ = ["Solver", "grids", "guidance", "invert", "sample", "solvers", "times"]

@@ -105,7 +105,7 @@ class Diffusion:
 
     def init_state(self) -> Any:
         """The time sampler's history; empty for most."""
-        return self.times.init()
+        return self.times.init_state(self.process)
 
     def loss(self, params: Any, state: Any, batch: Batch, key: jax.Array, *, train: bool = True) -> tuple:
         """The denoising loss of a batch.

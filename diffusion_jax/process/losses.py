@@ -1,0 +1,121 @@
+"""The denoising loss: weighting x time sampler x target, with the variational bound beside it where it is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.errors import ConfigError, nearest
+from diffusion_jax.process.likelihood import vlb_term
+from diffusion_jax.process.process import Process
+from diffusion_jax.process.types import Data
+from diffusion_jax.registry import build
+from diffusion_jax.rng import named
+
+DISTANCES: dict[str, Callable[[jax.Array], jax.Array]] = {"l2": jnp.square, "l1": jnp.abs}
+
+
+class LossOutput(NamedTuple):
+    """What a loss tells beside its value.
+
+    Attributes:
+      per_example: unweighted losses in the target's space, [B].
+      t, log_snr: of each example, [B].
+      sampler_state: of the time sampler, after this batch.
+    """
+
+    per_example: jax.Array
+    t: jax.Array
+    log_snr: jax.Array
+    sampler_state: Any
+
+
+def check(process: Process, weighting: Any, distance: str, vlb_weight: float) -> None:
+    """Raise a `ConfigError` for objectives that do not train what the process needs."""
+    if distance not in DISTANCES:
+        raise ConfigError(
+            f"unknown distance {distance!r}{nearest(str(distance), DISTANCES)} (known: {', '.join(DISTANCES)})"
+        )
+    if process.learns_variance and not vlb_weight:
+        raise ConfigError(
+            f"the variance {process.variance!r} is learned through the variational bound: set vlb_weight (0.001 with the "
+            "simple loss; 1 with weighting 'none'), or use a fixed variance"
+        )
+
+
+def denoising(
+    process: Process,
+    apply: Callable[..., jax.Array],
+    params: Any,
+    x0: Data,
+    key: jax.Array,
+    *,
+    cond: Mapping[str, Any] | None = None,
+    weighting: Any = "simple",
+    times: Any = "uniform",
+    distance: str = "l2",
+    vlb_weight: float = 0.0,
+    vlb_steps: int = 1000,
+    sampler_state: Any = None,
+    apply_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[jax.Array, LossOutput]:
+    """The training loss of a batch.
+
+    Args:
+      apply: (params, x [B, ...], noise level [B], cond, **apply_kwargs) -> output.
+      x0: clean data [B, ...] in [-1, 1].
+      key: split by name for times and noise.
+      cond: conditioning for `apply`.
+      weighting: a name, configuration or function; see `weightings`.
+      times: a name, configuration or `TimeSampler`.
+      distance: "l2" or "l1", averaged over positions.
+      vlb_weight: of the variational bound, bits per dimension, estimated by T times one term; 0.001 is L_hybrid. Unless
+        the weighting is "none", its gradient reaches the variance channels only.
+      vlb_steps: T of a continuous process; a chain has its own.
+      sampler_state: of the time sampler; its initial state if None.
+
+    Returns:
+      (scalar loss, `LossOutput`).
+
+    Raises:
+      ConfigError: unknown names; a learned variance without the bound.
+
+    Source: Ho et al. 2020 (arXiv 2006.11239); L_hybrid: Nichol & Dhariwal 2021, section 3.1 (arXiv 2102.09672).
+    """
+    check(process, weighting, distance, vlb_weight)
+    only_bound = weighting == "none"
+    weigh, sampler = build("weighting", weighting), build("times", times)
+    state = sampler.init_state(process) if sampler_state is None else sampler_state
+    t, time_weight = sampler.sample(process, named(key, "times"), x0.shape[0], state)
+    eps = jax.random.normal(named(key, "noise"), x0.shape)
+    x_t = process.diffuse(x0, t, eps)
+    x, level = process.network_inputs(x_t, t)
+    output = apply(params, x, level, cond, **(apply_kwargs or {})).astype(jnp.float32)
+
+    error = DISTANCES[distance](process.target(x0, eps, t) - output[..., : x0.shape[-1]])
+    per_example = error.reshape(x0.shape[0], -1).mean(-1)
+    scale = process.prediction.x0_error_scale(*process.alpha_sigma(t))
+    losses = per_example * weigh(process, t) / scale**2
+
+    if vlb_weight:
+        bound = _bound(process, output, x0, x_t, t, vlb_steps, only_bound)
+        losses += vlb_weight * bound
+        per_example = bound if only_bound else per_example
+    state = sampler.update(process, state, t, losses)
+    log_snr = process.log_snr(t)
+    return (time_weight * losses).mean(), LossOutput(per_example, t, log_snr, state)
+
+
+def _bound(
+    process: Process, output: Data, x0: Data, x_t: Data, t: jax.Array, vlb_steps: int, only_bound: bool
+) -> jax.Array:
+    """T times one term of the bound, [B]; the mean is held fixed unless the bound is all there is."""
+    channels = x0.shape[-1]
+    if not only_bound:
+        output = jnp.concatenate([jax.lax.stop_gradient(output[..., :channels]), output[..., channels:]], axis=-1)
+    steps = process.num_steps or vlb_steps
+    s = jnp.maximum(jnp.round(t * steps) - 1, 0) / steps if process.num_steps else jnp.maximum(t - 1 / steps, 0.0)
+    return steps * vlb_term(process, process.decode(output, x_t, t), x0, x_t, s, t)

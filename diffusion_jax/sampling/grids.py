@@ -1,0 +1,180 @@
+"""Time grids: the descending times that a sampler visits, from noise to exactly 0.
+
+A grid is a function of the process, so that one name serves discrete chains and continuous time. Discrete indices i of T
+are the times (i + 1) / T; in continuous time the same rules run on [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.process.process import Process
+from diffusion_jax.registry import register
+
+Grid = Callable[[Process], np.ndarray]
+"""process -> float64 [N + 1], strictly descending, in [0, 1], the last 0."""
+
+
+def _closed(times: Any) -> np.ndarray:
+    """Descending distinct times with the final 0."""
+    times = np.unique(np.asarray(times, np.float64))[::-1]
+    return np.append(times[times > 0], 0.0)
+
+
+def _from_indices(process: Process, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    return _closed((np.asarray(indices, np.float64) + 1) / process.num_steps)
+
+
+def _check_steps(name: str, num_steps: int, limit: int | None = None) -> None:
+    if num_steps < 1:
+        raise ConfigError(f"grid {name!r}: num_steps must be at least 1, got {num_steps}")
+    if limit is not None and num_steps > limit:
+        raise ConfigError(f"grid {name!r}: {num_steps} steps of a chain that has {limit}; use at most {limit}")
+
+
+def _need_chain(name: str, process: Process) -> int:
+    if process.num_steps is None:
+        raise ConfigError(
+            f"grid {name!r} picks indices of a discrete chain, but the schedule {process.schedule.name!r} is continuous; "
+            "use 'uniform', 'trailing' or 'karras'"
+        )
+    return process.num_steps
+
+
+@register("grid", "uniform")
+def uniform(num_steps: int) -> Grid:
+    """Evenly spaced from the last time to the first: 1, ..., 1/N, 0 in continuous time.
+
+    On a chain, indices evenly spaced from T - 1 to 0, both included, rounded to even: what respacing "N" gives.
+    """
+    _check_steps("uniform", num_steps)
+
+    def grid(process: Process) -> np.ndarray:
+        if process.num_steps is None:
+            return np.linspace(1.0, 0.0, num_steps + 1)
+        return respaced(str(num_steps))(process)
+
+    return grid
+
+
+@register("grid", "leading")
+def leading(num_steps: int) -> Grid:
+    """Indices 0, c, 2c, ... with c = T // N: the last index is never visited (Song et al. 2021, arXiv 2010.02502)."""
+    _check_steps("leading", num_steps)
+
+    def grid(process: Process) -> np.ndarray:
+        if process.num_steps is None:
+            return _closed(np.arange(1, num_steps + 1) / num_steps * (1 - 1 / num_steps) if num_steps > 1 else [1.0])
+        _check_steps("leading", num_steps, process.num_steps)
+        return _from_indices(process, np.arange(num_steps) * (process.num_steps // num_steps))
+
+    return grid
+
+
+@register("grid", "trailing")
+def trailing(num_steps: int) -> Grid:
+    """Indices round(T - k T / N) - 1: starts at the last index, as zero terminal SNR needs (arXiv 2305.08891)."""
+    _check_steps("trailing", num_steps)
+
+    def grid(process: Process) -> np.ndarray:
+        if process.num_steps is None:
+            return np.linspace(1.0, 0.0, num_steps + 1)
+        _check_steps("trailing", num_steps, process.num_steps)
+        steps = process.num_steps
+        return _from_indices(process, np.round(steps - np.arange(num_steps) * steps / num_steps) - 1)
+
+    return grid
+
+
+@register("grid", "quadratic")
+def quadratic(num_steps: int) -> Grid:
+    """Indices floor(linspace(0, sqrt(0.8 T), N)^2), duplicates left out (Song et al. 2021, arXiv 2010.02502).
+
+    In continuous time, 0.8 * (k / N)^2: most steps near the data.
+    """
+    _check_steps("quadratic", num_steps)
+
+    def grid(process: Process) -> np.ndarray:
+        if process.num_steps is None:
+            return _closed(0.8 * (np.arange(1, num_steps + 1) / num_steps) ** 2)
+        _check_steps("quadratic", num_steps, process.num_steps)
+        roots = np.linspace(0, np.sqrt(0.8 * process.num_steps), num_steps)
+        return _from_indices(process, np.floor(roots**2 + 1e-9))
+
+    return grid
+
+
+@register("grid", "karras")
+def karras(
+    num_steps: int, sigma_min: float | None = None, sigma_max: float | None = None, rho: float = 7.0
+) -> Grid:
+    """Noise levels sigma / alpha evenly spaced in their 1/rho power, then 0 (Karras et al. 2022, arXiv 2206.00364).
+
+    Args:
+      sigma_min, sigma_max: the ends, by default the schedule's own range, within 0.002 and 80 where it is wider.
+    """
+    _check_steps("karras", num_steps)
+
+    def grid(process: Process) -> np.ndarray:
+        level = lambda t: float(np.exp(-0.5 * process.schedule.log_snr(t)))  # noqa: E731
+        first = 1 / process.num_steps if process.num_steps else 1e-4
+        low = sigma_min if sigma_min is not None else max(level(first), 0.002)
+        high = sigma_max if sigma_max is not None else min(level(1.0), 80.0)
+        if not 0 < low < high:
+            raise ConfigError(f"grid 'karras': needs 0 < sigma_min < sigma_max, got {low} and {high}")
+        ramp = np.linspace(high ** (1 / rho), low ** (1 / rho), num_steps) if num_steps > 1 else np.array([high ** (1 / rho)])
+        return _closed(process.schedule.inverse(-2 * rho * np.log(ramp)))
+
+    return grid
+
+
+@register("grid", "respaced")
+def respaced(spacing: str, num_steps: int | None = None) -> Grid:
+    """Respacing strings: "25", "10,10,10" (counts for equal sections of the chain, from data to noise), or "ddim25".
+
+    Source: Nichol & Dhariwal 2021 (arXiv 2102.09672), Dhariwal & Nichol 2021 (arXiv 2105.05233).
+
+    >>> from diffusion_jax.process import Process, schedules
+    >>> chain = Process(schedules.linear())
+    >>> [round(1000 * t) - 1 for t in respaced("ddim5")(chain)[:-1]]
+    [800, 600, 400, 200, 0]
+    """
+    del num_steps  # programs offer it to every grid; the string says it all
+
+    def grid(process: Process) -> np.ndarray:
+        steps = _need_chain("respaced", process)
+        return _from_indices(process, _parse_spacing(spacing, steps))
+
+    return grid
+
+
+def _parse_spacing(spacing: str, steps: int) -> list[int]:
+    text = str(spacing).replace(" ", "")
+    is_ddim = text.startswith("ddim")
+    counts = text.removeprefix("ddim").split(",")
+    if not all(count.isdigit() and int(count) > 0 for count in counts) or (is_ddim and len(counts) > 1):
+        raise ConfigError(f"grid 'respaced': cannot read {spacing!r}; write '25', '10,10,10' or 'ddim25'")
+    if is_ddim:
+        for stride in range(1, steps + 1):
+            if len(range(0, steps, stride)) == int(counts[0]):
+                return list(range(0, steps, stride))
+        raise ConfigError(f"grid 'respaced': no integer stride gives {counts[0]} of {steps} steps, as {spacing!r} asks")
+    return _sections([int(count) for count in counts], steps)
+
+
+def _sections(counts: list[int], steps: int) -> list[int]:
+    size, extra = divmod(steps, len(counts))
+    indices: list[int] = []
+    start = 0
+    for number, count in enumerate(counts):
+        length = size + (number < extra)
+        if count > length:
+            raise ConfigError(f"grid 'respaced': {count} steps of a section that has {length}")
+        stride = (length - 1) / (count - 1) if count > 1 else 0
+        indices += [start + round(stride * k) for k in range(count)]
+        start += length
+    return indices

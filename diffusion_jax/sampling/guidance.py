@@ -1,0 +1,123 @@
+"""Guidance: functions from denoisers to a denoiser, which compose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.process.types import Data, Denoised, Denoiser, Time, expand
+
+
+def classifier_free(cond: Denoiser, uncond: Denoiser, scale: float) -> Denoiser:
+    """uncond + scale * (cond - uncond), in (x0, eps); the variance channels are the conditional ones.
+
+    Args:
+      cond: bound to the wanted conditioning.
+      uncond: bound to no conditioning, or to what should be avoided (a negative prompt).
+      scale: 1 is no guidance and does not evaluate `uncond`; 0 is `uncond`. Papers that write
+        (1 + w) cond - w uncond have w = scale - 1.
+
+    Source: Ho & Salimans 2022 (arXiv 2207.12598).
+    """
+    if isinstance(scale, int | float) and scale == 1:
+        return cond
+
+    def function(x_t: Data, t: Time) -> Denoised:
+        c, u = cond(x_t, t), uncond(x_t, t)
+        return c._replace(x0=u.x0 + scale * (c.x0 - u.x0), eps=u.eps + scale * (c.eps - u.eps))
+
+    return cond.replace(function)
+
+
+def rescale(guided: Denoiser, plain: Denoiser, phi: float = 0.7) -> Denoiser:
+    """Pull the standard deviation of the guided x0, per sample, back towards that of the plain prediction.
+
+    Args:
+      plain: the conditional prediction without guidance.
+      phi: 0 leaves the guided prediction, 1 matches the standard deviation fully.
+
+    Source: Lin et al. 2024, section 3.4 (arXiv 2305.08891).
+    """
+    if not 0 <= phi <= 1:
+        raise ConfigError(f"guidance rescale: phi must lie in [0, 1], got {phi}")
+
+    def function(x_t: Data, t: Time) -> Denoised:
+        strong, weak = guided(x_t, t), plain(x_t, t)
+        axes = tuple(range(1, x_t.ndim))
+        ratio = jnp.std(weak.x0, axes, keepdims=True) / jnp.maximum(jnp.std(strong.x0, axes, keepdims=True), 1e-8)
+        return guided.process.with_x0(strong, strong.x0 * (phi * ratio + 1 - phi), x_t, t)
+
+    return guided.replace(function)
+
+
+def interval(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Denoiser:
+    """The guided prediction where low < sigma / alpha <= high, else the plain one.
+
+    Source: Kynkaanniemi et al. 2024 (arXiv 2404.07724).
+    """
+    if not 0 <= low < high:
+        raise ConfigError(f"guidance interval: needs 0 <= low < high in units of sigma / alpha, got {low} and {high}")
+
+    def function(x_t: Data, t: Time) -> Denoised:
+        strong, weak = guided(x_t, t), plain(x_t, t)
+        level = jnp.exp(-0.5 * guided.process.log_snr(t))
+        within = expand((level > low) & (level <= high), x_t)
+        return strong._replace(x0=jnp.where(within, strong.x0, weak.x0), eps=jnp.where(within, strong.eps, weak.eps))
+
+    return guided.replace(function)
+
+
+def _threshold(denoise: Denoiser, clip: Callable[[jax.Array], jax.Array]) -> Denoiser:
+    def function(x_t: Data, t: Time) -> Denoised:
+        denoised = denoise(x_t, t)
+        return denoise.process.with_x0(denoised, clip(denoised.x0), x_t, t)
+
+    return denoise.replace(function)
+
+
+def static_threshold(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+    """Clip the predicted x0 to the range of the data, and derive eps anew."""
+    return _threshold(denoise, lambda x0: jnp.clip(x0, low, high))
+
+
+def dynamic_threshold(denoise: Denoiser, percentile: float = 99.5) -> Denoiser:
+    """Clip x0 to a percentile of its own absolute values, per sample, and scale it back to [-1, 1].
+
+    Args:
+      percentile: in (0, 100], over all positions and channels of a sample; a threshold below 1 counts as 1.
+
+    Source: Saharia et al. 2022, section 2.3 (arXiv 2205.11487).
+    """
+    if not 0 < percentile <= 100:
+        raise ConfigError(f"dynamic threshold: percentile must lie in (0, 100], got {percentile}")
+
+    def clip(x0: jax.Array) -> jax.Array:
+        flat = jnp.abs(x0.reshape(x0.shape[0], -1))
+        limit = expand(jnp.maximum(jnp.percentile(flat, percentile, axis=-1), 1.0), x0)
+        return jnp.clip(x0, -limit, limit) / limit
+
+    return _threshold(denoise, clip)
+
+
+def classifier(denoise: Denoiser, log_prob: Callable[[Data, Time], jax.Array], scale: float = 1.0) -> Denoiser:
+    """Tilt the predicted score by the gradient of a log-probability of x_t: eps - scale * sigma * grad.
+
+    Args:
+      log_prob: (x_t [B, ...], t [B]) -> [B], such as a noisy classifier's log p(label | x_t); differentiable in x_t.
+      scale: 0 leaves the denoiser, 1 gives the exact conditional where both are exact.
+
+    Source: Dhariwal & Nichol 2021, algorithm 2 (arXiv 2105.05233), for every solver.
+    """
+    if isinstance(scale, int | float) and scale == 0:
+        return denoise
+
+    def function(x_t: Data, t: Time) -> Denoised:
+        denoised = denoise(x_t, t)
+        gradient = jax.grad(lambda x: log_prob(x, t).sum())(x_t)
+        sigma = expand(denoise.process.alpha_sigma(t)[1], x_t)
+        return denoise.process.with_eps(denoised, denoised.eps - scale * sigma * gradient, x_t, t)
+
+    return denoise.replace(function)

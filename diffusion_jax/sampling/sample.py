@@ -1,0 +1,109 @@
+"""The sampling loop: one scan over a time grid, with noise that belongs to each sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.process.types import Denoiser
+from diffusion_jax.rng import named
+from diffusion_jax.sampling.grids import Grid
+from diffusion_jax.sampling.solvers import Solver, ddim_inversion
+
+
+def initial_noise(denoiser: Denoiser, keys: jax.Array, t: float, shape: tuple[int, ...]) -> jax.Array:
+    """Noise at the first time: unit variance where variance is preserved, else standard deviation sigma(t)."""
+    noise = jax.vmap(lambda key: jax.random.normal(named(key, "initial"), shape[1:]))(keys)
+    schedule = denoiser.process.schedule
+    return noise if schedule.family == "vp" else noise * float(schedule.alpha_sigma(np.float64(t))[1])
+
+
+def times_of(grid: Grid | Any, denoiser: Denoiser, end: float = 0.0) -> np.ndarray:
+    """The times of a run, float64, descending to `end`."""
+    times = np.asarray(grid(denoiser.process) if callable(grid) else grid, np.float64)
+    if end > 0:
+        times = np.append(times[times > end], end)
+    if times.ndim != 1 or len(times) < 2 or not (np.diff(times) < 0).all() or times[0] > 1 or times[-1] < 0:
+        raise ConfigError(f"a time grid must descend within [0, 1] and have two times at least, got {times}")
+    return times
+
+
+def sample(
+    denoiser: Denoiser,
+    solver: Solver,
+    grid: Grid | Any,
+    key: jax.Array,
+    shape: tuple[int, ...],
+    *,
+    indices: Any = None,
+    initial: jax.Array | None = None,
+    trajectory: bool = False,
+    end: float = 0.0,
+) -> Any:
+    """Draw samples.
+
+    Args:
+      denoiser: bound to its conditioning for the whole batch.
+      solver: such as `solvers.dpmpp_2m()`.
+      grid: a grid such as `grids.karras(20)`, or descending times [N + 1].
+      key: of the run. Sample i's noise comes from fold_in(key, indices[i]): the same sample whatever the batch size,
+        the number of devices or the place in the batch.
+      shape: (B, H, W, C).
+      indices: int [B], 0..B-1 by default.
+      initial: x at the grid's first time; noise by default.
+      trajectory: also return x at every time.
+      end: stop at this time instead of 0, noise included.
+
+    Returns:
+      x [B, H, W, C] float32, not clipped; with `trajectory`, (x, [N + 1, B, H, W, C]).
+    """
+    times = times_of(grid, denoiser, end)
+    indices = jnp.arange(shape[0]) if indices is None else jnp.asarray(indices)
+    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+    x = initial_noise(denoiser, keys, times[0], shape) if initial is None else initial
+    dtype = x.dtype
+
+    def step(carry: Any, inputs: Any) -> Any:
+        (x, state), (number, t, s) = carry, inputs
+
+        def noise(name: str) -> jax.Array:
+            draw = lambda k: jax.random.normal(named(k, name, number), shape[1:], dtype)  # noqa: E731
+            return jax.vmap(draw)(keys)
+
+        x, state = solver.step(denoiser, x, state, t, s, noise)
+        return (x.astype(dtype), state), (x.astype(dtype) if trajectory else None)
+
+    count = len(times) - 1
+    steps = (jnp.arange(count), jnp.asarray(times[:-1], dtype), jnp.asarray(times[1:], dtype))
+    (final, _), visited = jax.lax.scan(step, (x, solver.init(x, count)), steps)
+    return (final, jnp.concatenate([x[None], visited])) if trajectory else final
+
+
+def invert(denoiser: Denoiser, grid: Grid | Any, x0: jax.Array) -> jax.Array:
+    """Encode clean data into the noise from which DDIM at eta = 0 decodes it, on the same grid.
+
+    Each step uses the prediction at the time it leaves; the first, which leaves data, uses the prediction at the time
+    it reaches. The reconstruction error falls with the number of steps.
+
+    Args:
+      x0: clean data [B, ...].
+
+    Returns:
+      x at the grid's first (noisiest) time, [B, ...].
+
+    Source: Song et al. 2021, section 4.3 (arXiv 2010.02502).
+    """
+    times = times_of(grid, denoiser)[::-1]
+    alpha, sigma = denoiser.process.alpha_sigma(jnp.asarray(times[1], x0.dtype))
+    x = alpha * x0 + sigma * denoiser(x0, jnp.asarray(times[1], x0.dtype)).eps
+    solver = ddim_inversion()
+
+    def step(x: jax.Array, pair: Any) -> Any:
+        return solver.step(denoiser, x, (), *pair, lambda name: jnp.zeros_like(x))[0].astype(x.dtype), None
+
+    pairs = (jnp.asarray(times[1:-1], x0.dtype), jnp.asarray(times[2:], x0.dtype))
+    return jax.lax.scan(step, x, pairs)[0]

@@ -48,6 +48,8 @@ class Cascade:
             stage.system.check_sampling(stage.sampling)
         for number, (before, after) in enumerate(zip(self.stages, self.stages[1:], strict=False), start=2):
             _check_pair(number, before, after)
+        for number in range(len(self.stages)):
+            self._check_end(number)
         classes = {stage.system.num_classes for stage in self.stages} - {0}
         if len(classes) > 1:
             raise ConfigError(f"the stages of the cascade know different numbers of classes: {sorted(classes)}")
@@ -103,6 +105,16 @@ class Cascade:
             return 0.0
         after = self.stages[number + 1]
         return matching_time(self.stages[number].system, after.system, after.sampling.aug_level)
+
+    def _check_end(self, number: int) -> None:
+        stage, end = self.stages[number], self._end(number)
+        first = stage.sampling.build_grid()(stage.system.process)[0]
+        if end >= first:
+            raise ConfigError(
+                f"stage {number + 2} of the cascade is truncated at aug_level "
+                f"{self.stages[number + 1].sampling.aug_level:g}, which is as noisy as where stage {number + 1} starts: "
+                "lower aug_level"
+            )
 
 
 def matching_time(before: Any, after: SuperResolution, level: float) -> float:

@@ -57,6 +57,8 @@ class Diffusion:
         if self.num_classes < 0:
             raise ConfigError(f"system {self.name!r}: num_classes must not be negative, got {self.num_classes}")
         process = build_process(self.process)
+        losses.check(process, self.weighting, self.distance, self.vlb_weight)
+        build("weighting", self.weighting)
         network = build_network(
             self.network, self.image_shape, self._cond_keys(), **self._network_fields(process), **self._extra_fields()
         )

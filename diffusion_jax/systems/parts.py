@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import diffusion_jax.models  # noqa: F401  (registers the networks by name)
+from diffusion_jax import models  # noqa: F401  (registers the networks)
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Process
 from diffusion_jax.registry import build

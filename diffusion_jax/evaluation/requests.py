@@ -1,0 +1,108 @@
+"""What to ask a sampler for: labels by rule, and low-resolution images from data, by sample index."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax import data
+from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.evaluation.generate import RequestRows
+from diffusion_jax.systems import SuperResolution, to_float, to_uint8
+
+LabelRule = Callable[[np.ndarray], np.ndarray]
+"""Sample indices int [N] -> labels int32 [N]."""
+
+
+def label_rule(spec: str, num_classes: int) -> tuple[LabelRule, int | None]:
+    """Labels from their specification, and how many samples it asks for, if it says so.
+
+    Args:
+      spec: "all" goes round all classes; "3" or "0,1,2" goes round these; "10-per-class" is ten of class 0, then ten
+        of class 1, and so on.
+
+    Raises:
+      ConfigError: labels out of range, of a model without classes, or a specification that cannot be read.
+
+    >>> label_rule("4,7", 10)[0](np.arange(3)).tolist()
+    [4, 7, 4]
+    >>> rule, num = label_rule("2-per-class", 3)
+    >>> rule(np.arange(num)).tolist()
+    [0, 0, 1, 1, 2, 2]
+    """
+    if not num_classes:
+        raise ConfigError(f"labels {spec!r} of an unconditional model: leave --labels out")
+    text = spec.replace(" ", "")
+    if text == "all":
+        return lambda indices: (indices % num_classes).astype(np.int32), None
+    if match := re.fullmatch(r"(\d+)-per-class", text):
+        each = int(match[1])
+        if not each:
+            raise ConfigError("labels: '0-per-class' asks for nothing")
+        return lambda indices: (indices // each % num_classes).astype(np.int32), each * num_classes
+    if not re.fullmatch(r"-?\d+(,-?\d+)*", text):
+        raise ConfigError(f"cannot read labels {spec!r}: write 'all', '0,1,2' or '10-per-class'")
+    cycle = np.array([int(part) for part in text.split(",")], np.int64)
+    bad = cycle[(cycle < 0) | (cycle >= num_classes)]
+    if bad.size:
+        raise ConfigError(f"label {bad[0]} is out of range: the model has {num_classes} classes, 0 to {num_classes - 1}")
+    return lambda indices: cycle[indices % len(cycle)].astype(np.int32), None
+
+
+def low_res_of(system: SuperResolution, pipeline: data.Pipeline, num: int) -> dict[str, np.ndarray]:
+    """The low-resolution images, as bytes, of the first `num` images of a pipeline, and labels where it has them."""
+    shrink = jax.jit(lambda images: to_uint8(system.low_res(to_float(images))))
+    columns: dict[str, list[np.ndarray]] = {"low_res": [], "label": []}
+    for batch in pipeline.one_pass(256, limit=num):
+        columns["low_res"].append(np.asarray(shrink(batch["image"])))
+        if "label" in batch:
+            columns["label"].append(batch["label"])
+    return {name: np.concatenate(parts) for name, parts in columns.items() if parts}
+
+
+def low_res_from(path: str, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    """A user's low-resolution images: a folder of image files, or an npz of arr_0 uint8 [N, h, w, C] and arr_1 labels.
+
+    Args:
+      shape: (h, w, C) of the images that the model takes; files of a folder are cropped and resized to it.
+
+    Raises:
+      DataError: nothing there, or of another shape.
+    """
+    if not Path(path).exists():
+        raise DataError(f"no low-resolution images at {path}: it does not exist")
+    if Path(path).is_dir():
+        source = {"name": "folder", "path": path}
+        pipeline = data.from_config({"source": source, "image_size": shape[0], "channels": shape[2], "batch_size": 1})
+        batches = list(pipeline.one_pass(256))
+        return {
+            {"image": "low_res"}.get(name, name): np.concatenate([batch[name] for batch in batches])
+            for name in batches[0]
+            if name == "image" or (name == "label" and pipeline.num_classes)
+        }
+    try:
+        with np.load(path) as arrays:
+            columns = {"low_res": arrays["arr_0"]} | ({"label": arrays["arr_1"]} if "arr_1" in arrays else {})
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"cannot read {path}: an npz with arr_0 uint8 [N, h, w, C] is needed ({error})") from error
+    images = columns["low_res"]
+    if images.dtype != np.uint8 or images.shape[1:] != tuple(shape) or not len(images):
+        raise DataError(
+            f"{path}: arr_0 is {images.dtype} {images.shape}, the model takes uint8 [N, {', '.join(map(str, shape))}]"
+        )
+    return columns
+
+
+def rows_by_index(columns: dict[str, np.ndarray], rule: LabelRule | None) -> RequestRows:
+    """Conditioning by sample index: columns repeat past their end, and a label rule goes before a label column."""
+
+    def rows(indices: np.ndarray) -> dict[str, Any]:
+        found = {name: column[indices % len(column)] for name, column in columns.items()}
+        return found if rule is None else {**found, "label": rule(indices)}
+
+    return rows

@@ -1,0 +1,115 @@
+"""Train an image diffusion model.
+
+    python -m diffusion_jax.train --config=configs/mnist.py:base --workdir=runs/mnist/base
+
+A recipe is a Python file with get_config(variant); what follows the colon is the variant. Any field is overridden on the
+command line:
+
+    --config.training.steps=2000 --config.data.batch_size=128 --config.optimizer.learning_rate=1e-4
+
+The working directory receives config.json, checkpoints/, metrics.jsonl (a JSON object a line), tensorboard/ (event
+files) and, with --config.training.grid_every=N, grids/ (samples of the averaged and the raw weights side by side).
+
+To resume, run the same command again: training goes on from the newest readable checkpoint, with the numbers it would
+have had without the break, on any number of devices. SIGTERM and Ctrl-C save first. A directory that holds another
+configuration's run is refused, and the difference is shown; nothing is overwritten.
+
+To see what a recipe needs before paying for it: --dry_run builds and compiles it and prints parameters, FLOPs and memory
+per device.
+
+Several hosts: start the same command on each with --coordinator=HOST:PORT --num_processes=N --process_id=I (on TPU pods
+and under SLURM --distributed alone finds them). A dead peer ends the others within --heartbeat_seconds; restart them all
+and they go on from the last checkpoint.
+
+Exit status: 0 finished, or saved after SIGTERM; 2 a mistake in the configuration, the data or the directory (one line on
+stderr says which and how to mend it).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from typing import Any
+
+import jax
+from absl import app, flags
+
+from diffusion_jax import programs, training
+from diffusion_jax.errors import DiffusionError
+from diffusion_jax.training.recipes import load_recipe, split_overrides
+
+_CONFIG = flags.DEFINE_string("config", None, "The recipe, FILE.py or FILE.py:VARIANT; --config.FIELD=VALUE overrides.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory; it is resumed if it holds checkpoints.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Compile, print parameters and memory per device, and stop.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes that the cluster's environment names.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are, with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0, with --coordinator.")
+_HEARTBEAT = flags.DEFINE_integer("heartbeat_seconds", 60, "How long a silent peer is waited for.")
+
+
+def _join_processes() -> None:
+    if not (_DISTRIBUTED.value or _COORDINATOR.value):
+        return
+    named = {}
+    if _COORDINATOR.value:
+        named = {
+            "coordinator_address": _COORDINATOR.value,
+            "num_processes": _NUM_PROCESSES.value,
+            "process_id": _PROCESS_ID.value,
+        }
+    jax.distributed.initialize(**named, heartbeat_timeout_seconds=_HEARTBEAT.value)
+
+
+def _describe(config: dict[str, Any]) -> None:
+    program = training.prepare(config)
+    memory, cost = program.step.memory_analysis(), program.step.cost_analysis() or {}
+    used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    used -= memory.alias_size_in_bytes
+    mesh = ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items())
+    lines = [
+        f"parameters            {program.num_params():,}",
+        f"mesh                  {mesh}",
+        f"memory per device     {used / 2**20:,.1f} MiB (state {memory.argument_size_in_bytes / 2**20:,.1f} MiB)",
+        f"FLOPs per step        {cost.get('flops', 0):.3e} per device",
+        f"examples              {len(program.pipeline):,} ({program.pipeline.skipped} corrupt ones skipped)",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def main(argv: list[str], overrides: dict[str, Any]) -> None:
+    """The program's entry point; see the module's docstring."""
+    if len(argv) > 1:
+        raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
+    programs.configure_logging()
+    try:
+        _join_processes()
+        config = load_recipe(_CONFIG.value, overrides)
+        if _DRY_RUN.value:
+            _describe(config)
+        else:
+            training.train(config, _WORKDIR.value)
+    except DiffusionError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.flush()
+        sys.exit(2)
+    except BaseException:
+        # With peers, leaving through the interpreter's exit would wait for their heartbeat: say it and go.
+        if jax.process_count() > 1:
+            logging.getLogger(__name__).exception("Process %d failed.", jax.process_index())
+            sys.stderr.flush()
+            os._exit(17)
+        raise
+
+
+def run() -> None:
+    """Parse flags and train."""
+    flags.mark_flags_as_required(["config", "workdir"])
+    argv, overrides = split_overrides(sys.argv)
+    app.run(functools.partial(main, overrides=overrides), argv=argv)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,201 @@
+"""Checkpoints: asynchronous, atomic, restored onto any mesh, with a way back when the newest is broken."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from diffusion_jax.errors import CheckpointError
+from diffusion_jax.training.mesh import path_name
+from diffusion_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+# What Orbax, TensorStore and the file system raise for a checkpoint that is incomplete or damaged.
+_UNREADABLE = (ValueError, KeyError, TypeError, OSError, AttributeError, jax.errors.JaxRuntimeError)
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that a run's numbers depend on."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+class Checkpointer:
+    """The checkpoints of a run, in `workdir`/checkpoints/STEP.
+
+    Args:
+      workdir: of the run.
+      keep_last: how many of the newest are kept.
+      keep_every: steps whose multiples are kept for ever; 0 for none.
+
+    Raises:
+      CheckpointError: the directory cannot be written.
+    """
+
+    def __init__(self, workdir: str | Path, keep_last: int = 3, keep_every: int = 0) -> None:
+        self.path = Path(workdir).resolve() / "checkpoints"
+        self._keep = {"max_to_keep": keep_last, "keep_period": keep_every or None}
+        self._open()
+
+    def _open(self) -> None:
+        options = ocp.CheckpointManagerOptions(
+            **self._keep, cleanup_tmp_directories=True, todelete_subdir="trash", enable_async_checkpointing=True
+        )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self.path / "trash", ignore_errors=True)
+            self._manager = ocp.CheckpointManager(self.path, options=options)
+        except OSError as error:
+            raise CheckpointError(f"cannot write to {self.path}: {error.strerror}; choose a writable --workdir") from error
+
+    def steps(self) -> list[int]:
+        """The finished checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, step: int, config: Mapping[str, Any]) -> None:
+        """Start to save; the state may be donated as soon as this returns.
+
+        Raises:
+          CheckpointError: this or the save before it failed (a full disk, say). What was saved earlier is untouched.
+        """
+        self.wait()
+        meta = {"step": step, "config": dict(config), "versions": versions()}
+        try:
+            self._manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state.as_dict()), meta=ocp.args.JsonSave(meta))
+            )
+        except (OSError, ValueError) as error:
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Until the save in progress is on disk; raises a `CheckpointError` if it failed."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: BaseException) -> CheckpointError:
+        for leftover in self.path.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(leftover, ignore_errors=True)  # it would go on holding the space that was missing
+        text = str(error)
+        full = "RESOURCE_EXHAUSTED" in text or "No space" in text or "File too large" in text
+        good = finished_steps(self.path.parent)
+        return CheckpointError(
+            f"cannot save a checkpoint to {self.path}: {'the disk is full' if full else _first_line(error)}; "
+            f"make room and run the same command again, it resumes from step {good[-1] if good else 0}"
+        )
+
+    def restore_latest(self, target: TrainState) -> TrainState | None:
+        """The newest readable state, with the target's shapes, dtypes and shardings; None if there is none.
+
+        A broken newest checkpoint is set aside in `broken/` and the one before it is taken; the log says so.
+
+        Raises:
+          CheckpointError: there are checkpoints, and none can be read.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                args = ocp.args.Composite(state=ocp.args.StandardRestore(target.as_dict()))
+                restored = TrainState(**self._manager.restore(step, args=args).state)
+                _check_dtypes(target, restored)
+            except _UNREADABLE as error:
+                logger.error("Checkpoint %d in %s cannot be read (%s).", step, self.path, _first_line(error))
+                self._set_aside(step)
+                continue
+            if step != steps[-1]:
+                logger.warning("Falling back to checkpoint %d: newer ones were broken and lie in broken/.", step)
+            return restored
+        if steps:
+            raise CheckpointError(
+                f"none of the checkpoints {steps} in {self.path} can be read (they lie in broken/ now); "
+                "restore them from a copy, or remove the directory to start anew"
+            )
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        self._manager.close()
+        if jax.process_index() == 0:
+            aside = self.path.parent / "broken"
+            aside.mkdir(exist_ok=True)
+            number = sum(1 for _ in aside.glob(f"{step}*"))
+            (self.path / str(step)).rename(aside / (f"{step}.{number}" if number else str(step)))
+        self._open()
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the cluster asked all processes to stop (only under `jax.distributed`)."""
+        return jax.process_count() > 1 and self._manager.reached_preemption(step)
+
+    def close(self) -> None:
+        """Finish what is being saved."""
+        self.wait()
+        self._manager.close()
+
+
+def _check_dtypes(target: TrainState, restored: TrainState) -> None:
+    """Orbax casts silently; a state of other dtypes is another run's."""
+
+    def check(path: Any, wanted: Any, found: Any) -> None:
+        if wanted.dtype != found.dtype or wanted.shape != found.shape:
+            raise ValueError(f"{path_name(path)} is {found.dtype}{found.shape}, not {wanted.dtype}{wanted.shape}")
+
+    jax.tree_util.tree_map_with_path(check, target, restored)
+
+
+def finished_steps(workdir: str | Path) -> list[int]:
+    """The steps with a finished checkpoint in a run's directory, oldest first."""
+    path = Path(workdir) / "checkpoints"
+    return sorted(int(entry.name) for entry in path.glob("*") if entry.is_dir() and entry.name.isdigit())
+
+
+def restore_weights(workdir: str | Path, target: Any, weights: str, step: int | None = None) -> tuple[Any, int]:
+    """(parameters, step) alone, without the optimiser's state.
+
+    Args:
+      target: abstract parameters, with shardings if they should be placed.
+      weights: "raw", or the label of an average.
+      step: of the checkpoint; the newest readable one by default.
+
+    Raises:
+      CheckpointError: no checkpoint, not this step (those that exist are listed), or none that can be read.
+    """
+    steps = finished_steps(workdir)
+    if not steps:
+        raise CheckpointError(f"{workdir} has no finished checkpoint yet; train first, or check --workdir")
+    if step is not None and step not in steps:
+        raise CheckpointError(f"{workdir} has no checkpoint of step {step} (it has: {', '.join(map(str, steps))})")
+    nested = {"params": target} if weights == "raw" else {"ema": {weights: target}}
+    path = (Path(workdir) / "checkpoints").resolve()
+    for candidate in [step] if step is not None else reversed(steps):
+        restore_args = ocp.checkpoint_utils.construct_restore_args(nested)
+        args = ocp.args.PyTreeRestore(item=nested, restore_args=restore_args, partial_restore=True)
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                found = reader.restore(path / str(candidate) / "state", args=args)
+        except _UNREADABLE as error:
+            logger.error("Checkpoint %d in %s cannot be read (%s).", candidate, path, _first_line(error))
+            continue
+        return (found["params"] if weights == "raw" else found["ema"][weights]), candidate
+    raise CheckpointError(f"no checkpoint in {path} can be read; restore it from a copy, or name another --step")
+
+
+def read_meta(workdir: str | Path, step: int) -> dict[str, Any]:
+    """What was recorded beside a checkpoint: step, configuration, library versions."""
+    path = Path(workdir) / "checkpoints" / str(step) / "meta" / "metadata"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error})") from error

@@ -1,0 +1,85 @@
+"""Optimisers by name, with warm-up, decay and clipping, through optax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+from diffusion_jax.errors import ConfigError, nearest
+from diffusion_jax.registry import build, register
+
+DECAYS = ("constant", "cosine", "linear", "rsqrt")
+
+
+def schedule(learning_rate: float, warmup_steps: int, decay: str, decay_steps: int, final: float = 0.0) -> optax.Schedule:
+    """A linear warm-up over `warmup_steps`, then constant, cosine, linear, or 1/sqrt decay until `decay_steps`.
+
+    Raises:
+      ConfigError: an unknown decay, or a warm-up longer than the decay.
+    """
+    if decay not in DECAYS:
+        raise ConfigError(f"optimizer: unknown decay {decay!r}{nearest(str(decay), DECAYS)} (known: {', '.join(DECAYS)})")
+    rest = max(decay_steps - warmup_steps, 1)
+    if decay == "constant":
+        after = optax.constant_schedule(learning_rate)
+    elif decay == "cosine":
+        after = optax.cosine_decay_schedule(learning_rate, rest, alpha=final)
+    elif decay == "linear":
+        after = optax.linear_schedule(learning_rate, final * learning_rate, rest)
+    else:
+        start = max(warmup_steps, 1)
+        after = lambda step: learning_rate * (start / (step + start)) ** 0.5  # noqa: E731
+    if not warmup_steps:
+        return after
+    # The first step is not wasted on a rate of zero.
+    warmup = optax.linear_schedule(learning_rate / warmup_steps, learning_rate, warmup_steps - 1 or 1)
+    return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+@register("optimizer", "adamw")
+def adamw(rate: optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0):
+    """AdamW (arXiv 1711.05101); weight decay 0 is Adam."""
+    return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+
+
+@register("optimizer", "adam")
+def adam(rate: optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
+    """Adam (arXiv 1412.6980)."""
+    return optax.adam(rate, b1=b1, b2=b2, eps=eps)
+
+
+@register("optimizer", "adafactor")
+def adafactor(rate: optax.Schedule, weight_decay: float | None = None, min_dim_size_to_factor: int = 128):
+    """Adafactor (arXiv 1804.04235): second moments in rows and columns, for large models."""
+    return optax.adafactor(
+        rate, weight_decay_rate=weight_decay, min_dim_size_to_factor=min_dim_size_to_factor, multiply_by_parameter_scale=False
+    )
+
+
+@register("optimizer", "sgd")
+def sgd(rate: optax.Schedule, momentum: float | None = None):
+    """Stochastic gradient descent."""
+    return optax.sgd(rate, momentum=momentum)
+
+
+def from_config(config: Mapping[str, Any], steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """(optimiser, learning-rate schedule) of a run's `optimizer` configuration.
+
+    Args:
+      config: "name", "learning_rate", "warmup_steps", "decay", "decay_steps" (default: `steps`), "final_ratio",
+        "clip_norm" (of the global gradient; 0 is off), and the optimiser's own fields.
+      steps: of the whole run.
+    """
+    fields = dict(config)
+    rate = schedule(
+        fields.pop("learning_rate"),
+        fields.pop("warmup_steps", 0),
+        fields.pop("decay", "constant"),
+        fields.pop("decay_steps", steps),
+        fields.pop("final_ratio", 0.0),
+    )
+    clip = fields.pop("clip_norm", 0.0)
+    optimizer = build("optimizer", {**fields, "rate": rate})
+    return (optax.chain(optax.clip_by_global_norm(clip), optimizer) if clip else optimizer), rate

@@ -1,0 +1,75 @@
+"""Recipes from files, and overrides from the command line."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.training.config import apply_overrides, complete
+
+
+def load_recipe(spec: str, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The complete configuration of "FILE.py" or "FILE.py:VARIANT".
+
+    Args:
+      overrides: dotted fields to replace, such as {"training.steps": 100}.
+
+    Raises:
+      ConfigError: no such file, no get_config in it, an unknown variant or field.
+    """
+    path, _, variant = spec.partition(":")
+    if not Path(path).is_file():
+        raise ConfigError(f"no recipe {path!r}: --config takes FILE.py or FILE.py:VARIANT, such as configs/mnist.py:base")
+    module_spec = importlib.util.spec_from_file_location(f"recipe_{Path(path).stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"the recipe {path} has no function get_config(variant)")
+    if variant and not inspect.signature(module.get_config).parameters:
+        raise ConfigError(f"the recipe {path} has no variants, but {variant!r} was asked for")
+    config = module.get_config(variant) if variant else module.get_config()
+    return complete(apply_overrides(complete(config), overrides))
+
+
+def split_overrides(argv: Sequence[str], prefix: str = "--config.") -> tuple[list[str], dict[str, Any]]:
+    """Take "--config.a.b=value" (or "--config.a.b value") out of the arguments.
+
+    Values are read as Python literals, and as strings where they are none.
+
+    >>> split_overrides(["prog", "--config.data.flip=True", "--config.system.process.prediction=v", "--workdir=x"])
+    (['prog', '--workdir=x'], {'data.flip': True, 'system.process.prediction': 'v'})
+    """
+    rest: list[str] = []
+    overrides: dict[str, Any] = {}
+    arguments = iter(argv)
+    for argument in arguments:
+        if not argument.startswith(prefix):
+            rest.append(argument)
+            continue
+        path, found, text = argument.removeprefix(prefix).partition("=")
+        if not found:
+            text = next(arguments, None)
+            if text is None:
+                raise ConfigError(f"{argument} needs a value: {argument}=VALUE")
+        overrides[path] = literal(text)
+    return rest, overrides
+
+
+def literal(text: str) -> Any:
+    """A Python literal, or the text itself; true, false and none are read in any case.
+
+    >>> literal("(1, 2)"), literal("2e-4"), literal("cosine"), literal("false")
+    ((1, 2), 0.0002, 'cosine', False)
+    """
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

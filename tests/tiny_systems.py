@@ -12,7 +12,14 @@ import numpy as np
 
 from diffusion_jax.systems import Generation, SuperResolution
 
-NETWORK = {"name": "unet", "channels": 8, "multipliers": (1,), "num_res_blocks": 1, "attention_resolutions": (), "groups": 4}
+NETWORK = {
+    "name": "unet",
+    "channels": 8,
+    "multipliers": (1,),
+    "num_res_blocks": 1,
+    "attention_resolutions": (),
+    "groups": 4,
+}
 PROCESS = {"schedule": "cosine_continuous", "prediction": "v"}
 
 

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
 
 from diffusion_jax.errors import DataError
 from diffusion_jax.evaluation.augment import shift_and_rotate
 from diffusion_jax.models import Classifier, small_classifier
 from diffusion_jax.rng import named
 
-_VERSION = 1  # of the training recipe: a cached classifier of another one is trained anew
 _EVALUATION_BATCH = 256
 
 
@@ -72,7 +66,7 @@ def train_classifier(
     num_classes: int,
     *,
     held_out: tuple[np.ndarray, np.ndarray] | None = None,
-    steps: int = 1200,
+    steps: int = 1000,
     batch_size: int = 64,
     learning_rate: float = 2e-3,
     seed: int = 0,

@@ -13,7 +13,7 @@ import numpy as np
 from diffusion_jax import data
 from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.evaluation.generate import RequestRows
-from diffusion_jax.systems import SuperResolution, to_float, to_uint8
+from diffusion_jax.systems import SuperResolution, labels, to_float, to_uint8
 
 LabelRule = Callable[[np.ndarray], np.ndarray]
 """Sample indices int [N] -> labels int32 [N]."""
@@ -48,9 +48,7 @@ def label_rule(spec: str, num_classes: int) -> tuple[LabelRule, int | None]:
     if not re.fullmatch(r"-?\d+(,-?\d+)*", text):
         raise ConfigError(f"cannot read labels {spec!r}: write 'all', '0,1,2' or '10-per-class'")
     cycle = np.array([int(part) for part in text.split(",")], np.int64)
-    bad = cycle[(cycle < 0) | (cycle >= num_classes)]
-    if bad.size:
-        raise ConfigError(f"label {bad[0]} is out of range: the model has {num_classes} classes, 0 to {num_classes - 1}")
+    labels.check(cycle, num_classes)
     return lambda indices: cycle[indices % len(cycle)].astype(np.int32), None
 
 

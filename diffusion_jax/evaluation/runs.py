@@ -11,93 +11,98 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import data
+from diffusion_jax import data, systems
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.registry import check_fields
-from diffusion_jax.systems import Cascade, Sampling, Stage
-from diffusion_jax.training import Run, load_run
+from diffusion_jax.systems import Cascade, Sampling, Stage, SuperResolution
+from diffusion_jax.training import load_run
+from diffusion_jax.training.config import apply_overrides, read
 
 _AUGMENTATION = ("aug_level", "truncated", "quantize")
 """Sampling fields that mean nothing to a stage that takes no low-resolution image."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A cascade with its parameters.
+class Runs:
+    """The runs of a cascade, known by their configurations; parameters are loaded by `weights`.
 
     Attributes:
       cascade: the stages and how each is sampled.
-      runs: each stage's run, with its configuration, parameters and checkpoint step.
-      workdirs: where they were loaded from.
+      workdirs, configs, checkpoints: of each stage; a checkpoint of None is the newest.
     """
 
     cascade: Cascade
-    runs: Sequence[Run]
     workdirs: Sequence[str]
-
-    @property
-    def params(self) -> list[Any]:
-        """Of each stage."""
-        return [run.params for run in self.runs]
+    configs: Sequence[Mapping[str, Any]]
+    checkpoints: Sequence[int | None]
 
     def pipeline(self, stage: int, split: str) -> data.Pipeline:
-        """The data of a stage's run, in the given split ("train" or "test")."""
-        config = self.runs[stage].config
-        return data.from_config(config["data"], seed=config.get("seed", 0), split=split)
+        """The data of a stage's run, "train" or "test"."""
+        config = self.configs[stage]
+        return data.from_config(config["data"], seed=config["seed"], split=split)
 
-    def settings(self) -> dict[str, Any]:
-        """What determines the samples of this cascade, as JSON data."""
-        return {
-            "stages": [
-                {
-                    "workdir": os.path.abspath(workdir),
-                    "checkpoint": run.step,
-                    "params_crc": fingerprint(run.params),
-                    "sampling": stage.sampling.settings(),
-                }
-                for workdir, run, stage in zip(self.workdirs, self.runs, self.cascade.stages, strict=True)
-            ]
-        }
+    def load(self) -> tuple[list[Any], list[int]]:
+        """The parameters of each stage, and the steps of their checkpoints.
+
+        Raises:
+          CheckpointError: no checkpoint, or not the one asked for.
+        """
+        loaded = [
+            load_run(workdir, step=step, weights=stage.sampling.weights)
+            for workdir, step, stage in zip(self.workdirs, self.checkpoints, self.cascade.stages, strict=True)
+        ]
+        return [run.params for run in loaded], [run.step for run in loaded]
+
+    def settings(self, params: Sequence[Any], steps: Sequence[int]) -> list[dict[str, Any]]:
+        """What determines each stage's part in the samples, as JSON data."""
+        return [
+            {
+                "workdir": os.path.abspath(workdir),
+                "checkpoint": step,
+                "params_crc": fingerprint(weights),
+                "sampling": stage.sampling.settings(),
+            }
+            for workdir, step, weights, stage in zip(self.workdirs, steps, params, self.cascade.stages, strict=True)
+        ]
 
 
-def load(
+def find(
     workdirs: Sequence[str],
     *,
-    steps: Sequence[int | None] | None = None,
+    checkpoints: Sequence[int | None] = (None,),
     overrides: Mapping[str, Any] | None = None,
     sampling: Mapping[str, Sequence[Any]] | None = None,
-) -> Loaded:
-    """Load a cascade from its runs.
+) -> Runs:
+    """The cascade of some runs, checked but without parameters.
 
     Args:
       workdirs: of each stage, in order of resolution.
-      steps: the checkpoint of each stage; None is the last.
+      checkpoints: the step of each stage, or one for all; None is the newest.
       overrides: of the runs' configurations, for all stages, such as {"sampling.solver": "heun"}.
       sampling: fields of `Sampling` that replace the runs' own: for each field one value for all stages, or one for
-        each stage; None keeps the run's.
+        each stage.
 
     Raises:
       ConfigError: stages that do not fit together, or settings that they cannot be sampled with.
-      CheckpointError: no run, or no such checkpoint.
+      CheckpointError: a workdir without a run.
     """
     count = len(workdirs)
     given = {field: per_stage(field, values, count) for field, values in (sampling or {}).items()}
     check_fields("sampling", Sampling, given)
-    steps = per_stage("step", steps or [None], count)
-    weights = given.get("weights", [None] * count)
-    runs, stages = [], []
+    configs, stages = [], []
     for number, workdir in enumerate(workdirs):
+        config = apply_overrides(read(workdir), overrides)
+        system = systems.from_config(config)
         chosen = {field: values[number] for field, values in given.items()}
-        run = load_run(workdir, step=steps[number], overrides=overrides, weights=weights[number] or "ema")
-        if not hasattr(run.system, "low_res_shape"):
+        if not isinstance(system, SuperResolution):
             chosen = {field: value for field, value in chosen.items() if field not in _AUGMENTATION}
-        runs.append(run)
-        stages.append(Stage(run.system, Sampling.from_config(run.config.get("sampling"), **chosen)))
-    return Loaded(Cascade(stages), runs, list(workdirs))
+        configs.append(config)
+        stages.append(Stage(system, Sampling.from_config(config["sampling"], **chosen)))
+    return Runs(Cascade(stages), list(workdirs), configs, per_stage("step", checkpoints, count))
 
 
 def per_stage(field: str, values: Sequence[Any], count: int) -> list[Any]:
-    """One value for each stage from one for all or one each.
+    """One value for each stage, from one for all or one each.
 
     >>> per_stage("guidance", [2.0], 2)
     [2.0, 2.0]

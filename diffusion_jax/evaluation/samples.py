@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_jax.data.files import tile, write_image, write_json
 from diffusion_jax.errors import ConfigError, DataError, nearest
-from diffusion_jax.evaluation.files import tile, write_image, write_json
 from diffusion_jax.evaluation.stores import STORES
 
 _PENDING = 8  # batches waiting to be written before the sampler is held up
@@ -61,7 +61,8 @@ class SampleFolder:
         changes = differences(before, settings)
         if changes:
             raise ConfigError(
-                f"{self.path} holds samples of other settings: {'; '.join(changes)}. Choose another folder, or remove it"
+                f"{self.path} holds samples of other settings: {'; '.join(changes)}; "
+                "choose another folder, or remove it"
             )
 
     def _unwritable(self, error: OSError) -> DataError:
@@ -128,5 +129,6 @@ def differences(before: Any, now: Any, path: str = "") -> list[str]:
             lines += differences(before.get(key), now.get(key), inner)
         return lines
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        return [line for i, pair in enumerate(zip(before, now)) for line in differences(*pair, f"{path}[{i}]")]
+        pairs = enumerate(zip(before, now, strict=True))
+        return [line for number, pair in pairs for line in differences(*pair, f"{path}[{number}]")]
     return [] if before == now else [f"{path} was {before!r}, now {now!r}"]

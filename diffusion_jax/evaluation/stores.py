@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.evaluation.files import read_image, replacing, write_image, write_json
+from diffusion_jax.data.files import read_image, replacing, write_image, write_json
 
 _DAMAGED = (OSError, SyntaxError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 """How PIL, numpy and zipfile report files that are not what they should be."""
@@ -36,7 +36,8 @@ class PngStore:
         names = {entry.name for entry in os.scandir(self.folder)}
         candidates = [index for index in range(num) if self.path(index).name in names]
         with ThreadPoolExecutor() as pool:
-            return {index for index, good in zip(candidates, pool.map(self._is_intact, candidates)) if good}
+            verdicts = pool.map(self._is_intact, candidates)
+            return {index for index, good in zip(candidates, verdicts, strict=True) if good}
 
     def _is_intact(self, index: int) -> bool:
         try:

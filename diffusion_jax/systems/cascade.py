@@ -92,7 +92,9 @@ class Cascade:
         """
         outputs: list[jax.Array] = []
         for number, (stage, weights) in enumerate(zip(self.stages, params, strict=True)):
-            wanted = dict(request) if number == 0 else {**_labels(request), **_handed_on(outputs[-1], stage, number, self)}
+            wanted = dict(request)
+            if number:
+                wanted = {**_labels(request), **_handed_on(outputs[-1], self.stages[number - 1].system, stage)}
             end = self._end(number)
             outputs.append(
                 stage.system.sample(weights, named(key, "stage", number), wanted, indices, stage.sampling, end=end)
@@ -112,7 +114,7 @@ class Cascade:
         if end >= first:
             raise ConfigError(
                 f"stage {number + 2} of the cascade is truncated at aug_level "
-                f"{self.stages[number + 1].sampling.aug_level:g}, which is as noisy as where stage {number + 1} starts: "
+                f"{self.stages[number + 1].sampling.aug_level:g}, as noisy as where stage {number + 1} starts: "
                 "lower aug_level"
             )
 
@@ -125,12 +127,11 @@ def matching_time(before: Any, after: SuperResolution, level: float) -> float:
     return float(before.process.schedule.inverse(log_snr))
 
 
-def _handed_on(image: jax.Array, stage: Stage, number: int, cascade: Cascade) -> dict[str, jax.Array]:
+def _handed_on(image: jax.Array, before: Any, stage: Stage) -> dict[str, jax.Array]:
     """The low-resolution part of a later stage's request."""
     system, sampling = stage
     if not sampling.truncated:
         return {"low_res": quantize(image) if sampling.quantize else image}
-    before = cascade.stages[number - 1].system
     end = matching_time(before, system, sampling.aug_level)
     # The chains may scale their signal differently (a variance-exploding base): same log-SNR, another alpha.
     alpha_before = before.process.schedule.alpha_sigma(end)[0]

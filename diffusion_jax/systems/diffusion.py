@@ -195,7 +195,8 @@ class Diffusion:
             return
         if not self.num_classes:
             raise ConfigError(
-                f"guidance {sampling.guidance:g} on an unconditional model: set guidance to 1, or train with num_classes"
+                f"guidance {sampling.guidance:g} on an unconditional model: set guidance to 1, or train one with "
+                "num_classes"
             )
         if not self.cond_drop:
             raise ConfigError(
@@ -212,7 +213,9 @@ class Diffusion:
         if not self.num_classes:
             return
         if "label" not in request:
-            raise ConfigError(f"the model has {self.num_classes} classes: a request needs 'label' (has: {sorted(request)})")
+            raise ConfigError(
+                f"the model has {self.num_classes} classes: a request needs 'label' (has: {sorted(request)})"
+            )
         labels.check(request["label"], self.num_classes)
 
     def check(self, pipeline: Any) -> None:

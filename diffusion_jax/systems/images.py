@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from diffusion_jax.errors import ConfigError
 
@@ -16,7 +15,7 @@ RESIZE_METHODS = ("area", "bilinear", "bicubic")
 def to_float(images: Any) -> jax.Array:
     """uint8 0..255 -> float32 [-1, 1]; floating images pass as float32.
 
-    >>> to_float(np.array([0, 255], np.uint8)).tolist()
+    >>> to_float(jnp.array([0, 255], jnp.uint8)).tolist()
     [-1.0, 1.0]
     """
     images = jnp.asarray(images)

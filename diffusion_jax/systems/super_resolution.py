@@ -56,7 +56,7 @@ class SuperResolution(Diffusion):
         low, high = self.aug_levels
         if not 0 <= low <= high <= 1:
             raise ConfigError(
-                f"system {self.name!r}: aug_levels must be (low, high) with 0 <= low <= high <= 1, got {self.aug_levels}"
+                f"system {self.name!r}: aug_levels must be (low, high), 0 <= low <= high <= 1, got {self.aug_levels}"
             )
         if self.aug_process is not None and not jnp.isfinite(self.aug_process.noise_level(0.0)):
             raise ConfigError(f"system {self.name!r}: the augmentation's noise level must be finite at level 0")

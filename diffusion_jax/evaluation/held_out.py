@@ -1,0 +1,71 @@
+"""What a run says of images that it was not trained on: its loss, and a bound on their likelihood."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import data
+from diffusion_jax.process import likelihood
+from diffusion_jax.rng import named
+from diffusion_jax.systems import Diffusion, Sampling, System, to_float
+
+
+def held_out_loss(
+    system: System, params: Any, pipeline: data.Pipeline, *, limit: int = 512, batch_size: int = 64, passes: int = 4,
+    seed: int = 0,
+) -> float:  # fmt: skip
+    """The training loss, without dropout of any kind, over a pipeline's first images; a mean over all noise levels.
+
+    Args:
+      limit: how many images; whole batches of them are used.
+      passes: over the images, each with its own times and noise.
+    """
+    loss = jax.jit(lambda batch, key: system.loss(params, system.init_state(), batch, key, train=False)[0])
+    batch_size = min(batch_size, limit, len(pipeline))
+    values = []
+    for number, batch in enumerate(pipeline.one_pass(batch_size, limit=limit)):
+        if len(batch["image"]) < batch_size:
+            break
+        numeric = {name: batch[name] for name in ("image", "label", "mask") if name in batch}
+        for again in range(passes):
+            values.append(loss(numeric, named(jax.random.key(seed), "held out", number, again)))
+    return float(np.mean([np.asarray(value) for value in values]))
+
+
+def bits_per_dim(
+    system: Diffusion, params: Any, pipeline: data.Pipeline, *, limit: int = 64, steps: int | None = None, seed: int = 0
+) -> dict[str, float]:
+    """The variational bound in bits per dimension over a pipeline's first images, and its parts.
+
+    Args:
+      system: its own conditioning, such as a low-resolution image at augmentation level 0, is given to the model.
+      limit: how many images; each costs T network evaluations.
+      steps: T; by default the chain's own, or 100 of a continuous process, whose bound then is a loose one.
+
+    Returns:
+      "bits_per_dim", and its parts "prior", "decoder" (the last step) and "steps" (all others).
+
+    Source: Nichol & Dhariwal 2021, section 3 (arXiv 2102.09672).
+    """
+    batch = next(iter(pipeline.one_pass(limit, limit=limit)))
+    steps = steps or system.process.num_steps or 100
+
+    @jax.jit
+    def bound(batch: Any, key: jax.Array) -> likelihood.BitsPerDim:
+        indices = jnp.arange(len(batch["image"]))
+        plain = Sampling(guidance=1.0, threshold="none", aug_level=0.0)
+        denoise = system.denoiser(params, key, system.request(batch), indices, plain)
+        return likelihood.bits_per_dim(denoise, to_float(batch["image"]), named(key, "bound"), steps)
+
+    numeric = {name: batch[name] for name in ("image", "label") if name in batch}
+    parts = bound(numeric, jax.random.key(seed))
+    return {
+        "bits_per_dim": float(parts.total.mean()),
+        "prior": float(parts.prior.mean()),
+        "decoder": float(parts.terms[:, 0].mean()),
+        "steps": float(parts.terms[:, 1:].sum(-1).mean()),
+    }

@@ -51,7 +51,8 @@ class Denoiser:
           x_t: noisy data [B, ...], float32.
           t: times [B], or one time for all, in (0, 1].
         """
-        return self.function(x_t, jnp.broadcast_to(jnp.asarray(t, jnp.float32), x_t.shape[:1]))
+        t = jnp.asarray(t, jnp.promote_types(x_t.dtype, jnp.float32))
+        return self.function(x_t, jnp.broadcast_to(t, x_t.shape[:1]))
 
     def replace(self, function: Callable[[Data, Time], Denoised]) -> Denoiser:
         """The same process with another function: how guidance wraps a denoiser."""

@@ -31,8 +31,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
+from diffusion_jax import programs
 from diffusion_jax.evaluation import Settings, command_line, evaluate_run
 
 
@@ -50,6 +51,7 @@ def define_flags() -> None:
 
 
 def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
+    programs.configure_logging()
     settings = Settings(**{field.name: values[field.name] for field in dataclasses.fields(Settings)})
     metrics = evaluate_run(out=values["out"], settings=settings, **command_line.run_options(values, overrides))
     return json.dumps({name: value for name, value in metrics.items() if name != "settings"}, indent=2)
@@ -57,4 +59,4 @@ def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(command_line.program("evaluate", _work), flags_parser=command_line.parse_flags)
+    command_line.run_program("evaluate", _work)

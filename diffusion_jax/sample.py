@@ -22,6 +22,7 @@ Exit status: 0, or 2 after one line that says what is wrong.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -29,9 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 from tqdm import tqdm
 
+from diffusion_jax import programs
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation import command_line
 from diffusion_jax.evaluation.generate import Generator, RequestRows
@@ -40,6 +42,7 @@ from diffusion_jax.evaluation.runs import Runs, find
 from diffusion_jax.evaluation.samples import SampleFolder
 from diffusion_jax.systems import SuperResolution
 
+_LOG = logging.getLogger(__name__)
 _DEFAULT_NUM = 64
 
 
@@ -76,7 +79,7 @@ def sample(runs: Runs, options: Options) -> Path:
     with SampleFolder(options.out, settings, options.format, runs.cascade.image_shape) as folder:
         missing = folder.missing(num)
         if 0 < len(missing) < num:
-            logging.info("%d of %d samples are there already", num - len(missing), num)
+            _LOG.info("%d of %d samples are there already", num - len(missing), num)
         if missing:
             generator = Generator(runs.cascade, params, seed=options.seed, batch_size=options.batch_size)
             draw(generator, missing, rows, folder)
@@ -120,7 +123,7 @@ def draw(generator: Generator, indices: Sequence[int], rows: RequestRows, folder
     ended = time.perf_counter()
     later = len(indices) - first_count
     each = (ended - first_done) / later if later else 0.0
-    logging.info("%d images in %.1f s (%.1f ms each after the first batch)", len(indices), ended - started, 1e3 * each)
+    _LOG.info("%d images in %.1f s (%.1f ms each after the first batch)", len(indices), ended - started, 1e3 * each)
     return each
 
 
@@ -139,10 +142,11 @@ def define_flags() -> None:
 
 
 def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
+    programs.configure_logging()
     options = Options(**{field.name: values[field.name] for field in dataclasses.fields(Options)})
     return str(sample(find(**command_line.run_options(values, overrides)), options))
 
 
 if __name__ == "__main__":
     define_flags()
-    app.run(command_line.program("sample", _work), flags_parser=command_line.parse_flags)
+    command_line.run_program("sample", _work)

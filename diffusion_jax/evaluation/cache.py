@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
 from diffusion_jax import data
 from diffusion_jax.data.files import replacing
 from diffusion_jax.errors import DataError
 from diffusion_jax.evaluation.classifier import Judge, train_classifier
 from diffusion_jax.models import small_classifier
+
+_LOG = logging.getLogger(__name__)
 
 _RECIPE = 1  # raised when the classifier or its training changes: what was kept before is then trained anew
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
@@ -52,13 +54,13 @@ def judge_of(workdir: str | Path, config: Mapping[str, Any], *, steps: int = 100
     kept = _read(path, network)
     if kept is not None:
         return kept
-    logging.info("Training a classifier on %d images of %s (once; kept in %s).", len(train), train.source.name, path)
+    _LOG.info("Training a classifier on %d images of %s (once; kept in %s).", len(train), train.source.name, path)
     real, held_out = gather(train), gather(test)
     judge = train_classifier(
         real["image"], real["label"], train.num_classes,
         held_out=(held_out["image"], held_out["label"]), steps=steps, seed=_SEED,
     )  # fmt: skip
-    logging.info("The classifier is right on %.1f %% of %d held-out images.", 100 * judge.accuracy, judge.num_held_out)
+    _LOG.info("The classifier is right on %.1f %% of %d held-out images.", 100 * judge.accuracy, judge.num_held_out)
     _write(path, judge)
     return judge
 
@@ -70,7 +72,7 @@ def _write(path: Path, judge: Judge) -> None:
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, accuracy=judge.accuracy, num_held_out=judge.num_held_out, **leaves)
     except OSError as error:
-        logging.warning("The classifier is not kept: cannot write %s (%s).", path, error.strerror)
+        _LOG.warning("The classifier is not kept: cannot write %s (%s).", path, error.strerror)
 
 
 def _read(path: Path, network: Any) -> Judge | None:
@@ -84,7 +86,7 @@ def _read(path: Path, network: Any) -> Judge | None:
             found = [kept[f"leaf{number}"] for number in range(len(leaves))]
             accuracy, count = float(kept["accuracy"]), int(kept["num_held_out"])
     except _DAMAGED as error:
-        logging.warning("%s cannot be read (%s): training the classifier again.", path, error)
+        _LOG.warning("%s cannot be read (%s): training the classifier again.", path, error)
         return None
     if [leaf.shape for leaf in found] != [leaf.shape for leaf in leaves]:
         return None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from absl import flags, logging
+from absl import app, flags
 
 from diffusion_jax.errors import ConfigError, DiffusionError
+from diffusion_jax.training.recipes import split_overrides
 
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
@@ -63,46 +63,29 @@ def _parse(name: str, parse: Callable[[str], Any], text: str) -> Any:
         raise ConfigError(f"--{name}: cannot read {text!r}") from error
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """For `app.run`: absl's flags, with --config.FIELD=VALUE left in place for `program`."""
-    overrides = [argument for argument in argv[1:] if argument.startswith("--config.")]
-    rest = flags.FLAGS([argument for argument in argv if argument not in overrides])
-    return [*rest, *overrides]
-
-
-def read_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """Fields from --config.FIELD=VALUE; values are Python literals, or text.
-
-    >>> read_overrides(["--config.sampling.steps=5", "--config.sampling.solver=heun"])
-    {'sampling.steps': 5, 'sampling.solver': 'heun'}
-    """
-    overrides: dict[str, Any] = {}
-    for argument in arguments:
-        field, equals, text = argument.removeprefix("--config.").partition("=")
-        if not argument.startswith("--config.") or not equals:
-            raise ConfigError(f"unknown argument {argument!r}; see --help (--config.FIELD=VALUE replaces a field)")
-        try:
-            overrides[field] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            overrides[field] = text
-    return overrides
-
-
-def program(name: str, work: Callable[[Mapping[str, Any], Mapping[str, Any]], str]) -> Callable[[Sequence[str]], int]:
-    """A main function for `app.run`: 0, or 2 after one line on stderr that says what is wrong.
+def run_program(name: str, work: Callable[[Mapping[str, Any], Mapping[str, Any]], str]) -> None:
+    """Run a program and exit: with 0, or with 2 after one line on stderr that says what is wrong.
 
     Args:
       work: (values of all flags, overrides of the configuration) -> what to print at the end.
     """
 
+    def fail(error: DiffusionError) -> int:
+        sys.stderr.write(f"{name}: error: {error}\n")
+        return 2
+
     def main(argv: Sequence[str]) -> int:
-        logging.set_verbosity(logging.INFO)
+        if len(argv) > 1:
+            return fail(ConfigError(f"unknown argument {argv[1]!r}; see --help"))
         try:
-            result = work(flags.FLAGS.flag_values_dict(), read_overrides(argv[1:]))
+            result = work(flags.FLAGS.flag_values_dict(), overrides)
         except DiffusionError as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            return 2
-        print(result)
+            return fail(error)
+        sys.stdout.write(f"{result}\n")
         return 0
 
-    return main
+    try:
+        argv, overrides = split_overrides(sys.argv)
+    except ConfigError as error:
+        sys.exit(fail(error))
+    app.run(main, argv=argv)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from diffusion_jax.data.files import beside, tile, write_image, write_json
 from diffusion_jax.errors import ConfigError, DataError
@@ -21,6 +21,8 @@ from diffusion_jax.evaluation.held_out import bits_per_dim, held_out_loss
 from diffusion_jax.evaluation.requests import low_res_of, rows_by_index
 from diffusion_jax.evaluation.runs import Runs, find
 from diffusion_jax.systems import Cascade, SuperResolution
+
+_LOG = logging.getLogger(__name__)
 
 _GRID = 64  # images in each half of the picture
 _CHAIN_IMAGES = 16  # whose bits per dimension are computed where the process is a chain
@@ -161,7 +163,7 @@ def _of_stage(
         )
         metrics |= _judged(judge, runs, number, samples, labels)
     else:
-        logging.warning("%s has no classes: no classifier, no agreement and no Frechet distance.", test.source.name)
+        _LOG.warning("%s has no classes: no classifier, no agreement and no Frechet distance.", test.source.name)
     prefix = _name(number, count)
     # The last stage's numbers are the cascade's own; only its agreement has a name that says so.
     last = number == count - 1

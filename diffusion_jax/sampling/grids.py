@@ -6,6 +6,7 @@ are the times (i + 1) / T; in continuous time the same rules run on [0, 1].
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,9 +30,9 @@ def _from_indices(process: Process, indices: Sequence[int] | np.ndarray) -> np.n
     return _closed((np.asarray(indices, np.float64) + 1) / process.num_steps)
 
 
-def _check_steps(name: str, num_steps: int, limit: int | None = None) -> None:
-    if num_steps < 1:
-        raise ConfigError(f"grid {name!r}: num_steps must be at least 1, got {num_steps}")
+def _check_steps(name: str, num_steps: int, limit: int | None = None, least: int = 1) -> None:
+    if num_steps < least:
+        raise ConfigError(f"grid {name!r}: num_steps must be at least {least}, got {num_steps}")
     if limit is not None and num_steps > limit:
         raise ConfigError(f"grid {name!r}: {num_steps} steps of a chain that has {limit}; use at most {limit}")
 
@@ -49,26 +50,31 @@ def _need_chain(name: str, process: Process) -> int:
 def uniform(num_steps: int) -> Grid:
     """Evenly spaced from the last time to the first: 1, ..., 1/N, 0 in continuous time.
 
-    On a chain, indices evenly spaced from T - 1 to 0, both included, rounded to even: what respacing "N" gives.
+    On a chain, indices evenly spaced from T - 1 to 0, both included, rounded to even: what respacing "N" gives
+    (except that one step starts at T - 1, not at 0).
     """
     _check_steps("uniform", num_steps)
 
     def grid(process: Process) -> np.ndarray:
-        if process.num_steps is None:
+        if process.num_steps is None or num_steps == 1:
             return np.linspace(1.0, 0.0, num_steps + 1)
-        return respaced(str(num_steps))(process)
+        _check_steps("uniform", num_steps, process.num_steps)
+        return _from_indices(process, _evenly(num_steps, process.num_steps))
 
     return grid
 
 
 @register("grid", "leading")
 def leading(num_steps: int) -> Grid:
-    """Indices 0, c, 2c, ... with c = T // N: the last index is never visited (Song et al. 2021, arXiv 2010.02502)."""
-    _check_steps("leading", num_steps)
+    """Indices 0, c, 2c, ... with c = T // N: the last index is not visited (Song et al. 2021, arXiv 2010.02502).
+
+    In continuous time, evenly spaced from 1 - 1 / N to 0. Needs two steps: one would start at the data's end.
+    """
+    _check_steps("leading", num_steps, least=2)
 
     def grid(process: Process) -> np.ndarray:
         if process.num_steps is None:
-            return _closed(np.arange(1, num_steps + 1) / num_steps * (1 - 1 / num_steps) if num_steps > 1 else [1.0])
+            return np.linspace(1.0 - 1.0 / num_steps, 0.0, num_steps + 1)
         _check_steps("leading", num_steps, process.num_steps)
         return _from_indices(process, np.arange(num_steps) * (process.num_steps // num_steps))
 
@@ -94,9 +100,9 @@ def trailing(num_steps: int) -> Grid:
 def quadratic(num_steps: int) -> Grid:
     """Indices floor(linspace(0, sqrt(0.8 T), N)^2), duplicates left out (Song et al. 2021, arXiv 2010.02502).
 
-    In continuous time, 0.8 * (k / N)^2: most steps near the data.
+    In continuous time, 0.8 * (k / N)^2: most steps near the data. Needs two steps, as `leading` does.
     """
-    _check_steps("quadratic", num_steps)
+    _check_steps("quadratic", num_steps, least=2)
 
     def grid(process: Process) -> np.ndarray:
         if process.num_steps is None:
@@ -109,32 +115,48 @@ def quadratic(num_steps: int) -> Grid:
 
 
 @register("grid", "karras")
-def karras(
-    num_steps: int, sigma_min: float | None = None, sigma_max: float | None = None, rho: float = 7.0
-) -> Grid:
+def karras(num_steps: int, sigma_min: float | None = None, sigma_max: float | None = None, rho: float = 7.0) -> Grid:
     """Noise levels sigma / alpha evenly spaced in their 1/rho power, then 0 (Karras et al. 2022, arXiv 2206.00364).
 
     Args:
       sigma_min, sigma_max: the ends, by default the schedule's own range, within 0.002 and 80 where it is wider.
+      rho: 1 is even in the level; larger takes smaller steps near the data.
+
+    Raises:
+      ConfigError: levels out of order, or (with the process) above the schedule's largest.
     """
     _check_steps("karras", num_steps)
+    if rho <= 0:
+        raise ConfigError(f"grid 'karras': rho must be positive, got {rho}")
 
     def grid(process: Process) -> np.ndarray:
-        level = lambda t: float(np.exp(-0.5 * process.schedule.log_snr(t)))  # noqa: E731
+        def level(t: float) -> float:
+            return float(np.exp(-0.5 * process.schedule.log_snr(t)))
+
         first = 1 / process.num_steps if process.num_steps else 1e-4
         low = sigma_min if sigma_min is not None else max(level(first), 0.002)
         high = sigma_max if sigma_max is not None else min(level(1.0), 80.0)
         if not 0 < low < high:
-            raise ConfigError(f"grid 'karras': needs 0 < sigma_min < sigma_max, got {low} and {high}")
-        ramp = np.linspace(high ** (1 / rho), low ** (1 / rho), num_steps) if num_steps > 1 else np.array([high ** (1 / rho)])
+            raise ConfigError(f"grid 'karras': needs 0 < sigma_min < sigma_max, got {low:g} and {high:g}")
+        if high > level(1.0) * (1 + 1e-6):
+            raise ConfigError(
+                f"grid 'karras': sigma_max {high:g} lies above {level(1.0):g}, the largest level sigma / alpha of the "
+                f"schedule {process.schedule.name!r}"
+            )
+        ramp = np.linspace(high ** (1 / rho), low ** (1 / rho), max(num_steps, 2))[:num_steps]
         return _closed(process.schedule.inverse(-2 * rho * np.log(ramp)))
 
     return grid
 
 
 @register("grid", "respaced")
-def respaced(spacing: str, num_steps: int | None = None) -> Grid:
+def respaced(spacing: str) -> Grid:
     """Respacing strings: "25", "10,10,10" (counts for equal sections of the chain, from data to noise), or "ddim25".
+
+    "ddimN" is the smallest stride that visits N indices, starting at 0.
+
+    Raises:
+      ConfigError: a string of another form; with the process, more steps than the chain or a section has, or no stride.
 
     Source: Nichol & Dhariwal 2021 (arXiv 2102.09672), Dhariwal & Nichol 2021 (arXiv 2105.05233).
 
@@ -143,30 +165,29 @@ def respaced(spacing: str, num_steps: int | None = None) -> Grid:
     >>> [round(1000 * t) - 1 for t in respaced("ddim5")(chain)[:-1]]
     [800, 600, 400, 200, 0]
     """
-    del num_steps  # programs offer it to every grid; the string says it all
+    text = str(spacing).replace(" ", "")
+    is_ddim = text.startswith("ddim")
+    counts = text.removeprefix("ddim").split(",")
+    if not all(count.isdecimal() and int(count) > 0 for count in counts) or (is_ddim and len(counts) > 1):
+        raise ConfigError(f"grid 'respaced': cannot read {spacing!r}; write '25', '10,10,10' or 'ddim25'")
 
     def grid(process: Process) -> np.ndarray:
         steps = _need_chain("respaced", process)
-        return _from_indices(process, _parse_spacing(spacing, steps))
+        indices = _strided(int(counts[0]), steps) if is_ddim else _sections([int(count) for count in counts], steps)
+        return _from_indices(process, indices)
 
     return grid
 
 
-def _parse_spacing(spacing: str, steps: int) -> list[int]:
-    text = str(spacing).replace(" ", "")
-    is_ddim = text.startswith("ddim")
-    counts = text.removeprefix("ddim").split(",")
-    if not all(count.isdigit() and int(count) > 0 for count in counts) or (is_ddim and len(counts) > 1):
-        raise ConfigError(f"grid 'respaced': cannot read {spacing!r}; write '25', '10,10,10' or 'ddim25'")
-    if is_ddim:
-        for stride in range(1, steps + 1):
-            if len(range(0, steps, stride)) == int(counts[0]):
-                return list(range(0, steps, stride))
-        raise ConfigError(f"grid 'respaced': no integer stride gives {counts[0]} of {steps} steps, as {spacing!r} asks")
-    return _sections([int(count) for count in counts], steps)
+def _strided(count: int, steps: int) -> list[int]:
+    for stride in range(1, steps + 1):
+        if len(range(0, steps, stride)) == count:
+            return list(range(0, steps, stride))
+    raise ConfigError(f"grid 'respaced': no integer stride visits {count} of {steps} indices, as 'ddim{count}' asks")
 
 
 def _sections(counts: list[int], steps: int) -> list[int]:
+    """Indices spaced evenly within each of len(counts) sections; the first sections take the remainder."""
     size, extra = divmod(steps, len(counts))
     indices: list[int] = []
     start = 0
@@ -174,7 +195,15 @@ def _sections(counts: list[int], steps: int) -> list[int]:
         length = size + (number < extra)
         if count > length:
             raise ConfigError(f"grid 'respaced': {count} steps of a section that has {length}")
-        stride = (length - 1) / (count - 1) if count > 1 else 0
-        indices += [start + round(stride * k) for k in range(count)]
+        indices += [start + index for index in _evenly(count, length)]
         start += length
     return indices
+
+
+def _evenly(count: int, length: int) -> list[int]:
+    """`count` indices of 0..length - 1 with both ends, rounded to even; the one of count 1 is 0.
+
+    The stride is summed, not multiplied: published chains carry that rounding, which decides ties.
+    """
+    stride = (length - 1) / (count - 1) if count > 1 else 0.0
+    return [round(offset) for offset in itertools.accumulate([stride] * (count - 1), initial=0.0)]

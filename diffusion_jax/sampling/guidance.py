@@ -1,4 +1,13 @@
-"""Guidance: functions from denoisers to a denoiser, which compose."""
+"""Guidance: functions from denoisers to a denoiser, which compose; all keep the network's variance channels.
+
+Mix first, then rescale or restrict to an interval, then threshold:
+
+    plain = process.bind(network.apply, params, {"label": labels})
+    guided = classifier_free(plain, process.bind(network.apply, params, {"label": null}), 3.0)
+    denoise = dynamic_threshold(rescale(guided, plain))
+
+`guided` and `plain` share an evaluation of the network: under `jax.jit` it is made once.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +20,14 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.types import Data, Denoised, Denoiser, Time, expand
 
 
-def classifier_free(cond: Denoiser, uncond: Denoiser, scale: float) -> Denoiser:
+def classifier_free(cond: Denoiser, uncond: Denoiser, scale: float | jax.Array) -> Denoiser:
     """uncond + scale * (cond - uncond), in (x0, eps); the variance channels are the conditional ones.
 
     Args:
       cond: bound to the wanted conditioning.
       uncond: bound to no conditioning, or to what should be avoided (a negative prompt).
-      scale: 1 is no guidance and does not evaluate `uncond`; 0 is `uncond`. Papers that write
-        (1 + w) cond - w uncond have w = scale - 1.
+      scale: one number, or one per sample [B]. 1 is no guidance and, as a Python number, does not evaluate `uncond`;
+        0 is `uncond`. Papers that write (1 + w) cond - w uncond have w = scale - 1.
 
     Source: Ho & Salimans 2022 (arXiv 2207.12598).
     """
@@ -26,8 +35,8 @@ def classifier_free(cond: Denoiser, uncond: Denoiser, scale: float) -> Denoiser:
         return cond
 
     def function(x_t: Data, t: Time) -> Denoised:
-        c, u = cond(x_t, t), uncond(x_t, t)
-        return c._replace(x0=u.x0 + scale * (c.x0 - u.x0), eps=u.eps + scale * (c.eps - u.eps))
+        c, u, factor = cond(x_t, t), uncond(x_t, t), expand(scale, x_t)
+        return c._replace(x0=u.x0 + factor * (c.x0 - u.x0), eps=u.eps + factor * (c.eps - u.eps))
 
     return cond.replace(function)
 
@@ -56,6 +65,9 @@ def rescale(guided: Denoiser, plain: Denoiser, phi: float = 0.7) -> Denoiser:
 def interval(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Denoiser:
     """The guided prediction where low < sigma / alpha <= high, else the plain one.
 
+    Args:
+      low, high: noise levels sigma / alpha = exp(-log_snr / 2), in units of the data range [-1, 1].
+
     Source: Kynkaanniemi et al. 2024 (arXiv 2404.07724).
     """
     if not 0 <= low < high:
@@ -80,6 +92,8 @@ def _threshold(denoise: Denoiser, clip: Callable[[jax.Array], jax.Array]) -> Den
 
 def static_threshold(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
     """Clip the predicted x0 to the range of the data, and derive eps anew."""
+    if not low < high:
+        raise ConfigError(f"static threshold: needs low < high, got {low} and {high}")
     return _threshold(denoise, lambda x0: jnp.clip(x0, low, high))
 
 
@@ -107,9 +121,11 @@ def classifier(denoise: Denoiser, log_prob: Callable[[Data, Time], jax.Array], s
 
     Args:
       log_prob: (x_t [B, ...], t [B]) -> [B], such as a noisy classifier's log p(label | x_t); differentiable in x_t.
-      scale: 0 leaves the denoiser, 1 gives the exact conditional where both are exact.
+      scale: 0 leaves the denoiser, 1 gives the exact conditional where both are exact. At zero SNR, where x_t says
+        nothing of the label, the prediction is left as it is.
 
-    Source: Dhariwal & Nichol 2021, algorithm 2 (arXiv 2105.05233), for every solver.
+    Source: Dhariwal & Nichol 2021, algorithm 2 (arXiv 2105.05233), for every solver. Their shift of the ancestral mean
+    (algorithm 1) is the same to first order in the step.
     """
     if isinstance(scale, int | float) and scale == 0:
         return denoise
@@ -117,7 +133,9 @@ def classifier(denoise: Denoiser, log_prob: Callable[[Data, Time], jax.Array], s
     def function(x_t: Data, t: Time) -> Denoised:
         denoised = denoise(x_t, t)
         gradient = jax.grad(lambda x: log_prob(x, t).sum())(x_t)
-        sigma = expand(denoise.process.alpha_sigma(t)[1], x_t)
-        return denoise.process.with_eps(denoised, denoised.eps - scale * sigma * gradient, x_t, t)
+        alpha, sigma = (expand(coefficient, x_t) for coefficient in denoise.process.alpha_sigma(t))
+        shift = scale * sigma * jnp.where(alpha > 0, gradient, 0.0)
+        x0 = denoised.x0 + sigma / jnp.where(alpha > 0, alpha, 1.0) * shift
+        return denoised._replace(x0=x0, eps=denoised.eps - shift)
 
     return denoise.replace(function)

@@ -23,7 +23,7 @@ def initial_noise(denoiser: Denoiser, keys: jax.Array, t: float, shape: tuple[in
 
 
 def times_of(grid: Grid | Any, denoiser: Denoiser, end: float = 0.0) -> np.ndarray:
-    """The times of a run, float64, descending to `end`."""
+    """The times of a run, float64, descending; `end` replaces the times below it."""
     times = np.asarray(grid(denoiser.process) if callable(grid) else grid, np.float64)
     if end > 0:
         times = np.append(times[times > end], end)
@@ -44,7 +44,10 @@ def sample(
     trajectory: bool = False,
     end: float = 0.0,
 ) -> Any:
-    """Draw samples.
+    """Draw samples: from noise at the grid's first time, along the grid, to data.
+
+    N steps cost N evaluations of the denoiser, or 2N - 1 with `heun`. Jit-able with the parameters bound inside the
+    function; the grid is static. One `lax.scan`, forward only.
 
     Args:
       denoiser: bound to its conditioning for the whole batch.
@@ -59,10 +62,24 @@ def sample(
       end: stop at this time instead of 0, noise included.
 
     Returns:
-      x [B, H, W, C] float32, not clipped; with `trajectory`, (x, [N + 1, B, H, W, C]).
+      x [B, H, W, C] float32, not clipped; with `trajectory`, (x, [N + 1, B, H, W, C]), the first being the noise.
+
+    Raises:
+      ConfigError: a grid that does not descend within [0, 1], or `indices` or `initial` of another shape.
+
+    >>> from diffusion_jax.process import Denoised, Process
+    >>> from diffusion_jax.sampling import grids, solvers
+    >>> zeros = lambda x_t, t: Denoised(x0=0 * x_t, eps=x_t)  # all data are 0
+    >>> denoiser = Denoiser(zeros, Process("straight_line", "velocity"))
+    >>> sample(denoiser, solvers.euler(), grids.uniform(4), jax.random.key(0), (1, 2)).tolist()
+    [[0.0, 0.0]]
     """
     times = times_of(grid, denoiser, end)
     indices = jnp.arange(shape[0]) if indices is None else jnp.asarray(indices)
+    if indices.shape != tuple(shape[:1]):
+        raise ConfigError(f"sample: {shape[0]} samples need indices of the shape ({shape[0]},), got {indices.shape}")
+    if initial is not None and initial.shape != tuple(shape):
+        raise ConfigError(f"sample: initial has the shape {initial.shape}, not {tuple(shape)}")
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
     x = initial_noise(denoiser, keys, times[0], shape) if initial is None else initial
     dtype = x.dtype

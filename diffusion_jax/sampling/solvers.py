@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import ConfigError
-from diffusion_jax.process.process import Process, Variance
-from diffusion_jax.process.types import Denoiser
+from diffusion_jax.errors import ConfigError, nearest
+from diffusion_jax.process.process import VARIANCES, Process, Variance
+from diffusion_jax.process.types import Data, Denoised, Denoiser
 from diffusion_jax.registry import register
 
 Noise = Callable[[str], jax.Array]
@@ -27,7 +27,8 @@ class Solver(NamedTuple):
 
     Attributes:
       init: (x [B, ...], number of steps) -> the solver's state, a pytree.
-      step: (denoiser, x at t, state, t, s, noise) -> (x at s, state); t and s are float32 scalars, s < t.
+      step: (denoiser, x at t, state, t, s, noise) -> (x at s, state); t and s are float32 scalars, s < t, and s = 0
+        at the last step, which returns clean data.
       evaluations: network evaluations a step (Heun saves one at the last).
     """
 
@@ -46,25 +47,38 @@ def _level(process: Process, t: jax.Array) -> jax.Array:
 
 
 @register("solver", "ddpm")
-def ddpm(variance: Variance | None = None) -> Solver:
-    """Ancestral sampling: a draw of q(x_s | x_t, x0) at the predicted x0, for any pair of times.
+def ddpm(variance: Variance | float | None = None) -> Solver:
+    """Ancestral sampling: a draw of q(x_s | x_t, x0) at the predicted x0, for any pair of times; no noise at s = 0.
 
     Args:
-      variance: replaces the process's own, "fixed_small" or "fixed_large" (or the learned one it was trained with).
+      variance: replaces the process's own: "fixed_small" or "fixed_large" (or the learned one it was trained with), or
+        a number in [0, 1] that interpolates the logarithms from the first to the second (Ho & Salimans 2022 use 0.3
+        for 64-pixel images, arXiv 2207.12598). On few steps "fixed_large" is DDIM's "sigma-hat".
 
     Source: Ho et al. 2020, algorithm 2 (arXiv 2006.11239).
     """
+    if isinstance(variance, str) and variance not in VARIANCES:
+        hint = nearest(variance, VARIANCES)
+        raise ConfigError(f"solver 'ddpm': unknown variance {variance!r}{hint} (known: {', '.join(VARIANCES)})")
+    if isinstance(variance, int | float) and not 0 <= variance <= 1:
+        raise ConfigError(f"solver 'ddpm': a variance that interpolates must lie in [0, 1], got {variance}")
 
-    def step(denoiser: Denoiser, x: jax.Array, state: Any, t: jax.Array, s: jax.Array, noise: Noise):
-        denoised = denoiser(x, t)
-        mean, _ = denoiser.process.posterior(denoised.x0, x, s, t)
-        log_variance = denoiser.process.reverse_log_variance(denoised, s, t, variance)
-        return mean + jnp.where(s > 0, jnp.exp(0.5 * log_variance), 0.0) * noise("step"), state
+    def log_variance(process: Process, denoised: Denoised, s: jax.Array, t: jax.Array) -> jax.Array:
+        if variance is None or isinstance(variance, str):
+            return process.reverse_log_variance(denoised, s, t, variance)
+        small, large = (process.reverse_log_variance(denoised, s, t, mode) for mode in ("fixed_small", "fixed_large"))
+        return (1 - variance) * small + variance * large
+
+    def step(denoiser: Denoiser, x: Data, state: Any, t: jax.Array, s: jax.Array, noise: Noise) -> tuple[Data, Any]:
+        process, denoised = denoiser.process, denoiser(x, t)
+        mean, _ = process.posterior(denoised.x0, x, s, t)
+        scale = jnp.where(s > 0, jnp.exp(0.5 * log_variance(process, denoised, s, t)), 0.0)
+        return mean + scale * noise("step"), state
 
     return Solver(_stateless, step)
 
 
-def _ode_step(process: Process, denoised: Any, s: jax.Array) -> jax.Array:
+def _ode_step(process: Process, denoised: Denoised, s: jax.Array) -> Data:
     """x_s = alpha_s x0 + sigma_s eps: an Euler step of the probability-flow ODE."""
     alpha, sigma = process.alpha_sigma(s)
     return alpha * denoised.x0 + sigma * denoised.eps
@@ -72,14 +86,17 @@ def _ode_step(process: Process, denoised: Any, s: jax.Array) -> jax.Array:
 
 @register("solver", "ddim")
 def ddim(eta: float = 0.0) -> Solver:
-    """DDIM: deterministic at eta = 0, the posterior's variance at eta = 1.
+    """DDIM: deterministic at eta = 0; at eta = 1 it is `ddpm("fixed_small")`.
+
+    Args:
+      eta: in [0, 1], the noise added, as a share of the posterior's standard deviation.
 
     Source: Song et al. 2021, equations 12 and 16 (arXiv 2010.02502).
     """
-    if not eta >= 0:
-        raise ConfigError(f"solver 'ddim': eta must not be negative, got {eta}")
+    if not 0 <= eta <= 1:
+        raise ConfigError(f"solver 'ddim': eta must lie in [0, 1], got {eta} (for more noise: ddpm with 'fixed_large')")
 
-    def step(denoiser: Denoiser, x: jax.Array, state: Any, t: jax.Array, s: jax.Array, noise: Noise):
+    def step(denoiser: Denoiser, x: Data, state: Any, t: jax.Array, s: jax.Array, noise: Noise) -> tuple[Data, Any]:
         denoised, process = denoiser(x, t), denoiser.process
         if eta == 0:
             return _ode_step(process, denoised, s), state
@@ -103,25 +120,26 @@ def euler() -> Solver:
 
 
 @register("solver", "heun")
-def heun(
-    s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1.0
-) -> Solver:
+def heun(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1.0) -> Solver:
     """Heun's method of order 2, optionally with churn: noise added before each step. 2N - 1 evaluations.
 
     Args:
       s_churn: how much noise over the whole run; each of N steps raises sigma / alpha by min(s_churn / N, sqrt(2) - 1).
-      s_min, s_max: the levels sigma / alpha between which noise is added.
+      s_min, s_max: the levels sigma / alpha between which noise is added. A level is not raised above the schedule's
+        largest, so at t = 1 none is added.
       s_noise: the standard deviation of the added noise, about 1.
 
     Source: Karras et al. 2022, algorithms 1 and 2 (arXiv 2206.00364).
     """
     if s_churn < 0 or s_min > s_max:
-        raise ConfigError(f"solver 'heun': needs s_churn >= 0 and s_min <= s_max, got {s_churn}, {s_min}, {s_max}")
+        raise ConfigError(
+            f"solver 'heun': needs s_churn >= 0 and s_min <= s_max, got s_churn={s_churn}, s_min={s_min}, s_max={s_max}"
+        )
 
     def init(x: jax.Array, num_steps: int) -> jax.Array:
         return jnp.asarray(min(s_churn / num_steps, math.sqrt(2) - 1), x.dtype)
 
-    def churn(process: Process, x: jax.Array, t: jax.Array, raise_by: jax.Array, noise: Noise):
+    def churn(process: Process, x: Data, t: jax.Array, raise_by: jax.Array, noise: Noise) -> tuple[Data, jax.Array]:
         level = _level(process, t)
         within = (level >= s_min) & (level <= s_max) & jnp.isfinite(level)
         safe = jnp.where(within, level, 1.0)
@@ -132,19 +150,23 @@ def heun(
         ratio = jnp.where(within, alpha_raised / jnp.where(within, alpha, 1.0), 1.0)
         return ratio * x + alpha_raised * extra * s_noise * noise("churn"), raised
 
-    def step(denoiser: Denoiser, x: jax.Array, raise_by: jax.Array, t: jax.Array, s: jax.Array, noise: Noise):
+    def step(denoiser: Denoiser, x: Data, raise_by: jax.Array, t: jax.Array, s: jax.Array, noise: Noise):
         process = denoiser.process
         if s_churn:
             x, t = churn(process, x, t, raise_by, noise)
         first = denoiser(x, t)
         predicted = _ode_step(process, first, s)
-        corrected = lambda: predicted + _heun_correction(process, first, denoiser(predicted, s), t, s)  # noqa: E731
+
+        def corrected() -> Data:
+            return predicted + _heun_correction(process, first, denoiser(predicted, s), t, s)
+
+        # A condition, not a selection: the last step costs one evaluation.
         return jax.lax.cond(s > 0, corrected, lambda: predicted), raise_by
 
     return Solver(init, step, evaluations=2)
 
 
-def _heun_correction(process: Process, first: Any, second: Any, t: jax.Array, s: jax.Array) -> jax.Array:
+def _heun_correction(process: Process, first: Denoised, second: Denoised, t: jax.Array, s: jax.Array) -> Data:
     """Half the step times the change of slope, in the coordinates in which the family's paths are straight."""
     if process.schedule.family == "linear":
         change = (second.eps - second.x0) - (first.eps - first.x0)
@@ -170,7 +192,7 @@ def dpmpp_2m(variant: Literal["midpoint", "taylor"] = "midpoint") -> Solver:
     def init(x: jax.Array, num_steps: int) -> tuple[jax.Array, jax.Array]:
         return jnp.zeros_like(x), jnp.zeros((), x.dtype)  # the previous x0; the previous step in half-log-SNR, 0: none
 
-    def step(denoiser: Denoiser, x: jax.Array, state: Any, t: jax.Array, s: jax.Array, noise: Noise):
+    def step(denoiser: Denoiser, x: Data, state: Any, t: jax.Array, s: jax.Array, noise: Noise) -> tuple[Data, Any]:
         process, (previous, last_h) = denoiser.process, state
         x0 = denoiser(x, t).x0
         alpha, sigma = process.alpha_sigma(s)

@@ -10,7 +10,7 @@ import pytest
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Process, schedules
 from diffusion_jax.sampling import grids, invert, sample, solvers
-from tests.oracles import GAUSSIAN, LINE
+from oracles import GAUSSIAN, LINE
 
 SCHEDULES = {
     "linear": schedules.linear(),

@@ -10,7 +10,7 @@ import pytest
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Denoiser, Process, schedules
 from diffusion_jax.sampling import grids, sample, solvers
-from tests.oracles import GAUSSIAN, LINE
+from oracles import GAUSSIAN, LINE
 
 COUNT = 20_000
 

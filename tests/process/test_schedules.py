@@ -1,0 +1,139 @@
+"""Schedules: published numbers, identities of the families, inverses, precision."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.process import Process, schedules
+
+ALL = {
+    "linear": schedules.linear(),
+    "linear_4000": schedules.linear(4000),
+    "scaled_linear": schedules.scaled_linear(),
+    "quadratic": schedules.quadratic(),
+    "cosine": schedules.cosine(),
+    "cosine_continuous": schedules.cosine_continuous(),
+    "edm": schedules.edm(),
+    "vp_sde": schedules.vp_sde(),
+    "straight_line": schedules.straight_line(),
+    "shifted": schedules.shifted("cosine_continuous", size=256),
+}
+every = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
+
+
+def alpha_bar(schedule, index):
+    t = (np.asarray(index) + 1) / schedule.num_steps
+    return schedule.alpha_sigma(t)[0] ** 2
+
+
+def test_published_tables():
+    """Values of the published chains in float64."""
+    linear, cosine = schedules.linear(), schedules.cosine()
+    expected = [0.9999, 0.99978009, 0.89701815, 0.52408537, 0.078587243, 0.0033505504, 4.1181936e-5, 4.0358298e-5]
+    np.testing.assert_allclose(alpha_bar(linear, [0, 1, 99, 249, 499, 749, 998, 999]), expected, rtol=1e-7)
+    np.testing.assert_allclose(linear.log_snr(np.array([1e-3, 1.0])), [9.2102404, -10.1176733], rtol=1e-7)
+    np.testing.assert_allclose(alpha_bar(schedules.linear(4000), 3999), 4.2466523e-5, rtol=1e-7)
+    np.testing.assert_allclose(
+        alpha_bar(cosine, [0, 499, 998, 999]), [0.99995872, 0.49384359, 2.4287669e-6, 2.4287669e-9], rtol=1e-7
+    )
+    np.testing.assert_allclose(alpha_bar(schedules.cosine(4000), [1999, 3998]), [0.49384359, 1.5179805e-7], rtol=1e-7)
+    np.testing.assert_allclose(alpha_bar(schedules.linear(2000, 2e-6, 2e-2), 1999), 4.3859782e-5, rtol=1e-6)
+
+
+def test_published_levels():
+    """sigma / alpha of the VP-SDE, and the EDM grid's ends."""
+    level = lambda schedule, t: np.exp(-0.5 * schedule.log_snr(np.float64(t)))  # noqa: E731
+    vp = schedules.vp_sde()
+    np.testing.assert_allclose([level(vp, 1e-3), level(vp, 1.0)], [0.010485993, 152.16697], rtol=1e-6)
+    np.testing.assert_allclose([level(schedules.edm(), 1.0), level(schedules.edm(), 0.5)], [80.0, 80 / 2**7], rtol=1e-12)
+
+
+@every
+def test_time_runs_from_data_to_noise(schedule):
+    t = np.linspace(0, 1, 2003)
+    log_snr = schedule.log_snr(t)
+    assert log_snr[0] == math.inf and (np.diff(log_snr[1:]) < 0).all()
+    alpha, sigma = schedule.alpha_sigma(jnp.zeros(1))
+    assert alpha == 1 and sigma == 0
+
+
+@every
+@given(t=st.floats(1e-3, 1 - 1e-3))
+def test_inverse(schedule, t):
+    assert abs(schedule.inverse(schedule.log_snr(np.float64(t))) - t) < 1e-9
+    assert abs(float(schedule.inverse(schedule.log_snr(jnp.float32(t)))) - t) < 2e-5
+
+
+@every
+@given(t=st.floats(1e-3, 1.0))
+def test_families_and_precision(schedule, t):
+    """alpha^2 + sigma^2 = 1, alpha = 1, or alpha + sigma = 1; and float32 follows float64."""
+    alpha, sigma = schedule.alpha_sigma(np.float64(t))
+    kept = {"vp": alpha**2 + sigma**2, "ve": alpha, "linear": alpha + sigma}[schedule.family]
+    assert abs(kept - 1) < 1e-12
+    if math.isfinite(schedule.log_snr(np.float64(t))):
+        assert abs(math.log(alpha**2 / sigma**2) - schedule.log_snr(np.float64(t))) < 1e-9
+    rounded = np.float64(np.float32(t))
+    exact, single = schedule.alpha_sigma(rounded), schedule.alpha_sigma(jnp.float32(t))
+    np.testing.assert_allclose(np.array(single), np.array(exact), rtol=3e-5, atol=1e-7)
+
+
+@given(steps=st.integers(2, 3000), data=st.data())
+def test_chains_are_exact_at_their_steps(steps, data):
+    """In float32 too, whatever the rounding of i / T: the table's own value."""
+    schedule = schedules.linear(max(steps, 25))
+    index = data.draw(st.integers(1, schedule.num_steps))
+    betas = np.linspace(0.1 / schedule.num_steps, 20 / schedule.num_steps, schedule.num_steps)
+    expected = np.cumprod(1 - betas)[index - 1]
+    t = np.float32(index) / np.float32(schedule.num_steps)
+    np.testing.assert_allclose(float(schedule.alpha_sigma(jnp.float32(t))[0]) ** 2, expected, rtol=2e-5)
+    np.testing.assert_allclose(schedule.alpha_sigma(np.float64(index / schedule.num_steps))[0] ** 2, expected, rtol=1e-10)
+
+
+def test_shifts():
+    """Shifting the log-SNR by 2 ln(64 / size); the straight line's shift is its published warp of time."""
+    plain, moved = schedules.cosine_continuous(), schedules.shifted("cosine_continuous", size=256)
+    t = np.linspace(0.01, 0.99, 50)
+    np.testing.assert_allclose(moved.log_snr(t) - plain.log_snr(t), 2 * math.log(64 / 256), rtol=1e-12)
+    shift = 3.0
+    warped = shift * t / (1 + (shift - 1) * t)
+    np.testing.assert_allclose(schedules.straight_line(shift).alpha_sigma(t)[1], warped, rtol=1e-12)
+
+
+def test_zero_terminal_snr_tables():
+    betas = np.append(np.linspace(1e-4, 0.02, 99), 1.0)
+    schedule = schedules.from_betas(betas)
+    assert schedule.log_snr(1.0) == -math.inf and schedule.alpha_sigma(jnp.float32(1.0)) == (0.0, 1.0)
+    t = np.linspace(0.985, 0.9999, 40)
+    assert (np.diff(schedule.log_snr(t)) < 0).all()
+    np.testing.assert_allclose(schedule.inverse(schedule.log_snr(t)), t, rtol=1e-9)
+    with pytest.raises(ConfigError, match="undefined at zero SNR"):
+        Process(schedule, prediction="eps")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: schedules.from_betas([0.1, 1.5]), "beta 1 of 2 is 1.5"),
+        (lambda: schedules.from_betas([1.0, 0.1]), "only the last may be 1"),
+        (lambda: schedules.from_betas([[0.1]]), "one-dimensional"),
+        (lambda: schedules.edm(sigma_min=2, sigma_max=1), "sigma_min < sigma_max"),
+        (lambda: schedules.straight_line(-1), "must be positive"),
+        (lambda: schedules.shifted("linear"), "needs one of"),
+        (lambda: Process("cosin"), "did you mean 'cosine'"),
+        (lambda: Process("linear", prediction="epsilon"), "did you mean 'eps'|known"),
+        (lambda: Process("linear", variance="fixed_smal"), "did you mean 'fixed_small'"),
+        (lambda: Process("edm", noise_input="timestep"), "no discrete timesteps"),
+        (lambda: Process({"name": "linear", "steps": 3}), "did you mean 'num_steps'"),
+    ],
+)
+def test_mistakes_are_named(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()

@@ -9,8 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from diffusion_jax import systems
 from diffusion_jax.systems import Generation, SuperResolution
+from diffusion_jax.training import config as configs
+from diffusion_jax.training import ema as emas
+from diffusion_jax.training.checkpoints import Checkpointer
+from diffusion_jax.training.state import TrainState
 
 NETWORK = {
     "name": "unet",
@@ -79,3 +85,43 @@ def gaussian_x0(mean: float, std: float, schedule: Any) -> Callable[..., jax.Arr
         return mean + gain * (x - alpha * mean)
 
     return function
+
+
+def make_run(workdir: Any, kind: str = "base", **system: Any) -> str:
+    """A run of bundled digits with random weights at step 1: "base" draws 8x8, "sr" takes them to 16x16."""
+    config: dict[str, Any] = {
+        "system": {"name": "generation", "process": PROCESS, "network": NETWORK, "num_classes": 10, **system},
+        "data": {
+            "source": {"name": "digits"},
+            "image_size": 8 if kind == "base" else 16,
+            "channels": 1,
+            "resize": "bicubic",
+            "batch_size": 8,
+        },
+        "sampling": {"solver": "ddim", "steps": 2},
+    }
+    if kind == "sr":
+        config["system"] |= {"name": "super_resolution", "low_res_size": 8}
+        config["sampling"]["aug_level"] = 0.1
+    config = configs.complete(config)
+    configs.claim(workdir, config)
+    built = systems.from_config(config)
+    params = randomize(jax.jit(built.init)(jax.random.key(0)), 0.1)
+    averages = {average.label: params for average in emas.from_config(config["training"]["ema"])}
+    one = jnp.ones((), jnp.int32)
+    checkpointer = Checkpointer(workdir)
+    checkpointer.save(TrainState(one, params, averages, {}, built.init_state(), 0 * one), 1, config)
+    checkpointer.close()
+    return str(workdir)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The workdirs of tiny runs: base, sr, and unconditional (a chain)."""
+    root = tmp_path_factory.mktemp("runs")
+    chain = {"process": {"schedule": {"name": "cosine", "num_steps": 20}, "prediction": "eps"}, "num_classes": 0}
+    return {
+        "base": make_run(root / "base"),
+        "sr": make_run(root / "sr", "sr"),
+        "unconditional": make_run(root / "unconditional", **chain),
+    }

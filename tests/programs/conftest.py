@@ -1,0 +1,5 @@
+"""Fixtures of the programs' tests."""
+
+from __future__ import annotations
+
+from tiny_systems import runs  # noqa: F401

@@ -46,7 +46,8 @@ class Network:
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters: a plain nested dict of float32 arrays."""
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.example_inputs())
-        return nn.meta.unbox(self.module.init(key, *zeros, train=False))["params"]
+        # One program instead of thousands of small ones; inside another jit this is inlined.
+        return jax.jit(lambda key: self.module.init(key, *zeros, train=False)["params"])(key)
 
     def shapes(self) -> Params:
         """The parameters' shapes and dtypes, at no memory."""

@@ -90,13 +90,13 @@ def train_classifier(
     key, rng = jax.random.key(seed), np.random.default_rng(seed)
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 10), steps)
     optimizer = optax.adamw(schedule, weight_decay=0.01)
-    params = network.init(named(key, "init"))
-    state = optimizer.init(params)
+    params = jax.jit(network.init)(named(key, "init"))
+    state = jax.jit(optimizer.init)(params)
 
     @jax.jit
-    def update(params: Any, state: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> tuple[Any, Any]:
+    def update(params: Any, state: Any, x: jax.Array, y: jax.Array, step: int) -> tuple[Any, Any]:
         def loss(params: Any) -> jax.Array:
-            logits, _ = network.apply(params, x, train=True, rngs={"dropout": key})
+            logits, _ = network.apply(params, x, train=True, rngs={"dropout": named(key, "dropout", step)})
             targets = optax.smooth_labels(jax.nn.one_hot(y, num_classes), 0.05)
             return optax.softmax_cross_entropy(logits, targets).mean()
 
@@ -107,7 +107,7 @@ def train_classifier(
     for step in range(steps):
         rows = _rows(len(images), batch_size, step, seed)
         x = shift_and_rotate(images[rows].astype(np.float32) / 127.5 - 1, rng, pixels=images.shape[1] / 16)
-        params, state = update(params, state, x, labels[rows], named(key, "dropout", step))
+        params, state = update(params, state, x, labels[rows], step)
     judge = Judge(network, params)
     if held_out is None or not len(held_out[0]):
         return judge

@@ -24,7 +24,12 @@ def held_out_loss(
       limit: how many images; whole batches of them are used.
       passes: over the images, each with its own times and noise.
     """
-    loss = jax.jit(lambda batch, key: system.loss(params, system.init_state(), batch, key, train=False)[0])
+
+    @jax.jit
+    def loss(params: Any, batch: Any, number: int, again: int) -> jax.Array:
+        key = named(jax.random.key(seed), "held out", number, again)
+        return system.loss(params, system.init_state(), batch, key, train=False)[0]
+
     batch_size = min(batch_size, limit, len(pipeline))
     values = []
     for number, batch in enumerate(pipeline.one_pass(batch_size, limit=limit)):
@@ -32,7 +37,7 @@ def held_out_loss(
             break
         numeric = {name: batch[name] for name in ("image", "label", "mask") if name in batch}
         for again in range(passes):
-            values.append(loss(numeric, named(jax.random.key(seed), "held out", number, again)))
+            values.append(loss(params, numeric, number, again))
     return float(np.mean([np.asarray(value) for value in values]))
 
 
@@ -55,14 +60,14 @@ def bits_per_dim(
     steps = steps or system.process.num_steps or 100
 
     @jax.jit
-    def bound(batch: Any, key: jax.Array) -> likelihood.BitsPerDim:
+    def bound(params: Any, batch: Any, key: jax.Array) -> likelihood.BitsPerDim:
         indices = jnp.arange(len(batch["image"]))
         plain = Sampling(guidance=1.0, threshold="none", aug_level=0.0)
         denoise = system.denoiser(params, key, system.request(batch), indices, plain)
         return likelihood.bits_per_dim(denoise, to_float(batch["image"]), named(key, "bound"), steps)
 
     numeric = {name: batch[name] for name in ("image", "label") if name in batch}
-    parts = bound(numeric, jax.random.key(seed))
+    parts = bound(params, numeric, jax.random.key(seed))
     return {
         "bits_per_dim": float(parts.total.mean()),
         "prior": float(parts.prior.mean()),

@@ -89,14 +89,18 @@ class SampleFolder:
         except OSError as error:
             raise self._unwritable(error) from error
 
+    def flush(self) -> None:
+        """Wait until everything added is on disk."""
+        while self._pending:
+            self._result(self._pending.popleft())
+
     def finish(self, num: int, labels: np.ndarray | None = None) -> Path:
         """Wait for the writers, join what is to be joined, draw the grid; its path is returned.
 
         Args:
           labels: int [num], recorded beside the samples.
         """
-        while self._pending:
-            self._result(self._pending.popleft())
+        self.flush()
         try:
             self._store.finish(num, labels)
             first = self._store.read(min(num, _GRID))

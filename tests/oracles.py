@@ -2,58 +2,75 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import optimize, stats
 
-from diffusion_jax.process import Denoiser, Process
+from diffusion_jax.process import Denoised, Denoiser, Process
+from diffusion_jax.process.schedules import alpha_sigma_from_log_snr
 
 
-@dataclasses.dataclass(frozen=True)
-class Mixture:
-    """Data sum_k weights[k] N(means[k], diag(variances[k])) in D dimensions; one component is a Gaussian."""
+class Mixture(NamedTuple):
+    """Data sum_k weights[k] N(means[k], diag(variances[k])) in D dimensions, rotated; one component is a Gaussian.
 
-    weights: np.ndarray
-    means: np.ndarray
-    variances: np.ndarray
+    A pytree of float64 arrays: weights [K], means [K, D], variances [K, D], and rotation [D, D] with the axes in
+    columns (None: no rotation), which makes the covariances full.
+    """
+
+    weights: Any
+    means: Any
+    variances: Any
+    rotation: Any = None
 
     @classmethod
-    def gaussian(cls, mean, variance) -> Mixture:
+    def gaussian(cls, mean: Any, variance: Any) -> Mixture:
         return cls(np.ones(1), np.array([mean], float), np.array([variance], float))
 
     def component(self, k: int) -> Mixture:
-        return Mixture.gaussian(self.means[k], self.variances[k])
+        return self._replace(weights=np.ones(1), means=self.means[k : k + 1], variances=self.variances[k : k + 1])
 
-    def log_joint(self, x, alpha, sigma):
+    def along_axes(self, x: Any) -> Any:
+        """x [B, D] in the coordinates in which the components are diagonal."""
+        return x if self.rotation is None else x @ self.rotation
+
+    def from_axes(self, x: Any) -> Any:
+        """The inverse of `along_axes`."""
+        return x if self.rotation is None else x @ self.rotation.T
+
+    # Densities and denoisers; alpha and sigma are [B, 1], or scalars --------------------------------------------------
+
+    def log_joint(self, x: Any, alpha: Any, sigma: Any) -> jax.Array:
         """log weights[k] p(x_t | k): [B, K]."""
         mean = alpha[..., None] * self.means
         variance = alpha[..., None] ** 2 * self.variances + sigma[..., None] ** 2
-        quadratic = -0.5 * ((x[:, None] - mean) ** 2 / variance + jnp.log(2 * jnp.pi * variance)).sum(-1)
-        return quadratic + jnp.log(self.weights)
+        distance = (self.along_axes(x)[:, None] - mean) ** 2 / variance
+        return jnp.log(self.weights) - 0.5 * (distance + jnp.log(2 * jnp.pi * variance)).sum(-1)
 
-    def log_density(self, x, alpha, sigma):
+    def log_density(self, x: Any, alpha: Any, sigma: Any) -> jax.Array:
         return jax.nn.logsumexp(self.log_joint(x, alpha, sigma), axis=-1)
 
-    def posterior_mean(self, x, alpha, sigma):
-        """E[x0 | x_t], by Gaussian conditioning in every component."""
-        share = jax.nn.softmax(self.log_joint(x, alpha, sigma), axis=-1)
-        gain = alpha[..., None] * self.variances / (alpha[..., None] ** 2 * self.variances + sigma[..., None] ** 2)
-        means = self.means + gain * (x[:, None] - alpha[..., None] * self.means)
-        return (share[..., None] * means).sum(1)
+    def posterior_means(self, x: Any, alpha: Any, sigma: Any) -> tuple[jax.Array, jax.Array]:
+        """E[x0 | x_t] and E[eps | x_t], by Gaussian conditioning in every component; alpha may be 0."""
+        share = jax.nn.softmax(self.log_joint(x, alpha, sigma), axis=-1)[..., None]
+        alpha, sigma = alpha[..., None], sigma[..., None]
+        whitened = (self.along_axes(x)[:, None] - alpha * self.means) / (alpha**2 * self.variances + sigma**2)
+        x0 = (share * (self.means + alpha * self.variances * whitened)).sum(1)
+        return self.from_axes(x0), self.from_axes((share * sigma * whitened).sum(1))
 
     def denoiser(self, process: Process) -> Denoiser:
         """Exact, by way of the process's parameterisation: encoded as the network's target, and decoded."""
 
-        def function(x, t):
-            alpha, sigma = (value[:, None] for value in process.alpha_sigma(t))
-            x0 = self.posterior_mean(x, alpha, sigma)
-            eps = (x - alpha * x0) / sigma
+        def function(x: jax.Array, t: jax.Array) -> Denoised:
+            x0, eps = self.posterior_means(x, *(value[:, None] for value in process.alpha_sigma(t)))
             return process.decode(process.target(x0, eps, t), x, t)
 
         return Denoiser(function, process)
+
+    # What a perfect sampler does; float64 -----------------------------------------------------------------------------
 
     def marginal(self, process: Process, t: float, count: int, seed: int = 0) -> np.ndarray:
         """Draws of x_t, float64 [count, D]."""
@@ -61,24 +78,76 @@ class Mixture:
         alpha, sigma = process.schedule.alpha_sigma(np.float64(t))
         k = rng.choice(len(self.weights), count, p=self.weights)
         spread = np.sqrt(alpha**2 * self.variances[k] + sigma**2)
-        return alpha * self.means[k] + spread * rng.standard_normal((count, self.means.shape[1]))
+        return self.from_axes(alpha * self.means[k] + spread * rng.standard_normal((count, self.means.shape[1])))
 
-    def transported(self, process: Process, t: float, x: np.ndarray) -> np.ndarray:
-        """Where the probability-flow ODE takes x_t at t = 0, in one dimension: it preserves quantiles."""
-        alpha, sigma = process.schedule.alpha_sigma(np.float64(t))
-        spread, noisy = np.sqrt(self.variances[:, 0]), np.sqrt(alpha**2 * self.variances[:, 0] + sigma**2)
-        data = lambda y: (self.weights * stats.norm.cdf(y, self.means[:, 0], spread)).sum()  # noqa: E731
-        quantiles = [(self.weights * stats.norm.cdf(v, alpha * self.means[:, 0], noisy)).sum() for v in x[:, 0]]
-        return np.array([optimize.brentq(lambda y, q=q: data(y) - q, -20, 20, xtol=1e-12) for q in quantiles])[:, None]
+    def cdf(self, u: np.ndarray, axis: int = 0, alpha: float = 1.0, sigma: float = 0.0) -> np.ndarray:
+        """The distribution function of x_t along an axis."""
+        spread = np.sqrt(alpha**2 * self.variances[:, axis] + sigma**2)
+        return (self.weights * stats.norm.cdf(np.asarray(u)[..., None], alpha * self.means[:, axis], spread)).sum(-1)
 
-    def gaussian_transported(self, process: Process, t: float, x: np.ndarray, end: float = 0.0) -> np.ndarray:
-        """The same for one Gaussian in any dimension, down to any time: an affine map."""
-        alpha, sigma = process.schedule.alpha_sigma(np.float64(t))
-        alpha_end, sigma_end = process.schedule.alpha_sigma(np.float64(end))
-        variance, mean = self.variances[0], self.means[0]
-        ratio = np.sqrt((alpha_end**2 * variance + sigma_end**2) / (alpha**2 * variance + sigma**2))
-        return alpha_end * mean + ratio * (x - alpha * mean)
+    def transported(self, process: Process, t: float, x: np.ndarray, end: float = 0.0) -> np.ndarray:
+        """Where the probability-flow ODE takes x_t, [B, D].
+
+        In one dimension it preserves quantiles, and axes do not mix if the components differ along the first alone.
+        """
+        assert (np.ptp(self.means[:, 1:], 0) == 0).all() and (np.ptp(self.variances[:, 1:], 0) == 0).all()
+        (alpha, sigma), (alpha_end, sigma_end) = (process.schedule.alpha_sigma(np.float64(time)) for time in (t, end))
+        along = self.along_axes(np.asarray(x, np.float64))
+        ratio = np.sqrt((alpha_end**2 * self.variances[0] + sigma_end**2) / (alpha**2 * self.variances[0] + sigma**2))
+        moved = alpha_end * self.means[0] + ratio * (along - alpha * self.means[0])
+        if len(self.weights) > 1:
+            quantiles = self.cdf(along[:, 0], 0, alpha, sigma)
+            excess = lambda y, q: self.cdf(y, 0, alpha_end, sigma_end) - q  # noqa: E731
+            moved[:, 0] = [optimize.brentq(excess, -300, 300, args=(q,), xtol=1e-12) for q in quantiles]
+        return self.from_axes(moved)
+
+
+def network(process: Process) -> Callable[..., jax.Array]:
+    """An apply function whose parameters are a `Mixture`, and whose output is the target of the process, exactly.
+
+    It sees what a network sees, so `process` must tell it the log-SNR (noise_input="log_snr").
+    """
+
+    def apply(data: Mixture, x: jax.Array, log_snr: jax.Array, cond: Any = None) -> jax.Array:
+        alpha, sigma = (v[:, None] for v in alpha_sigma_from_log_snr(log_snr, process.schedule.family))
+        x_t = x / process.prediction.input_scale(alpha, sigma)
+        return process.prediction.target(*data.posterior_means(x_t, alpha, sigma), alpha, sigma)
+
+    return apply
+
+
+def side_by_side(processes: Sequence[Process], sizes: Sequence[int], data: Mixture) -> Denoiser:
+    """A denoiser whose first sizes[0] rows go through the parameterisation of the first process, and so on.
+
+    As `bind` with `network`, but the processes, all of one schedule, share the posterior means, which is what
+    compiling takes long for.
+    """
+
+    def function(x_t: jax.Array, t: jax.Array) -> Denoised:
+        alpha, sigma = (v[:, None] for v in processes[0].alpha_sigma(t))
+        cut = lambda array: jnp.split(array, np.cumsum(sizes)[:-1])  # noqa: E731
+        rows = list(zip(processes, cut(alpha), cut(sigma), strict=True))
+        fed = [process.prediction.input_scale(a, s) * x for (process, a, s), x in zip(rows, cut(x_t), strict=True)]
+        seen = [x / process.prediction.input_scale(a, s) for (process, a, s), x in zip(rows, fed, strict=True)]
+        means = [cut(mean) for mean in data.posterior_means(jnp.concatenate(seen), alpha, sigma)]
+        pairs = []
+        for (process, a, s), x, x0, eps in zip(rows, cut(x_t), *means, strict=True):
+            pairs.append(process.prediction.decode(process.prediction.target(x0, eps, a, s), x, a, s))
+        return Denoised(*(jnp.concatenate(parts) for parts in zip(*pairs, strict=True)))
+
+    return Denoiser(function, processes[0])
+
+
+def rotation(angle: float) -> np.ndarray:
+    """Axes of the plane turned by an angle in radians, in columns."""
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 
 GAUSSIAN = Mixture.gaussian([0.5, -0.3], [0.3**2, 0.6**2])
 LINE = Mixture(np.array([0.3, 0.7]), np.array([[-0.6], [0.5]]), np.array([[0.15**2], [0.25**2]]))
+
+# Of one shape, two components in the plane with full covariances, so that they share a compiled program.
+CORRELATED = Mixture(np.full(2, 0.5), np.array([[0.3, -0.4]] * 2), np.array([[0.5**2, 0.2**2]] * 2), rotation(0.6))
+BIMODAL = Mixture(
+    np.array([0.3, 0.7]), np.array([[-0.6, -0.2], [0.6, -0.2]]), np.array([[0.04, 0.04], [0.06, 0.04]]), rotation(-0.8)
+)

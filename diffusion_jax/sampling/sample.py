@@ -69,10 +69,10 @@ def sample(
 
     >>> from diffusion_jax.process import Denoised, Process
     >>> from diffusion_jax.sampling import grids, solvers
-    >>> zeros = lambda x_t, t: Denoised(x0=0 * x_t, eps=x_t)  # all data are 0
-    >>> denoiser = Denoiser(zeros, Process("straight_line", "velocity"))
+    >>> ones = lambda x_t, t: Denoised(x0=0 * x_t + 1, eps=x_t)  # all data are 1
+    >>> denoiser = Denoiser(ones, Process("straight_line", "velocity"))
     >>> sample(denoiser, solvers.euler(), grids.uniform(4), jax.random.key(0), (1, 2)).tolist()
-    [[0.0, 0.0]]
+    [[1.0, 1.0]]
     """
     times = times_of(grid, denoiser, end)
     indices = jnp.arange(shape[0]) if indices is None else jnp.asarray(indices)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError, nearest
-from diffusion_jax.process.process import VARIANCES, Process, Variance
+from diffusion_jax.process.process import VARIANCES, Process
 from diffusion_jax.process.types import Data, Denoised, Denoiser
 from diffusion_jax.registry import register
 
@@ -47,7 +47,7 @@ def _level(process: Process, t: jax.Array) -> jax.Array:
 
 
 @register("solver", "ddpm")
-def ddpm(variance: Variance | float | None = None) -> Solver:
+def ddpm(variance: str | float | None = None) -> Solver:
     """Ancestral sampling: a draw of q(x_s | x_t, x0) at the predicted x0, for any pair of times; no noise at s = 0.
 
     Args:
@@ -178,11 +178,11 @@ def _heun_correction(process: Process, first: Denoised, second: Denoised, t: jax
 
 
 @register("solver", "dpmpp_2m")
-def dpmpp_2m(variant: Literal["midpoint", "taylor"] = "midpoint") -> Solver:
+def dpmpp_2m(variant: str = "midpoint") -> Solver:
     """DPM-Solver++(2M): order 2 with one evaluation a step; first order at the first step and at the step to 0.
 
     Args:
-      variant: how the slope of x0 in half-log-SNR enters; "midpoint" is the paper's algorithm 2.
+      variant: how the slope of x0 in half-log-SNR enters: "midpoint", the paper's algorithm 2, or "taylor".
 
     Source: Lu et al. 2022 (arXiv 2211.01095).
     """

@@ -1,0 +1,129 @@
+"""The sampling loop: noise by sample index, evaluations, trajectories, early ends, bad input."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import GAUSSIAN
+
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.process import Denoiser, Process
+from diffusion_jax.sampling import grids, guidance, sample, solvers
+
+PROCESS = Process("cosine_continuous", prediction="v")
+EXACT = GAUSSIAN.denoiser(PROCESS)
+GRID = grids.uniform(7)
+
+
+def draw(solver, indices, key=0):
+    indices = jnp.asarray(indices)
+    run = jax.jit(lambda indices, key: sample(EXACT, solver, GRID, key, (len(indices), 2), indices=indices))
+    return np.asarray(run(indices, jax.random.key(key)))
+
+
+@pytest.mark.parametrize("solver", [solvers.ddpm(), solvers.heun(s_churn=3.0)], ids=["ddpm", "heun_churn"])
+def test_a_sample_is_a_function_of_its_index(solver):
+    """Any part of a batch, in any order: the same samples."""
+    whole = draw(solver, range(16))
+    for indices in ([3, 11, 0], list(range(8, 16))):
+        np.testing.assert_allclose(draw(solver, indices), whole[indices], atol=2e-6)
+    apart = np.abs(whole[:, None] - whole).max(-1) + np.eye(16)
+    assert apart.min() > 1e-4  # no two samples share their noise
+    assert np.abs(draw(solver, range(16), key=1) - whole).min(0).max() > 1e-4
+
+
+def test_samples_do_not_depend_on_devices_or_jit():
+    solver, key = solvers.ddpm(), jax.random.key(0)
+    whole = draw(solver, range(16))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.device_put(jnp.arange(16), jax.NamedSharding(mesh, jax.P("data")))
+    sharded = jax.jit(lambda indices: sample(EXACT, solver, GRID, key, (16, 2), indices=indices))(spread)
+    assert len(sharded.sharding.device_set) == 8
+    np.testing.assert_allclose(sharded, whole, atol=2e-6)
+    np.testing.assert_allclose(sample(EXACT, solver, GRID, key, (16, 2)), whole, atol=2e-6)
+
+
+def evaluations(solver, wrap=lambda denoiser: denoiser, count=7):
+    """How often a run of `count` steps evaluates the network, counted at run time."""
+    calls = []
+
+    def function(x, t):
+        jax.debug.callback(lambda: calls.append(1))
+        return EXACT(x, t)
+
+    denoiser = wrap(Denoiser(function, PROCESS))
+    jax.block_until_ready(sample(denoiser, solver, grids.uniform(count), jax.random.key(0), (2, 2)))
+    jax.effects_barrier()
+    return len(calls)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmpp_2m", "heun"])
+def test_network_evaluations(name):
+    """N, and 2N - 1 for Heun."""
+    solver = getattr(solvers, name)()
+    assert evaluations(solver) == (13 if name == "heun" else 7)
+    assert solver.evaluations == (2 if name == "heun" else 1)
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(1.0, 3), (1, 3), (2.5, 6)])
+def test_guidance_at_scale_one_costs_nothing(scale, expected):
+    wrap = lambda denoiser: guidance.classifier_free(denoiser, denoiser, scale)  # noqa: E731
+    assert evaluations(solvers.ddim(), wrap, count=3) == expected
+
+
+def test_trajectory_holds_every_state():
+    grid, key = grids.uniform(5), jax.random.key(0)
+    x, path = sample(EXACT, solvers.ddpm(), grid, key, (4, 2), trajectory=True)
+    assert path.shape == (6, 4, 2)
+    np.testing.assert_array_equal(path[-1], x)
+    np.testing.assert_allclose(path[0].std(), 1.0, atol=0.5)
+    # A run that ends where a grid time is, ends in that state; and one can go on from there.
+    times = grid(PROCESS)
+    stopped = sample(EXACT, solvers.ddim(), grid, key, (4, 2), end=float(times[3]))
+    _, still = sample(EXACT, solvers.ddim(), grid, key, (4, 2), trajectory=True)
+    np.testing.assert_allclose(stopped, still[3], atol=1e-6)
+    resumed = sample(EXACT, solvers.ddim(), times[3:], key, (4, 2), initial=stopped)
+    np.testing.assert_allclose(resumed, still[-1], atol=1e-6)
+
+
+def test_early_end_between_grid_times_has_the_marginal_of_that_time():
+    x = draw_to(0.33)
+    alpha, sigma = PROCESS.schedule.alpha_sigma(0.33)
+    variance = alpha**2 * GAUSSIAN.variances[0] + sigma**2
+    np.testing.assert_allclose(x.mean(0), alpha * GAUSSIAN.means[0], atol=5 * np.sqrt(variance.max() / len(x)))
+    np.testing.assert_allclose(x.var(0), variance, rtol=0.12)
+
+
+def draw_to(end):
+    run = jax.jit(lambda key: sample(EXACT, solvers.heun(), grids.uniform(40), key, (4000, 2), end=end))
+    return np.asarray(run(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "edm", "straight_line"])
+@pytest.mark.parametrize("start", [1.0, 0.8])
+def test_initial_noise_has_the_deviation_of_its_time(schedule, start):
+    process = Process(schedule, prediction="x0")
+    grid = np.array([start, 0.0])
+    _, path = sample(GAUSSIAN.denoiser(process), solvers.ddim(), grid, jax.random.key(0), (4000, 2), trajectory=True)
+    expected = 1.0 if schedule == "linear" else process.schedule.alpha_sigma(start)[1]
+    np.testing.assert_allclose(path[0].std(0), expected, rtol=0.06)
+
+
+@pytest.mark.parametrize(
+    ("grid", "kwargs", "message"),
+    [
+        ([0.1, 0.5, 0.0], {}, "must descend"),
+        ([1.0, 0.5, 0.5, 0.0], {}, "must descend"),
+        ([1.0], {}, "two times"),
+        ([1.5, 0.0], {}, r"within \[0, 1\]"),
+        ([1.0, np.nan, 0.0], {}, "must descend"),
+        ([0.5, 0.0], {"end": 0.7}, "two times"),
+        ([1.0, 0.0], {"indices": np.arange(3)}, r"indices of the shape \(2,\), got \(3,\)"),
+        ([1.0, 0.0], {"initial": jnp.zeros((2, 3))}, r"initial has the shape \(2, 3\), not \(2, 2\)"),
+    ],
+)
+def test_mistakes(grid, kwargs, message):
+    with pytest.raises(ConfigError, match=message):
+        sample(EXACT, solvers.ddim(), np.array(grid), jax.random.key(0), (2, 2), **kwargs)

@@ -53,8 +53,8 @@ def _base() -> dict:
         },
         "data": _data(16, 64),
         "optimizer": {"name": "adamw", "learning_rate": 2e-3, "warmup_steps": 100, "decay": "cosine", "clip_norm": 1.0},
-        "training": {"steps": 800, "ema": [{"name": "constant", "decay": 0.995}], "checkpoint_every": 200, "log_every": 25},
-        "sampling": {"solver": "dpmpp_2m", "steps": 25, "guidance": 2.0},
+        "training": {"steps": 700, "ema": [{"name": "constant", "decay": 0.995}], "checkpoint_every": 200, "log_every": 25},
+        "sampling": {"solver": "dpmpp_2m", "steps": 16, "guidance": 2.0},
     }
 
 
@@ -73,8 +73,8 @@ def _sr() -> dict:
         },
     )
     config["data"] = _data(32, 32)
-    config["training"]["steps"] = 700
-    config["sampling"] = {"solver": "dpmpp_2m", "steps": 15, "guidance": 1.0, "aug_level": 0.1}
+    config["training"]["steps"] = 600
+    config["sampling"] = {"solver": "dpmpp_2m", "steps": 12, "guidance": 1.0, "aug_level": 0.1}
     return config
 
 

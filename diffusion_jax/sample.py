@@ -29,15 +29,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 from diffusion_jax import programs
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation import command_line
-from diffusion_jax.evaluation.generate import Generator, RequestRows
-from diffusion_jax.evaluation.requests import LabelRule, label_rule, low_res_from, low_res_of, rows_by_index
+from diffusion_jax.evaluation.generate import Generator
+from diffusion_jax.evaluation.requests import LabelRule, Rows, label_rule, low_res_from, low_res_of
 from diffusion_jax.evaluation.runs import Runs, find
 from diffusion_jax.evaluation.samples import SampleFolder
 from diffusion_jax.systems import SuperResolution
@@ -67,8 +66,7 @@ def sample(runs: Runs, options: Options) -> Path:
     """
     num, rule = _labels(runs, options)
     rows = _requests(runs, options, num, rule)
-    everything = rows(np.arange(num))
-    runs.cascade.check_request(everything)
+    rows.check(runs.cascade, num)
     params, steps = runs.load()
     settings = {
         "stages": runs.settings(params, steps),
@@ -83,7 +81,7 @@ def sample(runs: Runs, options: Options) -> Path:
         if missing:
             generator = Generator(runs.cascade, params, seed=options.seed, batch_size=options.batch_size)
             draw(generator, missing, rows, folder)
-        return folder.finish(num, everything.get("label"))
+        return folder.finish(num, rows.labels(num))
 
 
 def _labels(runs: Runs, options: Options) -> tuple[int, LabelRule | None]:
@@ -97,21 +95,21 @@ def _labels(runs: Runs, options: Options) -> tuple[int, LabelRule | None]:
     return num, rule
 
 
-def _requests(runs: Runs, options: Options, num: int, rule: LabelRule | None) -> RequestRows:
+def _requests(runs: Runs, options: Options, num: int, rule: LabelRule | None) -> Rows:
     first = runs.cascade.stages[0].system
     if not isinstance(first, SuperResolution):
         if options.input is not None:
             raise ConfigError("--input is for super-resolution, but the first run draws from noise alone")
-        return rows_by_index({}, rule)
+        return Rows({}, rule)
     if options.input is not None:
         columns = low_res_from(options.input, first.low_res_shape)
     else:
         columns = low_res_of(first, runs.pipeline(0, "test"), num)
     # Labels that come with the images describe them; those asked for go before.
-    return rows_by_index(columns, rule if options.labels or "label" not in columns else None)
+    return Rows(columns, rule if options.labels or "label" not in columns else None)
 
 
-def draw(generator: Generator, indices: Sequence[int], rows: RequestRows, folder: SampleFolder) -> float:
+def draw(generator: Generator, indices: Sequence[int], rows: Rows, folder: SampleFolder) -> float:
     """Draw samples into a folder; seconds per image after the first batch, which compiles (0 if there is no other)."""
     started, first_done, first_count = time.perf_counter(), 0.0, 0
     with tqdm(total=len(indices), unit="image", disable=not sys.stderr.isatty()) as bar:

@@ -52,6 +52,11 @@ def randomize(params: Any, scale: float = 0.3, seed: int = 0) -> Any:
     return jax.tree.map(lambda leaf: leaf + scale * rng.standard_normal(leaf.shape).astype(np.float32), params)
 
 
+def start(system: Any, seed: int = 0) -> Any:
+    """Fresh parameters, compiled: op by op takes seconds."""
+    return jax.jit(system.init)(jax.random.key(seed))
+
+
 def make_batch(size: int = 16, count: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
     """Random images and labels of 4 classes."""
     rng = np.random.default_rng(seed)

@@ -16,9 +16,9 @@ from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.evaluation.cache import gather, judge_of
 from diffusion_jax.evaluation.classifier import Judge
 from diffusion_jax.evaluation.frechet import Moments, frechet_distance
-from diffusion_jax.evaluation.generate import Generator, RequestRows
+from diffusion_jax.evaluation.generate import Generator
 from diffusion_jax.evaluation.held_out import bits_per_dim, held_out_loss
-from diffusion_jax.evaluation.requests import low_res_of, rows_by_index
+from diffusion_jax.evaluation.requests import Rows, low_res_of
 from diffusion_jax.evaluation.runs import Runs, find
 from diffusion_jax.systems import Cascade, SuperResolution
 
@@ -97,30 +97,30 @@ def measure(runs: Runs, settings: Settings) -> tuple[dict[str, Any], np.ndarray]
     the name of the stage goes before: base_agreement, cascade_agreement, ... Of every stage: held_out_loss, and
     bits_per_dim where asked for. Metrics that the data have no classes for are left out.
     """
-    params, steps = runs.load()
     rows = _requests(runs, settings.num)
-    indices = np.arange(settings.num)
-    runs.cascade.check_request(rows(indices))
+    rows.check(runs.cascade, settings.num)
+    params, steps = runs.load()
+    labels = rows.labels(settings.num)
     samples = _samples(runs, params, rows, settings)
     metrics: dict[str, Any] = {}
     for number in range(len(params)):
-        metrics |= _of_stage(runs, number, params[number], samples[number], rows(indices).get("label"), settings)
+        metrics |= _of_stage(runs, number, params[number], samples[number], labels, settings)
     metrics |= {
         "num_samples": settings.num,
         "settings": {**dataclasses.asdict(settings), "stages": runs.settings(params, steps)},
     }
-    return metrics, _picture(runs, samples[-1], rows(indices).get("label"))
+    return metrics, _picture(runs, samples[-1], labels)
 
 
-def _requests(runs: Runs, num: int) -> RequestRows:
+def _requests(runs: Runs, num: int) -> Rows:
     """Classes in turn; for super-resolution, held-out images with their own classes."""
     first, classes = runs.cascade.stages[0].system, runs.cascade.num_classes
     columns = low_res_of(first, runs.pipeline(0, "test"), num) if isinstance(first, SuperResolution) else {}
     in_turn = (lambda indices: (indices % classes).astype(np.int32)) if classes and "label" not in columns else None
-    return rows_by_index(columns, in_turn)
+    return Rows(columns, in_turn)
 
 
-def _samples(runs: Runs, params: Sequence[Any], rows: RequestRows, settings: Settings) -> list[np.ndarray]:
+def _samples(runs: Runs, params: Sequence[Any], rows: Rows, settings: Settings) -> list[np.ndarray]:
     """The finished images of every stage, uint8.
 
     A stage before a truncated one never finishes in the cascade: it is drawn once more by itself.

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from diffusion_jax import data
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.evaluation.generate import RequestRows
-from diffusion_jax.systems import SuperResolution, labels, to_float, to_uint8
+from diffusion_jax.systems import Cascade, SuperResolution, labels, to_float, to_uint8
 
 LabelRule = Callable[[np.ndarray], np.ndarray]
 """Sample indices int [N] -> labels int32 [N]."""
@@ -96,11 +95,31 @@ def low_res_from(path: str, shape: tuple[int, int, int]) -> dict[str, np.ndarray
     return columns
 
 
-def rows_by_index(columns: dict[str, np.ndarray], rule: LabelRule | None) -> RequestRows:
-    """Conditioning by sample index: columns repeat past their end, and a label rule goes before a label column."""
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Conditioning by sample index.
 
-    def rows(indices: np.ndarray) -> dict[str, Any]:
-        found = {name: column[indices % len(column)] for name, column in columns.items()}
-        return found if rule is None else {**found, "label": rule(indices)}
+    Attributes:
+      columns: arrays by name, [M, ...] each; they repeat past their end.
+      rule: of the labels; it goes before a label column.
+    """
 
-    return rows
+    columns: dict[str, np.ndarray]
+    rule: LabelRule | None = None
+
+    def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The conditioning of samples int [N], [N, ...] each."""
+        found = {name: column[indices % len(column)] for name, column in self.columns.items()}
+        return found if self.rule is None else {**found, "label": self.rule(indices)}
+
+    def labels(self, num: int) -> np.ndarray | None:
+        """Of the first `num` samples, int [num]; None without labels."""
+        wanted = {name: column for name, column in self.columns.items() if name == "label"}
+        return Rows(wanted, self.rule)(np.arange(num)).get("label")
+
+    def check(self, cascade: Cascade, num: int) -> None:
+        """Raise a `ConfigError` if the cascade does not take this conditioning for its first `num` samples."""
+        cascade.check_request(self(np.arange(1)))
+        given = self.labels(num)
+        if given is not None and cascade.num_classes:
+            labels.check(given, cascade.num_classes)

@@ -24,7 +24,7 @@ from absl import app, flags
 
 from diffusion_jax.evaluation import Generator, SampleFolder, find
 from diffusion_jax.evaluation.generate import Drawn
-from diffusion_jax.evaluation.requests import rows_by_index
+from diffusion_jax.evaluation.requests import Rows
 from diffusion_jax.systems import Cascade, Generation, Sampling, Stage
 
 _WORKDIR = flags.DEFINE_list("workdir", [], "Trained runs, the stages of a cascade; a fresh network if left out.")
@@ -58,7 +58,7 @@ def seconds_per_image(drawn: Iterator[Drawn], use: Callable[[Drawn], None], fini
 def measure(generator: Generator, num: int, rounds: int, format: str) -> tuple[float, float]:
     """Median seconds per image (kept in memory, written to disk)."""
     classes = generator.cascade.num_classes
-    rows = rows_by_index({}, (lambda indices: (indices % classes).astype(np.int32)) if classes else None)
+    rows = Rows({}, (lambda indices: (indices % classes).astype(np.int32)) if classes else None)
     kept, written = [], []
     for _ in range(rounds):
         kept.append(seconds_per_image(generator(range(num), rows), lambda part: None, lambda: None))

@@ -9,7 +9,8 @@ from tiny_systems import make_super_resolution
 
 from diffusion_jax import data
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.evaluation.requests import label_rule, low_res_from, low_res_of, rows_by_index
+from diffusion_jax.evaluation.requests import Rows, label_rule, low_res_from, low_res_of
+from diffusion_jax.systems import Cascade, Sampling, Stage
 
 
 @pytest.mark.parametrize(
@@ -54,8 +55,17 @@ def test_low_res_of_data_is_pils_box_resize_rounded():
 
 def test_rows_repeat_and_a_rule_goes_before_a_column():
     columns = {"low_res": np.arange(3), "label": np.array([7, 8, 9])}
-    assert rows_by_index(columns, None)(np.array([3, 4]))["label"].tolist() == [7, 8]
-    assert rows_by_index(columns, label_rule("1", 3)[0])(np.array([3, 4]))["label"].tolist() == [1, 1]
+    assert Rows(columns)(np.array([3, 4]))["label"].tolist() == [7, 8]
+    assert Rows(columns, label_rule("1", 3)[0])(np.array([3, 4]))["label"].tolist() == [1, 1]
+    assert Rows(columns).labels(4).tolist() == [7, 8, 9, 7] and Rows({}).labels(4) is None
+
+
+def test_labels_that_come_with_images_are_checked():
+    cascade = Cascade([Stage(make_super_resolution(), Sampling())])
+    low_res = np.zeros((3, 8, 8, 1), np.uint8)
+    Rows({"low_res": low_res, "label": np.array([0, 1, 4])}).check(cascade, 2)
+    with pytest.raises(ConfigError, match="label 4 is out of range"):
+        Rows({"low_res": low_res, "label": np.array([0, 1, 4])}).check(cascade, 3)
 
 
 def test_low_res_from_an_npz_and_from_a_folder(tmp_path):

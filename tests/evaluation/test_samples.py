@@ -60,16 +60,24 @@ def test_npz_is_joined_from_parts_in_order_continued_and_repaired(tmp_path):
     assert not (tmp_path / "parts").exists() or not list((tmp_path / "parts").iterdir())
 
 
-def test_a_finished_npz_can_grow_and_a_damaged_one_is_drawn_again(tmp_path):
+def test_a_finished_npz_can_grow_(tmp_path):
     _fill(tmp_path, "npz", range(5), 5, np.arange(5))
     assert _missing(tmp_path, "npz", 5) == [] and _missing(tmp_path, "npz") == list(range(5, 12))
     _fill(tmp_path, "npz", range(5, 12), 12, np.arange(12))
     with np.load(tmp_path / "samples.npz") as whole:
         np.testing.assert_array_equal(whole["arr_0"], IMAGES)
-    content = bytearray((tmp_path / "samples.npz").read_bytes())
-    content[300] ^= 255  # a bit of the images
-    (tmp_path / "samples.npz").write_bytes(content)
-    assert _missing(tmp_path, "npz") == list(range(12))
+
+
+def test_a_bit_that_flipped_in_a_large_npz_is_found(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), np.uint8)
+    with SampleFolder(tmp_path, {}, "npz", (128, 128, 3)) as folder:
+        folder.add(np.arange(3), images)
+        folder.finish(3)
+        assert folder.missing(3) == []
+        content = bytearray((tmp_path / "samples.npz").read_bytes())
+        content[100_000] ^= 1
+        (tmp_path / "samples.npz").write_bytes(content)
+        assert folder.missing(3) == [0, 1, 2]
 
 
 def test_grey_images_come_back_with_one_channel(tmp_path):

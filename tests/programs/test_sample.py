@@ -20,7 +20,7 @@ from diffusion_jax import sample
 from diffusion_jax.data.files import read_image
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation import Generator, find
-from diffusion_jax.evaluation.requests import rows_by_index
+from diffusion_jax.evaluation.requests import Rows
 
 
 def start(*arguments: str, program: str = "sample") -> subprocess.Popen:
@@ -84,7 +84,7 @@ def test_image_i_is_the_same_whatever_the_batch_and_the_devices(runs, drawn, bat
     found = find([runs["base"], runs["sr"]])
     params, _ = found.load()
     generator = Generator(found.cascade, params, batch_size=batch_size, devices=jax.devices()[:devices])
-    rows = rows_by_index({}, lambda indices: (indices % 10).astype(np.int32))
+    rows = Rows({}, lambda indices: (indices % 10).astype(np.int32))
     images = np.concatenate([part.images[-1] for part in generator(range(10), rows)])
     assert off_by(images, images_in(drawn, 10)) <= 1
 

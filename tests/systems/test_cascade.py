@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_systems import PROCESS, FunctionNetwork, gaussian_x0, make_generation, make_super_resolution, randomize
+from tiny_systems import PROCESS, FunctionNetwork, gaussian_x0, make_generation, make_super_resolution
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import schedules
@@ -69,17 +67,15 @@ def test_images_can_be_handed_on_as_bytes():
     assert np.abs(10 * second[:, ::2, ::2] - first).max() <= 1.001 / 255
 
 
-def test_a_trained_cascade_draws_every_stage_by_index():
-    base, later = make_generation(), make_super_resolution()
-    params = [randomize(base.init(jax.random.key(0)), 0.1), randomize(later.init(jax.random.key(1)), 0.1)]
-    sampling = Sampling(steps=2, guidance=1.5)
-    cascade = Cascade([Stage(base, sampling), Stage(later, dataclasses.replace(sampling, aug_level=0.2))])
-    draw = jax.jit(lambda label, indices: cascade.sample(params, jax.random.key(0), {"label": label}, indices))
-    all_four = draw(np.arange(4), jnp.arange(4))
-    last_two = draw(np.arange(2, 4), jnp.arange(2, 4))
-    assert [image.shape for image in all_four] == [(4, 8, 8, 1), (4, 16, 16, 1)]
-    for whole, part in zip(all_four, last_two, strict=True):
-        np.testing.assert_allclose(whole[2:], part, atol=1e-4)
+def test_every_stage_of_a_sample_is_a_function_of_its_index():
+    cascade = _echo_cascade(schedules.cosine_continuous(), {"solver": "ddpm", "steps": 3}, {"aug_level": LEVEL})
+    draw = jax.jit(lambda indices: cascade.sample([{}, {}], jax.random.key(0), {}, indices))
+    order = np.array([3, 0, 2, 1])
+    in_turn, shuffled = draw(jnp.arange(4)), draw(jnp.asarray(order))
+    assert [images.shape for images in in_turn] == [(4, 4, 4, 1), (4, 8, 8, 1)]
+    for first, second in zip(in_turn, shuffled, strict=True):
+        np.testing.assert_allclose(first[order], second, atol=1e-6)
+        assert jnp.abs(first[0] - first[1]).max() > 0.01
 
 
 def test_what_does_not_chain_is_refused():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_systems import PROCESS, FunctionNetwork, gaussian_x0, make_batch, make_generation, randomize
+from tiny_systems import PROCESS, FunctionNetwork, gaussian_x0, make_batch, make_generation, randomize, start
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import schedules
@@ -43,10 +43,9 @@ def test_condition_dropout_gives_the_null_label_at_its_rate_in_training_only():
 
 
 def test_the_null_label_is_a_row_of_its_own():
-    system = make_generation()
-    table = system.init(jax.random.key(0))["label_embedding"]["embedding"]
-    assert table.shape[0] == 5
-    assert make_generation(cond_drop=0.0).init(jax.random.key(0))["label_embedding"]["embedding"].shape[0] == 4
+    rows = lambda system: system.network.shapes()["label_embedding"]["embedding"].shape[0]  # noqa: E731
+    assert rows(make_generation()) == 5
+    assert rows(make_generation(cond_drop=0.0)) == 4
 
 
 def test_loss_of_the_exact_denoiser_is_the_posterior_variance():
@@ -68,20 +67,20 @@ def test_loss_of_the_exact_denoiser_is_the_posterior_variance():
 
 def test_a_sample_is_a_function_of_its_index():
     system = make_generation()
-    params = randomize(system.init(jax.random.key(0)))
+    params = randomize(start(system))
     sampling = Sampling(solver="ddpm", steps=3, guidance=2.0)
     draw = jax.jit(lambda request, indices: system.sample(params, jax.random.key(3), request, indices, sampling))
     label = np.array([0, 1, 2, 3, 0, 1], np.int32)
     together = draw({"label": label}, jnp.arange(6))
-    some = draw({"label": label[[4, 1]]}, jnp.array([4, 1]))
-    np.testing.assert_allclose(together[np.array([4, 1])], some, atol=1e-5)
+    order = np.array([4, 1, 5, 0, 2, 3])
+    np.testing.assert_allclose(together[order], draw({"label": label[order]}, jnp.asarray(order)), atol=1e-5)
     assert together.shape == (6, 8, 8, 1) and jnp.abs(together).max() <= 1
     assert jnp.abs(together[0] - together[1]).max() > 0.1
 
 
 def test_guidance_is_the_extrapolation_from_the_null_class():
     system = make_generation()
-    params = randomize(system.init(jax.random.key(0)))
+    params = randomize(start(system))
     x, t, indices = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.float32(0.5), jnp.arange(2)
 
     def x0(guidance: float, label: int) -> jax.Array:
@@ -102,14 +101,18 @@ def test_the_recipe_need_not_repeat_what_the_data_say():
     assert from_config(config).image_shape == (16, 16, 1)
 
 
-def test_learned_variance_doubles_the_output_channels():
+def test_learned_variance_doubles_the_output_channels_and_is_sampled_with():
     process = {"schedule": "cosine", "prediction": "eps", "variance": "learned_range"}
-    system = make_generation(process=process, vlb_weight=0.001, num_classes=0)
-    params = system.init(jax.random.key(0))
-    loss, _ = system.loss(params, system.init_state(), make_batch(8), jax.random.key(1))
-    assert np.isfinite(loss)
-    sampling = Sampling(solver="ddpm", steps=2)
-    assert np.isfinite(system.sample(params, jax.random.key(0), {}, jnp.arange(2), sampling)).all()
+    fields = {"process": process, "vlb_weight": 0.001, "num_classes": 0}
+    system = make_generation(**fields)
+    params = jax.eval_shape(system.init, jax.random.key(0))
+    assert jax.eval_shape(system.loss, params, {}, make_batch(8), jax.random.key(1))[0].shape == ()
+
+    double = FunctionNetwork(lambda x, noise, cond: jnp.concatenate([x, 0 * x], -1), (8, 8, 1))
+    system = make_generation(**fields, network=double)
+    draw = jax.jit(lambda indices: system.sample({}, jax.random.key(0), {}, indices, Sampling(solver="ddpm", steps=2)))
+    images = draw(jnp.arange(2))
+    assert images.shape == (2, 8, 8, 1) and np.isfinite(images).all()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_systems import PROCESS, FunctionNetwork, make_batch, make_super_resolution, randomize
+from tiny_systems import PROCESS, FunctionNetwork, make_batch, make_super_resolution, randomize, start
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.systems import Sampling, SuperResolution, to_float
@@ -20,7 +20,7 @@ def system() -> SuperResolution:
 
 @pytest.fixture(scope="module")
 def params(system):
-    return randomize(system.init(jax.random.key(0)))
+    return randomize(start(system))
 
 
 def test_at_level_0_the_network_is_fed_plain_low_res_conditioning(system, params):

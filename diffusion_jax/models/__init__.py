@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
-from diffusion_jax.models import presets
 from diffusion_jax.models.classifier import Classifier, small_classifier
 from diffusion_jax.models.network import Network
 from diffusion_jax.models.partitioning import activation_sharding
-from diffusion_jax.models.presets import *  # noqa: F403
+from diffusion_jax.models.presets import (
+    unet_adm64,
+    unet_adm128,
+    unet_adm256,
+    unet_adm512,
+    unet_adm_upsampler256,
+    unet_adm_upsampler512,
+    unet_ddpm256,
+    unet_ddpm_celeba64,
+    unet_ddpm_cifar10,
+    unet_iddpm64,
+    unet_iddpm256,
+    unet_iddpm_cifar10,
+    unet_iddpm_upsampler256,
+    unet_palette256,
+)
 from diffusion_jax.models.unet import unet
 
-__all__ = ["Classifier", "Network", "activation_sharding", "small_classifier", "unet", *presets.__all__]
+__all__ = [
+    "Classifier",
+    "Network",
+    "activation_sharding",
+    "small_classifier",
+    "unet",
+    "unet_adm64",
+    "unet_adm128",
+    "unet_adm256",
+    "unet_adm512",
+    "unet_adm_upsampler256",
+    "unet_adm_upsampler512",
+    "unet_ddpm256",
+    "unet_ddpm_celeba64",
+    "unet_ddpm_cifar10",
+    "unet_iddpm64",
+    "unet_iddpm256",
+    "unet_iddpm_cifar10",
+    "unet_iddpm_upsampler256",
+    "unet_palette256",
+]

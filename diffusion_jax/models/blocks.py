@@ -48,12 +48,11 @@ class ResidualBlock(nn.Module):
         h = conv(self.features, 3, "conv_in", self.dtype)(h)
         adaptive = self.conditioning == "adagn"
         width = 2 * self.features if adaptive else self.features
-        injected = nn.Dense(width, kernel_init=dense_init(), name="emb")(nn.silu(emb))[:, None, None]
+        injected = nn.Dense(width, kernel_init=dense_init(), name="emb")(nn.silu(emb))
         if adaptive:
-            scale, shift = jnp.split(injected.astype(self.dtype), 2, axis=-1)
-            h = GroupNorm(**norm, name="norm_out")(h) * (1 + scale) + shift
+            h = GroupNorm(**norm, name="norm_out")(h, *jnp.split(injected, 2, axis=-1))
         else:
-            h = GroupNorm(**norm, name="norm_out")(h + injected.astype(self.dtype))
+            h = GroupNorm(**norm, name="norm_out")(h + injected[:, None, None].astype(self.dtype))
         h = nn.Dropout(self.dropout, name="dropout")(nn.silu(h), deterministic=not train)
         h = conv(self.features, 3, "conv_out", self.dtype, zero=True)(h)
         if x.shape[-1] != self.features:

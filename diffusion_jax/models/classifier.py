@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ from diffusion_jax.registry import register
 
 
 class SmallCNN(nn.Module):
-    """Strided convolutions with group normalisation, a global mean, a feature layer and logits."""
+    """Strided convolutions with group normalisation, a feature layer and logits."""
 
     num_classes: int
     features: int
@@ -55,7 +56,13 @@ class Classifier:
 
 @register("network", "small_classifier")
 def small_classifier(image_size: int, channels: int, num_classes: int, features: int = 128) -> Classifier:
-    """A small convolutional classifier for images of 8 to 64 pixels.
+    """A small convolutional classifier: 58,000 parameters for 8 pixels, 193,000 for 32, 304,000 for 256.
+
+    Args:
+      image_size: H = W, at least 8; the image is halved until some 4 pixels are left.
+      channels: of the image.
+      num_classes: the length of the logits.
+      features: the width of the feature vector, the layer before the logits.
 
     Raises:
       ConfigError: an image too small for its strides.
@@ -67,5 +74,6 @@ def small_classifier(image_size: int, channels: int, num_classes: int, features:
     """
     if image_size < 8:
         raise ConfigError(f"small_classifier: images of at least 8 pixels, got {image_size}")
-    widths = (16, 32, 64) if image_size <= 16 else (16, 32, 64, 64)
+    halvings = max(2, math.ceil(math.log2(image_size / 4)))
+    widths = (16, 32, *[64] * (halvings - 1))
     return Classifier(SmallCNN(num_classes, features, widths), (image_size, image_size, channels))

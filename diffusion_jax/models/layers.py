@@ -54,7 +54,9 @@ class MLPEmbedding(nn.Module):
 class GroupNorm(nn.Module):
     """Group normalisation with float32 statistics, applied as one multiply-add per channel.
 
-    Reducing over space first, then over the channels of a group, keeps the large reductions contiguous.
+    Reducing over space first, then over the channels of a group, keeps the large reductions contiguous. Called with
+    `scale` and `shift` [B, C], float32, it returns norm(x) * (1 + scale) + shift: the adaptive norm of ADM, still one
+    multiply-add and rounded to `dtype` once.
     """
 
     groups: int
@@ -62,9 +64,9 @@ class GroupNorm(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, scale: jax.Array | None = None, shift: jax.Array | None = None) -> jax.Array:
         channels = x.shape[-1]
-        scale = self.param("scale", initializers.ones_init(), (channels,), jnp.float32)
+        weight = self.param("scale", initializers.ones_init(), (channels,), jnp.float32)
         bias = self.param("bias", initializers.zeros_init(), (channels,), jnp.float32)
         space = tuple(range(1, x.ndim - 1))
         wide = x.astype(jnp.float32)
@@ -76,10 +78,12 @@ class GroupNorm(nn.Module):
         group_mean = channel_mean.reshape(grouped).mean(-1, keepdims=True)
         spread = jnp.square(channel_mean.reshape(grouped) - group_mean)
         variance = (channel_var.reshape(grouped) + spread).mean(-1, keepdims=True)
-        factor = (jax.lax.rsqrt(variance + self.epsilon) * scale.reshape(grouped[1:])).reshape(x.shape[0], channels)
-        shift = bias - group_mean.repeat(grouped[-1], -1).reshape(x.shape[0], channels) * factor
+        factor = (jax.lax.rsqrt(variance + self.epsilon) * weight.reshape(grouped[1:])).reshape(x.shape[0], channels)
+        offset = bias - group_mean.repeat(grouped[-1], -1).reshape(x.shape[0], channels) * factor
+        if scale is not None and shift is not None:
+            factor, offset = factor * (1 + scale), offset * (1 + scale) + shift
         broadcast = (x.shape[0], *(1,) * len(space), channels)
-        return (wide * factor.reshape(broadcast) + shift.reshape(broadcast)).astype(self.dtype)
+        return (wide * factor.reshape(broadcast) + offset.reshape(broadcast)).astype(self.dtype)
 
 
 def conv(features: int, kernel: int, name: str, dtype: Dtype, *, zero: bool = False, **kwargs: Any) -> nn.Conv:

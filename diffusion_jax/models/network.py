@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.models.checks import check_conditioning
 
 Params = dict[str, Any]
 
@@ -73,7 +74,7 @@ class Network:
           params: as from `init`.
           x: [B, H, W, C] float32, the scaled noisy image.
           noise: [B] float32, the noise level in the units the network was trained with.
-          cond: exactly the keys in `cond_keys`.
+          cond: exactly the keys in `cond_keys`, arrays [B, ...] as `cond_spec` says.
           train: whether dropout is on; `rngs={"dropout": key}` is then needed.
 
         Returns:
@@ -81,29 +82,12 @@ class Network:
 
         Raises:
           ConfigError: missing, extra or misshapen conditioning, or channels other than the network's.
+          flax.errors.InvalidRngError: training with dropout, without its key.
         """
         cond = {} if cond is None else dict(cond)
-        self._check(x, cond)
-        return self.module.apply({"params": params}, x, noise, cond, train=train, rngs=dict(rngs or {}))
-
-    def _check(self, x: jax.Array, cond: Mapping[str, Any]) -> None:
-        missing, extra = sorted(self.cond_keys - set(cond)), sorted(set(cond) - self.cond_keys)
-        if missing or extra:
-            raise ConfigError(
-                f"the network takes the conditioning {sorted(self.cond_keys) or 'none'}: "
-                f"missing {missing or 'nothing'}, not known {extra or 'nothing'}"
-            )
         if x.ndim != 4 or x.shape[-1] != self.image_shape[-1]:
             raise ConfigError(f"the network takes images [B, H, W, {self.image_shape[-1]}], got the shape {x.shape}")
-        for key, spec in self.cond_spec.items():
-            for path, leaf in jax.tree_util.tree_leaves_with_path(spec):
-                value = cond[key]
-                for part in path:
-                    if not isinstance(value, Mapping) or part.key not in value:
-                        raise ConfigError(f"the conditioning {key!r} needs the entries {sorted(spec)}")
-                    value = value[part.key]
-                if value.ndim != len(leaf.shape) + 1 or value.shape[0] != x.shape[0]:
-                    raise ConfigError(
-                        f"the conditioning {key!r} must have the shape [{x.shape[0]}, "
-                        f"{', '.join(map(str, leaf.shape))}], got {list(value.shape)}"
-                    )
+        if noise.shape != x.shape[:1]:
+            raise ConfigError(f"the network takes a noise level for each image, [{x.shape[0]}], got the shape {noise.shape}")
+        check_conditioning(self.cond_spec, cond, x.shape[0])
+        return self.module.apply({"params": params}, x, noise, cond, train=train, rngs=dict(rngs or {}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusion_jax.models.network import Network
@@ -18,72 +20,106 @@ _ADM = {
     "attention_resolutions": (32, 16, 8),
 }
 
-_PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "unet_ddpm_cifar10": (
-        "DDPM for CIFAR-10: 35,746,307 parameters (arXiv 2006.11239, appendix B).",
-        _DDPM | {"image_size": 32, "dropout": 0.1},
-    ),
-    "unet_ddpm_celeba64": (
-        "The CelebA 64 network of DDIM: 78,700,803 parameters (arXiv 2010.02502, appendix D.1).",
-        _DDPM | {"image_size": 64, "multipliers": (1, 2, 2, 2, 4)},
-    ),
-    "unet_ddpm256": (
-        "DDPM for LSUN and CelebA-HQ: 113,673,219 parameters (arXiv 2006.11239, appendix B).",
-        _DDPM | {"image_size": 256, "multipliers": (1, 1, 2, 2, 4, 4)},
-    ),
-    "unet_iddpm_cifar10": (
-        "Improved DDPM for CIFAR-10: 52,546,438 parameters (arXiv 2102.09672).",
-        _IDDPM | {"image_size": 32, "num_res_blocks": 3, "dropout": 0.3},
-    ),
-    "unet_iddpm64": (
-        "Improved DDPM for ImageNet-64, unconditional: 121,063,942 parameters (arXiv 2102.09672).",
-        _IDDPM | {"image_size": 64, "num_res_blocks": 3, "multipliers": (1, 2, 3, 4)},
-    ),
-    "unet_iddpm_upsampler256": (
-        "Improved DDPM's 64 -> 256 upsampler: 279,792,390 parameters with 1,000 classes (arXiv 2102.09672).",
-        _IDDPM
-        | {"image_size": 256, "channels": 192, "multipliers": (1, 1, 2, 2, 4, 4), "num_classes": 1000}
-        | {"low_res_channels": 3, "low_res_size": 64},
-    ),
-    "unet_adm64": (
-        "ADM for ImageNet-64: 295,904,454 parameters with 1,000 classes (arXiv 2105.05233).",
-        _ADM | {"image_size": 64, "channels": 192, "num_res_blocks": 3, "multipliers": (1, 2, 3, 4), "dropout": 0.1},
-    ),
-    "unet_adm128": (
-        "ADM for ImageNet-128: 421,529,606 parameters with 1,000 classes (arXiv 2105.05233).",
-        _ADM | {"image_size": 128, "multipliers": (1, 1, 2, 3, 4), "head_channels": None, "num_heads": 4},
-    ),
-    "unet_adm256": (
-        "ADM for ImageNet-256 and LSUN: 553,838,086 parameters with 1,000 classes, 552,814,086 without (2105.05233).",
-        _ADM | {"image_size": 256, "multipliers": (1, 1, 2, 2, 4, 4)},
-    ),
-    "unet_adm512": (
-        "ADM for ImageNet-512: 558,997,638 parameters with 1,000 classes (arXiv 2105.05233).",
-        _ADM | {"image_size": 512, "multipliers": (0.5, 1, 1, 2, 2, 4, 4)},
-    ),
-    "unet_adm_upsampler256": (
-        "ADM's 64 -> 256 upsampler: 311,795,910 parameters with 1,000 classes (arXiv 2105.05233).",
-        _ADM
-        | {"image_size": 256, "channels": 192, "multipliers": (1, 1, 2, 2, 4, 4), "head_channels": None}
-        | {"num_heads": 4, "low_res_channels": 3, "low_res_size": 64},
-    ),
-    "unet_adm_upsampler512": (
-        "ADM's 128 -> 512 upsampler: 308,835,270 parameters with 1,000 classes (arXiv 2105.05233).",
-        _ADM
-        | {"image_size": 512, "channels": 192, "multipliers": (1, 1, 2, 2, 4, 4), "attention_resolutions": (32, 16)}
-        | {"low_res_channels": 3, "low_res_size": 128},
-    ),
-}
 
+def _preset(name: str, doc: str, family: Mapping[str, Any], **fields: Any) -> Callable[..., Network]:
+    """`unet` with other defaults, registered under a name of its own, so that a misspelt field is found all the same."""
+    defaults = {**family, **fields}
 
-def _preset(name: str, doc: str, fields: dict[str, Any]) -> Any:
     def build(**overrides: Any) -> Network:
-        return unet(**(fields | overrides))
+        return unet(**{**defaults, **overrides})
 
+    signature = inspect.signature(unet)
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, default=defaults.get(field, parameter.default))
+        for field, parameter in signature.parameters.items()
+    ]
+    build.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"{doc}\n\nEvery field of `unet` can be overridden."
+    build.__doc__ = f"{doc}\n\nTakes every field of `unet`, by keyword."
     return register("network", name)(build)
 
 
-globals().update({name: _preset(name, doc, fields) for name, (doc, fields) in _PRESETS.items()})
-__all__ = list(_PRESETS)
+unet_ddpm_cifar10 = _preset(
+    "unet_ddpm_cifar10",
+    "DDPM for CIFAR-10: 35,746,307 parameters (arXiv 2006.11239, appendix B).",
+    _DDPM, image_size=32, dropout=0.1,
+)  # fmt: skip
+
+unet_ddpm_celeba64 = _preset(
+    "unet_ddpm_celeba64",
+    "The CelebA 64 network of DDIM: 78,700,803 parameters (arXiv 2010.02502, appendix D.1).",
+    _DDPM, image_size=64, multipliers=(1, 2, 2, 2, 4), dropout=0.1,
+)  # fmt: skip
+
+unet_ddpm256 = _preset(
+    "unet_ddpm256",
+    "DDPM for LSUN and CelebA-HQ: 113,673,219 parameters (arXiv 2006.11239, appendix B).",
+    _DDPM, image_size=256, multipliers=(1, 1, 2, 2, 4, 4),
+)  # fmt: skip
+
+unet_iddpm_cifar10 = _preset(
+    "unet_iddpm_cifar10",
+    "Improved DDPM for CIFAR-10: 52,546,438 parameters (arXiv 2102.09672).",
+    _IDDPM, image_size=32, num_res_blocks=3, dropout=0.3,
+)  # fmt: skip
+
+unet_iddpm64 = _preset(
+    "unet_iddpm64",
+    "Improved DDPM for ImageNet-64: 121,063,942 parameters; with channels=192 and 1,000 classes 273,049,350 (2102.09672).",
+    _IDDPM, image_size=64, num_res_blocks=3, multipliers=(1, 2, 3, 4),
+)  # fmt: skip
+
+unet_iddpm256 = _preset(
+    "unet_iddpm256",
+    "Improved DDPM for LSUN bedroom: 113,676,678 parameters (arXiv 2102.09672).",
+    _IDDPM, image_size=256, multipliers=(1, 1, 2, 2, 4, 4), attention_resolutions=(16,), num_heads=1, conditioning="additive",
+)  # fmt: skip
+
+unet_iddpm_upsampler256 = _preset(
+    "unet_iddpm_upsampler256",
+    "Improved DDPM's 64 -> 256 upsampler: 279,792,390 parameters with 1,000 classes (arXiv 2102.09672).",
+    _IDDPM, image_size=256, channels=192, multipliers=(1, 1, 2, 2, 4, 4), low_res_channels=3, low_res_size=64,
+)  # fmt: skip
+
+unet_adm64 = _preset(
+    "unet_adm64",
+    "ADM for ImageNet-64: 295,904,454 parameters with 1,000 classes (arXiv 2105.05233).",
+    _ADM, image_size=64, channels=192, num_res_blocks=3, multipliers=(1, 2, 3, 4), dropout=0.1,
+)  # fmt: skip
+
+unet_adm128 = _preset(
+    "unet_adm128",
+    "ADM for ImageNet-128: 421,529,606 parameters with 1,000 classes (arXiv 2105.05233).",
+    _ADM, image_size=128, multipliers=(1, 1, 2, 3, 4), head_channels=None, num_heads=4,
+)  # fmt: skip
+
+unet_adm256 = _preset(
+    "unet_adm256",
+    "ADM for ImageNet-256 and LSUN: 553,838,086 parameters with 1,000 classes, 552,814,086 without (arXiv 2105.05233).",
+    _ADM, image_size=256, multipliers=(1, 1, 2, 2, 4, 4),
+)  # fmt: skip
+
+unet_adm512 = _preset(
+    "unet_adm512",
+    "ADM for ImageNet-512: 558,997,638 parameters with 1,000 classes (arXiv 2105.05233).",
+    _ADM, image_size=512, multipliers=(0.5, 1, 1, 2, 2, 4, 4),
+)  # fmt: skip
+
+unet_adm_upsampler256 = _preset(
+    "unet_adm_upsampler256",
+    "ADM's 64 -> 256 upsampler: 311,795,910 parameters with 1,000 classes (arXiv 2105.05233).",
+    _ADM, image_size=256, channels=192, multipliers=(1, 1, 2, 2, 4, 4), head_channels=None, num_heads=4,
+    low_res_channels=3, low_res_size=64,
+)  # fmt: skip
+
+unet_adm_upsampler512 = _preset(
+    "unet_adm_upsampler512",
+    "ADM's 128 -> 512 upsampler: 308,835,270 parameters with 1,000 classes (arXiv 2105.05233).",
+    _ADM, image_size=512, channels=192, multipliers=(1, 1, 2, 2, 4, 4), low_res_channels=3, low_res_size=128,
+)  # fmt: skip
+
+unet_palette256 = _preset(
+    "unet_palette256",
+    "Palette's image-to-image network: 552,814,083 parameters (arXiv 2111.05826).",
+    _ADM, image_size=256, multipliers=(1, 1, 2, 2, 4, 4), out_channels=3, image_channels=3,
+)  # fmt: skip

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.models import layers
+from diffusion_jax.models import checks, layers
 from diffusion_jax.models.blocks import AttentionBlock, Conditioning, ResidualBlock
 from diffusion_jax.models.network import Network
 from diffusion_jax.registry import register
@@ -80,6 +80,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, noise: jax.Array, cond: dict[str, Any], train: bool = False) -> jax.Array:
+        checks.check_sizes(x, cond, 2 ** (len(self.multipliers) - 1))
         emb = self._embed(noise, cond)
         text = cond["text"] if "tokens" in cond.get("text", {}) else None
         widths = [round(self.channels * m) for m in self.multipliers]
@@ -119,21 +120,24 @@ class UNet(nn.Module):
         return layers.conv(self.out_channels, 3, "head", jnp.float32, zero=True)(h)
 
 
-def _check(size: int, widths: list[int], groups: int, heads: int, head_channels: int | None, attends: list[bool]) -> None:
-    factor = 2 ** (len(widths) - 1)
-    if size % factor:
-        raise ConfigError(
-            f"unet: image_size {size} is not divisible by {factor}, as {len(widths)} levels need; "
-            f"use {size // factor * factor or factor} or {(size // factor + 1) * factor}, or fewer multipliers"
-        )
-    for width, attend in zip(widths, attends, strict=True):
-        if width % groups:
-            fitting = max(g for g in range(1, min(groups, width) + 1) if not width % g)
-            raise ConfigError(f"unet: {width} channels do not divide into {groups} groups; groups={fitting} does")
-        if attend and head_channels and width % head_channels:
-            raise ConfigError(f"unet: {width} channels do not divide into heads of head_channels={head_channels}")
-        if attend and not head_channels and width % heads:
-            raise ConfigError(f"unet: {width} channels do not divide into num_heads={heads}")
+def _cond_spec(
+    size: int, num_classes: int, low_res: tuple[int, int], image_channels: int, mask: bool, aug_level: bool,
+    tokens: tuple[int, int], pooled_dim: int,
+) -> dict[str, Any]:  # fmt: skip
+    """What the network takes besides x and the noise level; `low_res` is (size, channels), `tokens` (length, features)."""
+    array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
+    text = {"tokens": array(*tokens), "mask": array(tokens[0], dtype=jnp.bool_)} if tokens[1] else {}
+    if pooled_dim:
+        text["pooled"] = array(pooled_dim)
+    spec = {
+        "label": array(dtype=jnp.int32) if num_classes else None,
+        "low_res": array(low_res[0], *low_res) if low_res[1] else None,
+        "image": array(size, size, image_channels) if image_channels else None,
+        "mask": array(size, size, 1) if mask else None,
+        "aug_level": array() if aug_level else None,
+        "text": text or None,
+    }
+    return {key: value for key, value in spec.items() if value is not None}
 
 
 @register("network", "unet")
@@ -207,31 +211,30 @@ def unet(
     blocks = (num_res_blocks,) * len(multipliers) if isinstance(num_res_blocks, int) else tuple(num_res_blocks)
     if len(blocks) != len(multipliers):
         raise ConfigError(f"unet: num_res_blocks has {len(blocks)} entries, multipliers has {len(multipliers)} levels")
-    widths = [round(channels * m) for m in multipliers]
+    checks.check_counts(
+        image_size=(image_size, 1), in_channels=(in_channels, 1), channels=(channels, 1), groups=(groups, 1),
+        num_heads=(num_heads, 1), num_res_blocks=(min(blocks, default=1), 1), num_classes=(num_classes, 0),
+        head_channels=(1 if head_channels is None else head_channels, 1),
+    )  # fmt: skip
+    checks.check_choice("conditioning", conditioning, get_args(Conditioning))
+    checks.check_choice("resample", resample, ("conv", "resblock"))
+    checks.check_choice("embedding", embedding, get_args(layers.Flavour))
+    checks.check_choice("down_padding", down_padding, ("same", "symmetric"))
+    checks.check_choice("low_res_method", low_res_method, ("nearest", "bilinear", "bicubic"))
+    checks.check_choice("dtype", str(dtype), ("float32", "bfloat16", "float16"))
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"unet: dropout must lie in [0, 1), got {dropout}")
+    if null_class and not num_classes:
+        raise ConfigError("unet: null_class needs num_classes above 0")
+    widths = checks.level_widths(channels, multipliers)
     attends = [image_size // 2**level in attention for level in range(len(widths))]
     attends[-1] = True  # the middle block
-    _check(image_size, widths, groups, num_heads, head_channels, attends)
+    checks.check_divisions(image_size, widths, attends, groups, num_heads, head_channels)
 
-    spec: dict[str, Any] = {}
-    array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
-    if num_classes:
-        spec["label"] = array(dtype=jnp.int32)
-    if low_res_channels:
-        size = low_res_size or image_size // 2
-        spec["low_res"] = array(size, size, low_res_channels)
-    if image_channels:
-        spec["image"] = array(image_size, image_size, image_channels)
-    if mask:
-        spec["mask"] = array(image_size, image_size, 1)
-    if aug_level:
-        spec["aug_level"] = array()
-    if context_dim or pooled_dim:
-        spec["text"] = {}
-        if context_dim:
-            spec["text"] |= {"tokens": array(context_length, context_dim), "mask": array(context_length, dtype=jnp.bool_)}
-        if pooled_dim:
-            spec["text"]["pooled"] = array(pooled_dim)
-
+    spec = _cond_spec(
+        image_size, num_classes, (low_res_size or image_size // 2, low_res_channels), image_channels, mask, aug_level,
+        (context_length, context_dim), pooled_dim,
+    )  # fmt: skip
     module = UNet(
         image_size, out_channels or in_channels, channels, multipliers, blocks, attention, num_heads, head_channels,
         conditioning, resample, embedding, num_classes + null_class, low_res_method, bool(pooled_dim), dropout, remat,

@@ -138,6 +138,10 @@ def side_by_side(processes: Sequence[Process], sizes: Sequence[int], data: Mixtu
     return Denoiser(function, processes[0])
 
 
+QUICK = {"xla_backend_optimization_level": 0}
+"""Compiler options for programs so small that compiling them is what takes long."""
+
+
 def rotation(angle: float) -> np.ndarray:
     """Axes of the plane turned by an angle in radians, in columns."""
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

@@ -167,14 +167,13 @@ def heun(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf, s_no
 
 
 def _heun_correction(process: Process, first: Denoised, second: Denoised, t: jax.Array, s: jax.Array) -> Data:
-    """Half the step times the change of slope, in the coordinates in which the family's paths are straight."""
-    if process.schedule.family == "linear":
-        change = (second.eps - second.x0) - (first.eps - first.x0)
-        return 0.5 * (process.alpha_sigma(s)[1] - process.alpha_sigma(t)[1]) * change
-    level = _level(process, t)
-    # From zero SNR the level is infinite: that one step stays Euler's.
-    finite = jnp.where(jnp.isfinite(level), level, _level(process, s))
-    return 0.5 * process.alpha_sigma(s)[0] * (_level(process, s) - finite) * (second.eps - first.eps)
+    """Half of alpha times the step in sigma / alpha times the change of slope, with the alpha of t.
+
+    It is Karras' correction where alpha = 1, and Heun's in x and t on the straight line. With the alpha of s instead,
+    the same to second order, it would not be finite from zero SNR, nor small from a low one.
+    """
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = process.alpha_sigma(t), process.alpha_sigma(s)
+    return 0.5 * (alpha_t / alpha_s * sigma_s - sigma_t) * (second.eps - first.eps)
 
 
 @register("solver", "dpmpp_2m")

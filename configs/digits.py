@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from diffusion_jax.errors import ConfigError
+
 
 def get_config(variant: str = "base") -> ConfigDict:
     """The recipe of a variant: base or tiny."""
     if variant not in ("base", "tiny"):
-        raise ValueError(f"configs/digits.py has the variants base and tiny, not {variant!r}")
+        raise ConfigError(f"configs/digits.py has the variants base and tiny, not {variant!r}")
     config = ConfigDict(
         {
             "seed": 0,

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from diffusion_jax.errors import ConfigError
+
 
 def _config(image_size: int, batch_size: int, network: dict, system: dict, sampling: dict) -> dict:
     return {
@@ -70,7 +72,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         system = {"name": "super_resolution", "low_res_size": 64, "blur_prob": 0.5}
         config = _config(256, 64, network, system, {"aug_level": 0.1})
     else:
-        raise ValueError(f"configs/folder.py has the variants base, sr and tiny, not {stage!r}")
+        raise ConfigError(f"configs/folder.py has the variants base, sr and tiny, not {stage!r}")
     config = ConfigDict(config)
     if "tiny" in names:
         config.system.network.update(channels=8, groups=4, head_channels=8, num_res_blocks=1, multipliers=(1, 2))

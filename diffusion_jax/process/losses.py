@@ -110,7 +110,7 @@ def denoising(
 
 
 def _bound(
-    process: Process, output: Data, x0: Data, x_t: Data, t: jax.Array, vlb_steps: int, only_bound: bool
+    process: Process, output: jax.Array, x0: Data, x_t: Data, t: jax.Array, vlb_steps: int, only_bound: bool
 ) -> jax.Array:
     """T times one term of the bound, [B]; the mean is held fixed unless the bound is all there is."""
     channels = x0.shape[-1]

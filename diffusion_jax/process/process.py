@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from diffusion_jax.process.schedules import Schedule
 from diffusion_jax.process.types import Data, Denoised, Denoiser, Time, expand
 from diffusion_jax.registry import build, register
 
-Variance = Literal["fixed_small", "fixed_large", "learned_range", "learned_diagonal"]
 VARIANCES = ("fixed_small", "fixed_large", "learned_range", "learned_diagonal")
 NOISE_INPUTS = ("auto", "timestep", "rescaled_timestep", "log_snr", "log_sigma")
 
@@ -58,7 +57,7 @@ class Process:
 
     schedule: Any
     prediction: Any = "eps"
-    variance: Variance = "fixed_small"
+    variance: str = "fixed_small"
     noise_input: str = "auto"
 
     def __post_init__(self) -> None:
@@ -167,7 +166,7 @@ class Process:
         """What the network is asked for."""
         return self.prediction.target(x0, eps, *self._coefficients(t, x0))
 
-    def decode(self, output: Data, x_t: Data, t: Time) -> Denoised:
+    def decode(self, output: jax.Array, x_t: Data, t: Time) -> Denoised:
         """The network's output [B, ..., C or 2C] as (x0, eps, raw variance channels)."""
         channels = x_t.shape[-1]
         if output.shape[-1] != self.output_channels(channels):
@@ -190,7 +189,7 @@ class Process:
         return denoised._replace(x0=(x_t - sigma * eps) / alpha, eps=eps)
 
     def reverse_log_variance(
-        self, denoised: Denoised, s: Time, t: Time, variance: Variance | None = None
+        self, denoised: Denoised, s: Time, t: Time, variance: str | None = None
     ) -> jax.Array:
         """Log-variance of the reverse step from t to s, broadcasting against x.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal
 
@@ -69,7 +69,7 @@ class Schedule:
 
 
 @register("schedule", "betas")
-def from_betas(betas: Sequence[float], name: str = "betas") -> Schedule:
+def from_betas(betas: Any, name: str = "betas") -> Schedule:
     """A variance-preserving chain of T given betas, exact at t = (i + 1) / T and interpolated in log-SNR between.
 
     Args:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Data = Float[Array, "batch *shape"]
 """A batch of images (or any arrays): clean data is in [-1, 1]."""
 
-Time = Float[Array, "batch"] | Float[Array, ""]
+Time = Float[Array, "batch"] | Float[Array, ""] | float
 """Times in [0, 1]: 0 is data, 1 is noise; one per example, or one for all."""
 
 

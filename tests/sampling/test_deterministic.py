@@ -35,7 +35,7 @@ def _errors(make, process, counts):
     return np.array(errors)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "vp_sde", "edm", "straight_line"])
+@pytest.mark.parametrize("schedule", ["vp_sde", "edm", "straight_line"])
 @pytest.mark.parametrize(
     ("make", "order", "within"),
     [

@@ -38,7 +38,7 @@ DETERMINISTIC = {
     "dpmpp_2m": (solvers.dpmpp_2m(), 100, 3e-3),
 }
 STOCHASTIC = {
-    "ddpm": (solvers.ddpm(), 250),
+    "ddpm": (solvers.ddpm(), 200),
     "heun_churn": (solvers.heun(s_churn=20.0), 100),
 }
 
@@ -77,7 +77,7 @@ def test_predictions_of_noise_at_zero_snr_are_errors(schedule: str) -> None:
                 Process(SCHEDULES[schedule], prediction)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "edm", "straight_line"])  # one of each family
+@pytest.mark.parametrize("schedule", ["vp_sde", "edm", "straight_line"])  # one of each family
 def test_every_parameterisation_binds_a_network_exactly(schedule: str) -> None:
     """Through `bind`: scaled input, noise level, target and decoding, at all noise levels."""
     times = jnp.asarray(np.linspace(1.0, 0.02, 40), jnp.float32)
@@ -123,7 +123,7 @@ def test_deterministic_solvers_follow_the_flow(schedule: str, solver: str) -> No
 def test_stochastic_solvers_draw_from_the_data(schedule: str, solver: str) -> None:
     rule, num_steps = STOCHASTIC[solver]
     grid, names = grid_of(schedule, num_steps), defined(schedule)
-    sizes = [1500] + [8] * (len(names) - 1)
+    sizes = [1000] + [8] * (len(names) - 1)
     indices = np.concatenate([np.arange(size) for size in sizes])  # rows of one index share their noise
 
     @functools.partial(jax.jit, compiler_options=QUICK)
@@ -137,6 +137,6 @@ def test_stochastic_solvers_draw_from_the_data(schedule: str, solver: str) -> No
             np.testing.assert_allclose(reached, first[:8], atol=5e-3, err_msg=f"{label}, {name}")
         along = data.along_axes(first)
         for axis in (0, 1):
-            # Kolmogorov-Smirnov: chance exceeds 0.056 once in 10,000 draws of 1,500.
-            assert stats.kstest(along[:, axis], data.cdf, args=(axis,)).statistic < 0.056, (label, axis)
-        assert abs(np.corrcoef(along.T)[0, 1]) < 4 / np.sqrt(1500), label
+            # Kolmogorov-Smirnov: chance exceeds 0.07 once in 10,000 draws of 1,000.
+            assert stats.kstest(along[:, axis], data.cdf, args=(axis,)).statistic < 0.07, (label, axis)
+        assert abs(np.corrcoef(along.T)[0, 1]) < 4 / np.sqrt(1000), label

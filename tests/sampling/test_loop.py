@@ -100,13 +100,13 @@ def test_early_end_between_grid_times_has_the_marginal_of_that_time():
     np.testing.assert_allclose(x.var(0), variance, rtol=0.12)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "edm", "straight_line"])
+@pytest.mark.parametrize("schedule", ["vp_sde", "edm", "straight_line"])
 @pytest.mark.parametrize("start", [1.0, 0.8])
 def test_initial_noise_has_the_deviation_of_its_time(schedule, start):
     process = Process(schedule, prediction="x0")
     grid = np.array([start, 0.0])
     _, path = sample(GAUSSIAN.denoiser(process), solvers.ddim(), grid, jax.random.key(0), (4000, 2), trajectory=True)
-    expected = 1.0 if schedule == "linear" else process.schedule.alpha_sigma(start)[1]
+    expected = 1.0 if schedule == "vp_sde" else process.schedule.alpha_sigma(start)[1]
     np.testing.assert_allclose(path[0].std(0), expected, rtol=0.06)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from diffusion_jax.training.checkpoints import finished_steps
 from diffusion_jax.training.config import complete
-from diffusion_jax.training.loop import Program, Run, load_run, prepare, train
+from diffusion_jax.training.loop import train
+from diffusion_jax.training.program import Program, prepare
+from diffusion_jax.training.runs import Run, load_run
+from diffusion_jax.training.workdir import finished_steps
 
 __all__ = ["Program", "Run", "complete", "finished_steps", "load_run", "prepare", "train"]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from diffusion_jax.errors import CheckpointError
 from diffusion_jax.training.mesh import path_name
 from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.workdir import finished_steps, read_meta
 
 logger = logging.getLogger(__name__)
 
@@ -56,83 +59,107 @@ class Checkpointer:
         )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(self.path / "trash", ignore_errors=True)
             self._manager = ocp.CheckpointManager(self.path, options=options)
         except OSError as error:
             raise CheckpointError(f"cannot write to {self.path}: {error.strerror}; choose a writable --workdir") from error
+        self._empty_trash()
+
+    def _empty_trash(self) -> None:
+        """Old steps are renamed into trash/ first: killed while deleting, none is left half there under its name."""
+        if jax.process_index() == 0:
+            shutil.rmtree(self.path / "trash", ignore_errors=True)
 
     def steps(self) -> list[int]:
         """The finished checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, step: int, config: Mapping[str, Any]) -> None:
+    def save(self, state: TrainState, step: int, config: Mapping[str, Any], sums: Mapping[str, Any] | None = None) -> None:
         """Start to save; the state may be donated as soon as this returns.
+
+        Args:
+          sums: metric sums since the last log, so that the next row of a resumed run covers what it should.
 
         Raises:
           CheckpointError: this or the save before it failed (a full disk, say). What was saved earlier is untouched.
         """
         self.wait()
-        meta = {"step": step, "config": dict(config), "versions": versions()}
-        try:
-            self._manager.save(
-                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state.as_dict()), meta=ocp.args.JsonSave(meta))
-            )
-        except (OSError, ValueError) as error:
-            raise self._failed(error) from error
+        sums = {name: np.asarray(value).tolist() for name, value in jax.device_get(dict(sums or {})).items()}
+        meta = {"step": step, "config": dict(config), "versions": versions(), "sums": sums}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state.as_dict()), meta=ocp.args.JsonSave(meta))
+        with self._failures():
+            self._manager.save(step, args=args)
 
     def wait(self) -> None:
         """Until the save in progress is on disk; raises a `CheckpointError` if it failed."""
-        try:
+        with self._failures():
             self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
-            raise self._failed(error) from error
+        self._empty_trash()
 
-    def _failed(self, error: BaseException) -> CheckpointError:
-        for leftover in self.path.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(leftover, ignore_errors=True)  # it would go on holding the space that was missing
-        text = str(error)
-        full = "RESOURCE_EXHAUSTED" in text or "No space" in text or "File too large" in text
-        good = finished_steps(self.path.parent)
-        return CheckpointError(
-            f"cannot save a checkpoint to {self.path}: {'the disk is full' if full else _first_line(error)}; "
-            f"make room and run the same command again, it resumes from step {good[-1] if good else 0}"
-        )
+    def check(self) -> None:
+        """Raise a `CheckpointError` if the save in progress has failed by now; does not wait for it."""
+        with self._failures():
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:
+            for leftover in self.path.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(leftover, ignore_errors=True)  # it would go on holding the space that was missing
+            text = str(error)
+            full = any(sign in text for sign in ("RESOURCE_EXHAUSTED", "No space", "File too large", "quota"))
+            good = finished_steps(self.path.parent)
+            raise CheckpointError(
+                f"cannot save a checkpoint to {self.path}: {'the disk is full' if full else _first_line(error)}; "
+                f"make room and run the same command again, it resumes from step {good[-1] if good else 0}"
+            ) from error
 
     def restore_latest(self, target: TrainState) -> TrainState | None:
         """The newest readable state, with the target's shapes, dtypes and shardings; None if there is none.
 
-        A broken newest checkpoint is set aside in `broken/` and the one before it is taken; the log says so.
+        Broken newer checkpoints are set aside in `broken/`, beside checkpoints/; the log says so.
 
         Raises:
-          CheckpointError: there are checkpoints, and none can be read.
+          CheckpointError: there are checkpoints, and none can be read; nothing is moved then.
         """
-        steps = self.steps()
+        steps, reason = self.steps(), ""
         for step in reversed(steps):
             try:
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(target.as_dict()))
                 restored = TrainState(**self._manager.restore(step, args=args).state)
                 _check_dtypes(target, restored)
             except _UNREADABLE as error:
+                reason = reason or f"{step}: {_first_line(error)}"
                 logger.error("Checkpoint %d in %s cannot be read (%s).", step, self.path, _first_line(error))
-                self._set_aside(step)
                 continue
             if step != steps[-1]:
-                logger.warning("Falling back to checkpoint %d: newer ones were broken and lie in broken/.", step)
+                logger.warning("Falling back to checkpoint %d; the broken newer ones are moved to broken/.", step)
+                self._set_aside([later for later in steps if later > step])
             return restored
         if steps:
             raise CheckpointError(
-                f"none of the checkpoints {steps} in {self.path} can be read (they lie in broken/ now); "
+                f"none of the checkpoints {steps} in {self.path} can be read ({reason}); "
                 "restore them from a copy, or remove the directory to start anew"
             )
         return None
 
-    def _set_aside(self, step: int) -> None:
+    def restore_sums(self, step: int, zeros: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The metric sums saved with a step, with the shapes and dtypes of `zeros`; where there are none, `zeros`."""
+        saved = read_meta(self.path.parent, step).get("sums", {})
+        found = {name: np.asarray(saved.get(name, zero), zero.dtype) for name, zero in zeros.items()}
+        return {name: found[name] if found[name].shape == zero.shape else zero for name, zero in zeros.items()}
+
+    def _set_aside(self, steps: Sequence[int]) -> None:
         self._manager.close()
         if jax.process_index() == 0:
             aside = self.path.parent / "broken"
             aside.mkdir(exist_ok=True)
-            number = sum(1 for _ in aside.glob(f"{step}*"))
-            (self.path / str(step)).rename(aside / (f"{step}.{number}" if number else str(step)))
+            for step in steps:
+                number = sum(1 for _ in aside.glob(f"{step}*"))
+                (self.path / str(step)).rename(aside / (f"{step}.{number}" if number else str(step)))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("broken checkpoints are set aside")
         self._open()
 
     def reached_preemption(self, step: int) -> bool:
@@ -141,8 +168,10 @@ class Checkpointer:
 
     def close(self) -> None:
         """Finish what is being saved."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
 
 def _check_dtypes(target: TrainState, restored: TrainState) -> None:
@@ -153,12 +182,6 @@ def _check_dtypes(target: TrainState, restored: TrainState) -> None:
             raise ValueError(f"{path_name(path)} is {found.dtype}{found.shape}, not {wanted.dtype}{wanted.shape}")
 
     jax.tree_util.tree_map_with_path(check, target, restored)
-
-
-def finished_steps(workdir: str | Path) -> list[int]:
-    """The steps with a finished checkpoint in a run's directory, oldest first."""
-    path = Path(workdir) / "checkpoints"
-    return sorted(int(entry.name) for entry in path.glob("*") if entry.is_dir() and entry.name.isdigit())
 
 
 def restore_weights(workdir: str | Path, target: Any, weights: str, step: int | None = None) -> tuple[Any, int]:
@@ -190,12 +213,3 @@ def restore_weights(workdir: str | Path, target: Any, weights: str, step: int | 
             continue
         return (found["params"] if weights == "raw" else found["ema"][weights]), candidate
     raise CheckpointError(f"no checkpoint in {path} can be read; restore it from a copy, or name another --step")
-
-
-def read_meta(workdir: str | Path, step: int) -> dict[str, Any]:
-    """What was recorded beside a checkpoint: step, configuration, library versions."""
-    path = Path(workdir) / "checkpoints" / str(step) / "meta" / "metadata"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error})") from error

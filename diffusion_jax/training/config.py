@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from diffusion_jax.data.files import write_json
 from diffusion_jax.errors import CheckpointError, ConfigError, nearest
+from diffusion_jax.training.workdir import finished_steps, read_meta
+
+logger = logging.getLogger(__name__)
 
 DEFAULTS: dict[str, Any] = {
     "seed": 0,
@@ -59,7 +61,8 @@ def complete(config: Any) -> dict[str, Any]:
     """The recipe laid over the defaults, as plain data.
 
     Raises:
-      ConfigError: an unknown section, or an unknown field of `training` or `mesh`; a missing `system` or `data`.
+      ConfigError: an unknown section, or an unknown field of `training` or `mesh`; a missing `system` or `data`; a value
+        of a wrong kind or out of range.
     """
     given, merged = plain(config), copy.deepcopy(DEFAULTS)
     for section, value in given.items():
@@ -71,28 +74,42 @@ def complete(config: Any) -> dict[str, Any]:
         if not isinstance(DEFAULTS[section], dict):
             merged[section] = value
             continue
-        for field in value:
-            if section in ("training", "mesh") and field not in DEFAULTS[section]:
-                known = DEFAULTS[section]
-                raise ConfigError(
-                    f"{section} has no field {field!r}{nearest(field, known)} (its fields: {', '.join(known)})"
-                )
+        if not isinstance(value, dict):
+            raise ConfigError(f"the section {section!r} must be a mapping of fields, got {value!r}")
+        if section in ("training", "mesh"):
+            _check_known(section, value, DEFAULTS[section])
         merged[section].update(value)
     for section in ("system", "data"):
         if not merged[section]:
             raise ConfigError(f"the configuration needs a section {section!r}")
-    _check(merged["training"])
+    _check_values(merged["seed"], merged["training"])
     return merged
 
 
-def _check(training: Mapping[str, Any]) -> None:
-    for field in ("steps", "accumulate", "log_every", "checkpoint_every", "grid_samples", "eval_examples"):
-        if not isinstance(training[field], int) or training[field] < 1:
-            raise ConfigError(f"training.{field} must be a whole number from 1, got {training[field]!r}")
-    if training["keep_last"] < 2:
-        raise ConfigError("training.keep_last must be at least 2: the one before the last is what saves a broken disk")
-    if not training["ema"]:
-        raise ConfigError("training.ema is empty: give one such as [{'name': 'constant', 'decay': 0.9999}]")
+def _check_known(section: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    for field in given:
+        if field not in known:
+            raise ConfigError(f"{section} has no field {field!r}{nearest(field, known)} (its fields: {', '.join(known)})")
+
+
+_LEAST = {
+    "steps": 1, "accumulate": 1, "log_every": 1, "checkpoint_every": 1, "grid_samples": 1, "eval_examples": 1,
+    "keep_last": 2,  # the one before the last is what a truncated checkpoint falls back to
+    "keep_every": 0, "grid_every": 0, "eval_every": 0,
+}  # fmt: skip
+
+
+def _check_values(seed: Any, training: Mapping[str, Any]) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed!r}")
+    for field, least in _LEAST.items():
+        value = training[field]
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"training.{field} must be a whole number from {least}, got {value!r}")
+    if not isinstance(training["ema"], list) or not training["ema"]:
+        raise ConfigError(
+            f"training.ema must be a list such as [{{'name': 'constant', 'decay': 0.9999}}], got {training['ema']!r}"
+        )
 
 
 def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -144,34 +161,47 @@ def read(workdir: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{workdir} holds no run (no config.json); train one there, or check --workdir")
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); restore it from the recipe the run was made with") from error
 
 
-def claim(workdir: str | Path, config: dict[str, Any]) -> None:
+def check_owner(workdir: str | Path, config: Mapping[str, Any]) -> None:
+    """Refuse a directory with another run's checkpoints, and log what a resumed run changes. Nothing is written.
+
+    A directory without a finished checkpoint has nothing to lose, and belongs to whoever comes.
+
+    Args:
+      config: complete, of the run about to start.
+
+    Raises:
+      CheckpointError: the checkpoints belong to another configuration; the difference is shown.
+    """
+    steps = finished_steps(workdir)
+    if not steps:
+        return
+    recorded = read(workdir) if (Path(workdir) / "config.json").exists() else read_meta(workdir, steps[-1])["config"]
+    # Fields that the defaults have gained since then had what are the defaults now.
+    before, after = complete(recorded), plain(config)
+    changed = difference(before, after)
+    if changed:
+        raise CheckpointError(
+            f"{workdir} holds a run of another configuration; use another --workdir, or the one it was made with. "
+            f"There -> here: {'; '.join(changed)}"
+        )
+    for line in difference(before, after, free=True):
+        logger.info("Resuming with %s.", line)
+
+
+def claim(workdir: str | Path, config: Mapping[str, Any]) -> None:
     """Record the configuration in the working directory, unless another run lives there.
 
     Raises:
       CheckpointError: the directory holds another configuration's run (the difference is shown), or is not writable.
     """
+    check_owner(workdir, config)
     path = Path(workdir) / "config.json"
-    if path.exists():
-        before = read(workdir)
-        changed = difference(before, plain(config))
-        if changed:
-            raise CheckpointError(
-                f"{workdir} holds a run of another configuration; use another --workdir, or the one it was made with. "
-                f"Here against there: {'; '.join(changed)}"
-            )
-        if before == plain(config):
-            return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, plain(config))
     except OSError as error:
         raise CheckpointError(f"cannot write to {workdir}: {error.strerror}; choose a writable --workdir") from error
-
-
-def as_config_dict(config: Mapping[str, Any]) -> ConfigDict:
-    """Plain data as a ConfigDict, for flags."""
-    return ConfigDict(plain(config))

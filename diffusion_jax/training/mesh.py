@@ -53,9 +53,33 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
+def batch_shards(mesh: Mesh) -> int:
+    """How many parts a batch is split into over the devices."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def host_share(mesh: Mesh) -> tuple[int, int]:
+    """(host, hosts): which slice of every global batch this process loads, of how many.
+
+    With the tensor axis across processes, several of them hold the same rows, and load the same slice.
+
+    Raises:
+      ConfigError: processes whose rows overlap in part.
+    """
+    rows: dict[int, set[int]] = {}
+    for device, (where,) in batch_sharding(mesh).devices_indices_map((batch_shards(mesh),)).items():
+        rows.setdefault(device.process_index, set()).update(range(*where.indices(batch_shards(mesh))))
+    shares = sorted({tuple(sorted(found)) for found in rows.values()})
+    if sum(map(len, shares)) != batch_shards(mesh) or len(set(map(len, shares))) > 1:
+        raise ConfigError(f"mesh: {dict(mesh.shape)} gives processes batches that overlap in part; change fsdp or tensor")
+    return shares.index(tuple(sorted(rows[jax.process_index()]))), len(shares)
+
+
+def check_batch(mesh: Mesh, batch_size: Any, accumulate: int) -> None:
     """Raise a `ConfigError` for a global batch that the devices, or the microbatches, cannot share."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"data.batch_size must be a whole number from 1, got {batch_size!r}")
+    shards = batch_shards(mesh)
     if batch_size % (shards * accumulate):
         raise ConfigError(
             f"data.batch_size {batch_size} does not divide over {shards} devices (data x fsdp)"
@@ -93,28 +117,62 @@ def state_shardings(mesh: Mesh, abstract: Any, rules: Any = ()) -> Any:
     Raises:
       ConfigError: a rule that names an unknown axis, or does not fit the leaf.
     """
-    rules = [(re.compile(pattern), tuple(spec)) for pattern, spec in rules]
+    compiled, used = [(_compile(pattern), tuple(spec)) for pattern, spec in rules], set()
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = path_name(path)
-        for pattern, spec in rules:
-            if pattern.search(name) and len(spec) <= len(leaf.shape):
-                _check_rule(mesh, name, spec, leaf.shape)
+        for number, (pattern, spec) in enumerate(compiled):
+            if not pattern.search(name):
+                continue
+            used.add(number)
+            problem = _misfit(mesh, spec, leaf.shape)
+            if not problem:
                 return NamedSharding(mesh, P(*spec))
+            if name.startswith("params/"):  # factored moments have other shapes, and may follow the default
+                raise ConfigError(f"mesh.rules: {pattern.pattern!r} on {name} {leaf.shape}: {problem}")
         return NamedSharding(mesh, _default_spec(leaf.shape, mesh))
 
-    return jax.tree_util.tree_map_with_path(sharding, abstract)
+    shardings = jax.tree_util.tree_map_with_path(sharding, abstract)
+    for number, (pattern, _) in enumerate(compiled):
+        if number not in used:
+            names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(abstract)[0]]
+            raise ConfigError(f"mesh.rules: {pattern.pattern!r} matches nothing; paths look like {names[len(names) // 8]!r}")
+    return shardings
 
 
-def _check_rule(mesh: Mesh, name: str, spec: tuple[Any, ...], shape: tuple[int, ...]) -> None:
+def _compile(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"mesh.rules: {pattern!r} is not a regular expression: {error}") from error
+
+
+def _misfit(mesh: Mesh, spec: tuple[Any, ...], shape: tuple[int, ...]) -> str:
+    """What is wrong with a spec for a shape; empty if nothing is."""
+    if len(spec) > len(shape):
+        return f"{len(spec)} axes for {len(shape)} dimensions"
     for axis, size in zip(spec, shape, strict=False):
         if axis is not None and axis not in AXES:
-            raise ConfigError(f"mesh.rules: {name} is sharded over {axis!r} (known: {', '.join(AXES)}, None)")
+            return f"unknown mesh axis {axis!r} (known: {', '.join(AXES)}, None)"
         if axis is not None and size % mesh.shape[axis]:
-            raise ConfigError(f"mesh.rules: {name} has the shape {shape}; {size} does not divide over {axis!r}")
+            return f"{size} does not divide over {axis!r} of {mesh.shape[axis]} devices"
+    return ""
 
 
-def put_batch(batch: Mapping[str, Any], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """This host's rows as part of the global batch; what is not numeric (captions) stays behind."""
-    numeric = {key: value for key, value in batch.items() if np.asarray(value).dtype != object}
-    return {key: jax.make_array_from_process_local_data(sharding, np.asarray(value)) for key, value in numeric.items()}
+def numeric(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What devices can hold of a batch; captions stay behind."""
+    return {key: np.asarray(value) for key, value in batch.items() if np.asarray(value).dtype != object}
+
+
+def put_batch(batch: Mapping[str, Any], sharding: NamedSharding, batch_size: int | None = None) -> dict[str, jax.Array]:
+    """This host's rows as part of the global batch, of which captions stay behind.
+
+    Args:
+      batch_size: of the global batch; where it is not given, this host's rows times the number of processes.
+    """
+
+    def put(rows: np.ndarray) -> jax.Array:
+        shape = None if batch_size is None else (batch_size, *rows.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+    return jax.tree.map(put, numeric(batch))

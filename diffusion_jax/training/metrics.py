@@ -2,127 +2,131 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 from diffusion_jax.data.files import replacing
+from diffusion_jax.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-# Dense bf16 peaks in FLOP/s by the start of a device's name, from the vendors' data sheets.
-PEAKS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
 
-
-def peak_flops(device: jax.Device | None = None) -> float | None:
-    """The device's dense bf16 peak in FLOP/s, or None where it is not known."""
-    kind = (device or jax.devices()[0]).device_kind
-    return next((peak for name, peak in PEAKS.items() if kind.startswith(name)), None)
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within this context, a full disk or a read-only directory is a `CheckpointError` that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {path}: {error.strerror or error}; what was saved is kept: mend it and run the same command again"
+        ) from error
 
 
 class Writers:
-    """JSON lines in metrics.jsonl and TensorBoard events, from one process.
+    """JSON lines in metrics.jsonl and TensorBoard events, from the first process.
 
     Args:
       workdir: of the run.
       start: the step from which the run goes on: rows of later steps, written before a crash, are removed.
       tensorboard: whether to write event files.
+
+    Attributes:
+      kept: the rows up to `start`, on the first process.
     """
 
     def __init__(self, workdir: str | Path, start: int, tensorboard: bool = True) -> None:
         self._active = jax.process_index() == 0
+        self._path = Path(workdir) / "metrics.jsonl"
+        self.kept: list[dict[str, Any]] = []
         if not self._active:
             return
-        path = Path(workdir) / "metrics.jsonl"
-        _truncate(path, start)
-        self._lines = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start) if tensorboard else None
+        with writing(self._path):
+            self.kept = _truncate(self._path, start)
+            self._lines = self._path.open("a", buffering=1)
+            self._board = _Board(Path(workdir) / "tensorboard", start + 1) if tensorboard else None
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        """Record a row of scalars; what is not finite becomes null in the JSON line."""
+        """Record a row of scalars; what is not finite becomes null in the JSON line.
+
+        Raises:
+          CheckpointError: the disk is full, say.
+        """
         if not self._active:
             return
         clean = {key: (value if math.isfinite(value) else None) for key, value in row.items()}
-        self._lines.write(json.dumps({"step": step, **clean}) + "\n")
-        if self._board:
-            for key, value in row.items():
-                self._board.add_scalar(key, value, step)
+        with writing(self._path):
+            self._lines.write(json.dumps({"step": step, **clean}) + "\n")
+            if self._board:
+                self._board.write(step, [summary.scalar(key, value) for key, value in row.items()])
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Record a picture, uint8 [H, W, C], in TensorBoard."""
         if self._active and self._board:
-            self._board.add_image(name, image, step, dataformats="HWC")
+            with writing(self._path):
+                self._board.write(step, [summary.image(name, image, dataformats="HWC")])
 
     def close(self) -> None:
         """Flush and close the files."""
         if self._active:
-            self._lines.close()
-            if self._board:
-                self._board.close()
+            with contextlib.suppress(OSError):  # what could be written is there; a failed write was reported
+                self._lines.close()
+                if self._board:
+                    self._board.close()
 
 
-def _truncate(path: Path, start: int) -> None:
-    """Drop rows after `start`, and a last line that a crash cut short."""
+class _Board:
+    """An event file, written and flushed at once: a background writer would hang or hide the error of a full disk.
+
+    Args:
+      purge_step: TensorBoard hides what earlier files say of this step and later ones.
+    """
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        folder.mkdir(exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"), f".{os.getpid()}.{purge_step}")
+        self._events.write_event(Event(step=purge_step, file_version="brain.Event:2"))
+        self._events.write_event(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, summaries: list[Any]) -> None:
+        for found in summaries:
+            self._events.write_event(Event(step=step, wall_time=time.time(), summary=found))
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+
+def _truncate(path: Path, start: int) -> list[dict[str, Any]]:
+    """Drop rows after `start`, and a last line that a crash cut short; returns the rows that stay."""
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
+        return []
+    kept, rows = [], []
+    for line in path.read_text(errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             continue
         if row["step"] <= start:
             kept.append(line)
+            rows.append(row)
     with replacing(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in kept))
-
-
-class Clock:
-    """Throughput since the last row: images a second, the share of time spent waiting for data, FLOP utilisation."""
-
-    def __init__(self, batch_size: int, flops_per_device: float | None) -> None:
-        self._batch_size, self._flops, self._peak = batch_size, flops_per_device, peak_flops()
-        self.reset()
-
-    def reset(self) -> None:
-        """Start a new interval."""
-        self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
-
-    def step(self, waited: float) -> None:
-        """Count a step that waited so many seconds for its batch."""
-        self._waited += waited
-        self._steps += 1
-
-    def row(self) -> dict[str, float]:
-        """The interval's metrics; call it when the device has finished the interval's steps."""
-        seconds = max(time.perf_counter() - self._start, 1e-9)
-        row = {
-            "images_per_second": self._batch_size * self._steps / seconds,
-            "seconds_per_step": seconds / max(self._steps, 1),
-            "data_wait_share": self._waited / seconds,
-        }
-        if self._flops and self._peak:
-            row["flop_utilisation"] = self._flops * self._steps / seconds / self._peak
-        return row
+    return rows
 
 
 class Progress:
@@ -135,7 +139,7 @@ class Progress:
 
     def update(self, step: int, row: Mapping[str, float]) -> None:
         """Show a logged step."""
-        if self._bar:
+        if self._bar is not None:
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(f"loss {row['loss']:.4f}, {row['images_per_second']:.0f} images/s")
             return
@@ -148,5 +152,5 @@ class Progress:
 
     def close(self) -> None:
         """Leave the terminal clean."""
-        if self._bar:
+        if self._bar is not None:
             self._bar.close()

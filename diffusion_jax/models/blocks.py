@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.models.layers import GroupNorm, conv, dense_init, downsample_average, upsample_nearest
+from diffusion_jax.models.layers import Dropout, GroupNorm, conv, dense_init, downsample_average, upsample_nearest
 from diffusion_jax.models.partitioning import constrain
 
 Conditioning = Literal["adagn", "additive"]
@@ -53,7 +53,7 @@ class ResidualBlock(nn.Module):
             h = GroupNorm(**norm, name="norm_out")(h, *jnp.split(injected, 2, axis=-1))
         else:
             h = GroupNorm(**norm, name="norm_out")(h + injected[:, None, None].astype(self.dtype))
-        h = nn.Dropout(self.dropout, name="dropout")(nn.silu(h), deterministic=not train)
+        h = Dropout(self.dropout, name="dropout")(nn.silu(h), train)
         h = conv(self.features, 3, "conv_out", self.dtype, zero=True)(h)
         if x.shape[-1] != self.features:
             x = conv(self.features, 1, "shortcut", self.dtype)(x)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.models.layers import GroupNorm
+from diffusion_jax.models.layers import Dropout, GroupNorm, dense_init
 from diffusion_jax.registry import register
 
 
@@ -24,14 +24,15 @@ class SmallCNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        init = dense_init()
         for level, width in enumerate(self.widths):
             strides = (1, 1) if level == 0 else (2, 2)
-            x = nn.Conv(width, (3, 3), strides=strides, use_bias=False, name=f"conv{level}")(x)
+            x = nn.Conv(width, (3, 3), strides=strides, use_bias=False, kernel_init=init, name=f"conv{level}")(x)
             x = nn.relu(GroupNorm(8, 1e-5, name=f"norm{level}")(x))
-        x = nn.Dropout(0.2, name="dropout_in")(x.reshape(x.shape[0], -1), deterministic=not train)
-        features = nn.relu(nn.Dense(self.features, name="features")(x))
-        hidden = nn.Dropout(0.4, name="dropout_out")(features, deterministic=not train)
-        return nn.Dense(self.num_classes, name="logits")(hidden), features
+        x = Dropout(0.2, name="dropout_in")(x.reshape(x.shape[0], -1), train)
+        features = nn.relu(nn.Dense(self.features, kernel_init=init, name="features")(x))
+        hidden = Dropout(0.4, name="dropout_out")(features, train)
+        return nn.Dense(self.num_classes, kernel_init=init, name="logits")(hidden), features
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -61,7 +61,7 @@ class UNet(nn.Module):
         if "aug_level" in cond:
             emb += layers.MLPEmbedding(width, name="aug_embedding")(sinusoid(cond["aug_level"]))
         if "label" in cond:
-            table = nn.Embed(self.label_table, width, embedding_init=nn.initializers.normal(1.0), name="label_embedding")
+            table = nn.Embed(self.label_table, width, embedding_init=layers.normal_init(), name="label_embedding")
             emb += table(cond["label"])
         if self.pooled_text:
             pooled = nn.LayerNorm(epsilon=1e-5, name="pooled_norm")(cond["text"]["pooled"])

@@ -58,7 +58,7 @@ def tile(images: np.ndarray, columns: int | None = None, gap: int = 2, scale: in
     rows = math.ceil(count / columns)
     sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
     for index, image in enumerate(images):
-        top, left = (gap + place * (size + gap) for place, size in zip(divmod(index, columns), (height, width)))
+        top, left = (gap + place * (size + gap) for place, size in zip(divmod(index, columns), (height, width), strict=True))
         sheet[top : top + height, left : left + width] = image
     return sheet
 

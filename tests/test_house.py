@@ -1,0 +1,59 @@
+"""The house: floors, style, and a README whose commands are what they say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import diffusion_jax
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*command: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_floors_import_only_from_below():
+    result = run(sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()")
+    assert result.returncode == 0, result.stdout
+
+
+def test_style():
+    result = run(sys.executable, "-m", "ruff", "check", "--output-format=concise", ".")
+    assert result.returncode == 0, result.stdout
+
+
+def test_the_base_install_needs_no_other_framework():
+    """No TensorFlow, PyTorch or transformers, neither required nor imported."""
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    banned = ("tensorflow", "torch", "transformers")
+    assert not [name for name in required if re.split(r"[<>=\[ ]", name)[0] in banned]
+    code = (
+        "import sys, diffusion_jax.train, diffusion_jax.sample, diffusion_jax.evaluate; "
+        f"print([name for name in {banned!r} if name in sys.modules])"
+    )
+    result = run(sys.executable, "-c", code)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_the_readme_begins_with_the_two_commands():
+    """A stranger's first command ends in pictures, the second in tests; CI runs the second word for word."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.S | re.M)
+    (first_kind, first), (second_kind, second) = blocks[:2]
+    assert first_kind == second_kind == "bash"
+    assert "experiments.mnist_cascade" in first and "[demo]" in first
+    assert "pytest" in second and "[test]" in second
+
+
+def test_every_page_that_is_linked_exists():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_versions_agree():
+    assert f'__version__ = "{diffusion_jax.__version__}"' in (ROOT / "diffusion_jax" / "__init__.py").read_text()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -130,3 +133,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "sr": make_run(root / "sr", "sr"),
         "unconditional": make_run(root / "unconditional", **chain),
     }
+
+
+def start_program(*arguments: str, program: str = "sample") -> subprocess.Popen:
+    """The program in a process of its own, on one device."""
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    command = [sys.executable, "-m", f"diffusion_jax.{program}", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -190,7 +190,11 @@ class Diffusion:
         return x if end > 0 else jnp.clip(x, -1, 1)
 
     def check_sampling(self, sampling: Sampling) -> None:
-        """Guidance needs a conditional model that was trained with condition dropout."""
+        """Raise a `ConfigError` if this system cannot be sampled so.
+
+        Guidance needs a conditional model that was trained with condition dropout; the grid must suit the process.
+        """
+        sampling.build_grid()(self.process)
         if sampling.guidance == 1:
             return
         if not self.num_classes:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_systems import make_super_resolution
 
 from diffusion_jax import data
 from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.evaluation.requests import Rows, label_rule, low_res_from, low_res_of
 from diffusion_jax.systems import Cascade, Sampling, Stage
+from tests.tiny_systems import make_super_resolution
 
 
 @pytest.mark.parametrize(

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from tiny_systems import runs  # noqa: F401
+from tests.tiny_systems import runs  # noqa: F401

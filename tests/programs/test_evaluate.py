@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from test_sample import start
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation import Settings, evaluate_run
+from tests.tiny_systems import start_program
 
 QUICK = Settings(num=40, classifier_steps=30, batch_size=20)
 
@@ -56,10 +56,10 @@ def test_bad_settings(runs, tmp_path):
 
 
 def test_the_program_prints_metrics_and_bad_input_is_one_line(runs, tmp_path):
-    good = start(
+    good = start_program(
         f"--workdir={runs['base']}", "--num=10", "--classifier_steps=30", f"--out={tmp_path}", program="evaluate"
     )
-    bad = start(f"--workdir={runs['base']}", "--step=9", program="evaluate")
+    bad = start_program(f"--workdir={runs['base']}", "--step=9", program="evaluate")
     printed, _ = good.communicate(timeout=120)
     assert good.returncode == 0 and json.loads(printed)["num_samples"] == 10
     _, errors = bad.communicate(timeout=120)

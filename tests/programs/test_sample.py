@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,13 +18,7 @@ from diffusion_jax.data.files import read_image
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation import Generator, find
 from diffusion_jax.evaluation.requests import Rows
-
-
-def start(*arguments: str, program: str = "sample") -> subprocess.Popen:
-    """The program in a process of its own, on one device."""
-    environment = {**os.environ, "XLA_FLAGS": ""}
-    command = [sys.executable, "-m", f"diffusion_jax.{program}", *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+from tests.tiny_systems import start_program
 
 
 def images_in(folder: Path, num: int) -> np.ndarray:
@@ -113,7 +104,7 @@ def test_super_resolution_alone_takes_held_out_or_given_images(runs, tmp_path):
 
 def test_a_killed_run_continues(runs, tmp_path):
     arguments = [f"--workdir={runs['base']}", f"--out={tmp_path}", "--num=3000", "--batch_size=50"]
-    process = start(*arguments)
+    process = start_program(*arguments)
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("0*.png"))) < 20 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -159,7 +150,7 @@ def bad(runs, drawn, tmp_path_factory) -> dict[str, tuple[int, str, Path]]:
         for name in [waiting.pop(0) for _ in range(min(2, len(waiting)))]:
             out = tmp_path_factory.mktemp("bad") / "out"
             arguments = [text.format(drawn=drawn, **runs) for text in BAD[name][0]]
-            running[name] = start(f"--out={out}", *arguments), out  # a later --out wins
+            running[name] = start_program(f"--out={out}", *arguments), out  # a later --out wins
         for name, (process, out) in running.items():
             _, errors = process.communicate(timeout=120)
             results[name] = process.returncode, errors, out
@@ -176,7 +167,7 @@ def test_bad_input_is_one_clear_line(bad, name):
 
 
 def test_help_reads_like_a_manual(runs):
-    process = start("--help")
+    process = start_program("--help")
     text, _ = process.communicate(timeout=120)
     for wanted in ("python -m diffusion_jax.sample --workdir=DIR --num=64 --out=DIR2", "--labels", "--guidance", "cascade"):
         assert wanted in text

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_systems import PROCESS, FunctionNetwork, gaussian_x0, make_generation, make_super_resolution
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import schedules
 from diffusion_jax.systems import Cascade, Generation, Sampling, Stage, SuperResolution
+from tests.tiny_systems import PROCESS, FunctionNetwork, gaussian_x0, make_generation, make_super_resolution
 
 MEAN, STD, LEVEL = 0.3, 0.2, 0.3
 

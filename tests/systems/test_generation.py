@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_systems import PROCESS, FunctionNetwork, gaussian_x0, make_batch, make_generation, randomize, start
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import schedules
 from diffusion_jax.systems import Generation, Sampling, from_config, labels
+from tests.tiny_systems import PROCESS, FunctionNetwork, gaussian_x0, make_batch, make_generation, randomize, start
 
 
 def _told_labels(cond_drop: float, train: bool) -> np.ndarray:
@@ -120,9 +120,10 @@ def test_learned_variance_doubles_the_output_channels_and_is_sampled_with():
     [
         ({"num_classes": 0}, {"guidance": 2.0}, "guidance 2 on an unconditional model"),
         ({"cond_drop": 0.0}, {"guidance": 2.0}, "condition dropout"),
+        ({}, {"grid": {"name": "respaced", "spacing": "10"}}, "picks indices of a discrete chain"),
     ],
 )
-def test_guidance_needs_a_model_trained_for_it(fields, sampling, message):
+def test_sampling_must_suit_the_trained_model(fields, sampling, message):
     with pytest.raises(ConfigError, match=message):
         make_generation(**fields).check_sampling(Sampling(**sampling))
 

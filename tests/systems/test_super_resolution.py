@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_systems import PROCESS, FunctionNetwork, make_batch, make_super_resolution, randomize, start
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.systems import Sampling, SuperResolution, to_float
+from tests.tiny_systems import PROCESS, FunctionNetwork, make_batch, make_super_resolution, randomize, start
 
 
 @pytest.fixture(scope="module")

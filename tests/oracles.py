@@ -142,6 +142,11 @@ QUICK = {"xla_backend_optimization_level": 0}
 """Compiler options for programs so small that compiling them is what takes long."""
 
 
+def no_noise(name: str) -> jax.Array:
+    """The noise of a solver that must not draw any."""
+    raise AssertionError(f"a deterministic solver drew the noise {name!r}")
+
+
 def rotation(angle: float) -> np.ndarray:
     """Axes of the plane turned by an angle in radians, in columns."""
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

@@ -196,7 +196,7 @@ def dpmpp_2m(variant: str = "midpoint") -> Solver:
         x0 = denoiser(x, t).x0
         alpha, sigma = process.alpha_sigma(s)
         h = 0.5 * (process.log_snr(s) - process.log_snr(t))
-        second_order = (last_h > 0) & jnp.isfinite(last_h) & (s > 0)
+        second_order = (last_h > 0) & (s > 0)  # from zero SNR last_h is infinite, and the slope 0
         safe_h = jnp.where(second_order, h, 1.0)
         slope = jnp.where(second_order, safe_h / jnp.where(second_order, last_h, 1.0), 0.0) * (x0 - previous)
         if variant == "midpoint":

@@ -10,11 +10,7 @@ import pytest
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Process
 from diffusion_jax.sampling import grids, invert, sample, solvers
-from tests.oracles import BIMODAL, GAUSSIAN, LINE, QUICK
-
-
-def no_noise(name):
-    raise AssertionError(f"a deterministic solver drew the noise {name!r}")
+from tests.oracles import BIMODAL, GAUSSIAN, LINE, QUICK, no_noise
 
 
 def _errors(make, process, counts):

@@ -10,7 +10,7 @@ import pytest
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Denoiser, Process
 from diffusion_jax.sampling import grids, sample, solvers
-from tests.oracles import GAUSSIAN, LINE, QUICK
+from tests.oracles import GAUSSIAN, LINE, QUICK, no_noise
 
 COUNT = 20_000
 MEAN, VARIANCE = GAUSSIAN.means[0], GAUSSIAN.variances[0]
@@ -168,6 +168,28 @@ def test_churn_moments(s_churn, s_noise):
         mean, variance = factor * mean, factor**2 * variance
     solver = solvers.heun(s_churn=s_churn, s_min=s_min, s_max=s_max, s_noise=s_noise)
     check_moments(draw(GAUSSIAN.denoiser(process), solver, grid), MEAN + mean, variance)
+
+
+@pytest.mark.parametrize("schedule", ["vp_sde", "edm", "straight_line", "linear"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_churned_step_is_heuns_from_the_raised_level(schedule, inside):
+    """In y = x / alpha: noise of variance (raised^2 - level^2) s_noise^2, between s_min and s_max only."""
+    process, t, s = Process(schedule, prediction="x0"), jnp.float32(0.6), jnp.float32(0.5)
+    level = float(np.exp(-0.5 * process.schedule.log_snr(0.6)))
+    s_min, s_max = (0.9 * level, 1.1 * level) if inside else (1.1 * level, 1.3 * level)
+    solver = solvers.heun(s_churn=2.0, s_min=s_min, s_max=s_max, s_noise=1.1)
+    x = jnp.asarray(GAUSSIAN.marginal(process, 0.6, 16), jnp.float32)
+    denoiser, z = GAUSSIAN.denoiser(process), jax.random.normal(jax.random.key(0), x.shape)
+    found, _ = solver.step(denoiser, x, solver.init(x, 10), t, s, lambda name: z)
+    raised, start = t, x
+    if inside:
+        raised = process.schedule.inverse(-2 * np.log(1.2 * level))
+        alpha = process.schedule.alpha_sigma(raised)[0]
+        y = x / process.schedule.alpha_sigma(0.6)[0] + np.sqrt(1.2**2 - 1) * level * 1.1 * z
+        raised, start = jnp.float32(raised), jnp.asarray(alpha * y, jnp.float32)
+    plain = solvers.heun()
+    expected, _ = plain.step(denoiser, start, plain.init(x, 10), raised, s, no_noise)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_churn_draws_noise_and_plain_heun_does_not():

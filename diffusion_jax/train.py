@@ -37,7 +37,8 @@ import jax
 from absl import app, flags
 
 from diffusion_jax import programs, training
-from diffusion_jax.errors import DiffusionError
+from diffusion_jax.errors import ConfigError, DiffusionError
+from diffusion_jax.training.mesh import summary
 from diffusion_jax.training.recipes import load_recipe, split_overrides
 
 _CONFIG = flags.DEFINE_string("config", None, "The recipe, FILE.py or FILE.py:VARIANT; --config.FIELD=VALUE overrides.")
@@ -65,7 +66,7 @@ def _join_processes() -> None:
 
 def _describe(config: dict[str, Any]) -> None:
     program = training.prepare(config)
-    memory, cost = program.step.memory_analysis(), program.step.cost_analysis() or {}
+    memory = program.step.memory_analysis()
     used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     used -= memory.alias_size_in_bytes
     mesh = ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items())
@@ -73,10 +74,20 @@ def _describe(config: dict[str, Any]) -> None:
         f"parameters            {program.num_params():,}",
         f"mesh                  {mesh}",
         f"memory per device     {used / 2**20:,.1f} MiB (state {memory.argument_size_in_bytes / 2**20:,.1f} MiB)",
-        f"FLOPs per step        {cost.get('flops', 0):.3e} per device",
+        f"FLOPs per step        {program.flops or 0:.3e} per device",
         f"examples              {len(program.pipeline):,} ({program.pipeline.skipped} corrupt ones skipped)",
+        "parameters by sharding",
+        *(f"  {spec:50s}{count:>16,}" for spec, count in summary(program.target.params).items()),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _leave(status: int) -> None:
+    """With peers, leaving through the interpreter's exit would wait for their heartbeat."""
+    sys.stderr.flush()
+    if jax.process_count() > 1:
+        os._exit(status)
+    sys.exit(status)
 
 
 def main(argv: list[str], overrides: dict[str, Any]) -> None:
@@ -85,6 +96,8 @@ def main(argv: list[str], overrides: dict[str, Any]) -> None:
         raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
     programs.configure_logging()
     try:
+        if not _DRY_RUN.value and not _WORKDIR.value:
+            raise ConfigError("--workdir=DIR is needed: where the run's checkpoints and metrics go")
         _join_processes()
         config = load_recipe(_CONFIG.value, overrides)
         if _DRY_RUN.value:
@@ -93,20 +106,17 @@ def main(argv: list[str], overrides: dict[str, Any]) -> None:
             training.train(config, _WORKDIR.value)
     except DiffusionError as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.stderr.flush()
-        sys.exit(2)
+        _leave(2)
     except BaseException:
-        # With peers, leaving through the interpreter's exit would wait for their heartbeat: say it and go.
         if jax.process_count() > 1:
             logging.getLogger(__name__).exception("Process %d failed.", jax.process_index())
-            sys.stderr.flush()
-            os._exit(17)
+            _leave(17)
         raise
 
 
 def run() -> None:
     """Parse flags and train."""
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     argv, overrides = split_overrides(sys.argv)
     app.run(functools.partial(main, overrides=overrides), argv=argv)
 

@@ -122,9 +122,11 @@ def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any] | None)
     for path, value in (overrides or {}).items():
         node, *parts = config, *path.split(".")
         for part in parts[:-1]:
-            if not isinstance(node, dict) or part not in node:
+            if part not in node:
                 raise ConfigError(f"the configuration has no {path!r}{nearest(part, node)} (at {part!r}: {sorted(node)})")
             node = node[part]
+            if not isinstance(node, dict):
+                raise ConfigError(f"the configuration has no {path!r}: {part!r} is {node!r}, not a section; replace it whole")
         node[parts[-1]] = plain(value)
     return config
 

@@ -18,36 +18,36 @@ class Ema(Protocol):
 
     label: str
 
-    def decay(self, step: jax.Array) -> jax.Array:
-        """The share of the old average kept at the step-th update, counted from 1."""
+    def share(self, step: jax.Array) -> jax.Array:
+        """The share of the new parameters in the average after the step-th update, counted from 1; float32 scalar."""
 
 
 @register("ema", "constant")
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """decay, or (1 + step) / (10 + step) while that is smaller.
+    """The old average keeps `decay`, or (1 + step) / (10 + step) while that is smaller.
 
     Without the warm-up an average with decay 0.9999 still is mostly the random initial network after 5,000 steps, and
     its samples are noise; with it the average spans about the last ninth of the steps taken, at any step.
+
+    Source: the constant decay of Ho et al. 2020 (arXiv 2006.11239, appendix B); the warm-up is that of TensorFlow's
+    ExponentialMovingAverage with num_updates.
     """
 
-    decay_rate: float
+    decay: float = 0.9999
     warmup: bool = True
 
-    def __init__(self, decay: float = 0.9999, warmup: bool = True) -> None:
-        if not 0 <= decay < 1:
-            raise ConfigError(f"ema 'constant': decay must lie in [0, 1), got {decay}")
-        object.__setattr__(self, "decay_rate", decay)
-        object.__setattr__(self, "warmup", warmup)
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ConfigError(f"ema 'constant': decay must lie in [0, 1), got {self.decay}")
 
     @property
     def label(self) -> str:
-        return f"constant_{self.decay_rate:g}"
+        return f"constant_{self.decay}"
 
-    def decay(self, step: jax.Array) -> jax.Array:
-        if not self.warmup:
-            return jnp.float32(self.decay_rate)
-        return jnp.minimum(self.decay_rate, (1 + step) / (10 + step)).astype(jnp.float32)
+    def share(self, step: jax.Array) -> jax.Array:
+        last = jnp.float32(1 - self.decay)
+        return jnp.maximum(last, 9.0 / (10.0 + step.astype(jnp.float32))) if self.warmup else last
 
 
 def power_exponent(sigma_rel: float) -> float:
@@ -83,10 +83,11 @@ class Power:
 
     @property
     def label(self) -> str:
-        return f"power_{self.sigma_rel:g}"
+        return f"power_{self.sigma_rel}"
 
-    def decay(self, step: jax.Array) -> jax.Array:
-        return ((1 - 1 / step.astype(jnp.float32)) ** (power_exponent(self.sigma_rel) + 1)).astype(jnp.float32)
+    def share(self, step: jax.Array) -> jax.Array:
+        # 1 - (1 - 1/step)^(g + 1) without the cancellation that late steps would suffer in float32.
+        return -jnp.expm1((power_exponent(self.sigma_rel) + 1) * jnp.log1p(-1 / step.astype(jnp.float32)))
 
 
 def from_config(config: Any) -> tuple[Ema, ...]:
@@ -103,6 +104,6 @@ def from_config(config: Any) -> tuple[Ema, ...]:
 
 
 def update(average: Ema, old: Any, new: Any, step: jax.Array) -> Any:
-    """decay * old + (1 - decay) * new, leaf by leaf, float32."""
-    decay = average.decay(step)
-    return jax.tree.map(lambda a, b: (b + decay * (a - b)).astype(a.dtype), old, new)
+    """old + share * (new - old), leaf by leaf, in float32."""
+    share = average.share(step)
+    return jax.tree.map(lambda a, b: (a + share * (b - a)).astype(a.dtype), old, new)

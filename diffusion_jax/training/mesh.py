@@ -89,13 +89,19 @@ def check_batch(mesh: Mesh, batch_size: Any, accumulate: int) -> None:
 
 
 def _default_spec(shape: tuple[int, ...], mesh: Mesh) -> P:
-    """Output features over "tensor", the largest remaining axis that divides over "fsdp"."""
-    spec: list[str | None] = [None] * len(shape)
+    """Output features over "tensor", the largest other axis that divides over "fsdp".
+
+    The kernel of a convolution (rank 4) is sharded on its output features only, over both: with input and output features
+    sharded apart and the batch over "data" as well, XLA (jax 0.10) computes wrong gradients.
+    """
     if math.prod(shape) < _SMALL:
         return P()
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    spec: list[Any] = [None] * len(shape)
     if tensor > 1 and shape[-1] % tensor == 0:
         spec[-1] = "tensor"
+        if len(shape) >= 4:
+            return P(*spec[:-1], ("tensor", "fsdp") if fsdp > 1 and shape[-1] % (tensor * fsdp) == 0 else "tensor")
     free = [i for i, size in enumerate(shape) if spec[i] is None and size % fsdp == 0]
     if fsdp > 1 and free:
         spec[max(free, key=lambda i: shape[i])] = "fsdp"
@@ -111,13 +117,14 @@ def state_shardings(mesh: Mesh, abstract: Any, rules: Any = ()) -> Any:
     """A sharding for every leaf of an abstract state.
 
     Args:
-      rules: pairs (regular expression searched in the leaf's path, list with an axis name or None per dimension); the
-        first that matches wins, others follow the default. Optimiser moments have their parameter's path at the end.
+      rules: pairs (regular expression searched in the leaf's path, list with an axis name, a list of them or None for
+        each dimension); the first that matches wins, others follow the default. Optimiser moments and averages have
+        their parameter's path at the end.
 
     Raises:
       ConfigError: a rule that names an unknown axis, or does not fit the leaf.
     """
-    compiled, used = [(_compile(pattern), tuple(spec)) for pattern, spec in rules], set()
+    compiled, used = [_compile(rule) for rule in rules], set()
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = path_name(path)
@@ -140,23 +147,42 @@ def state_shardings(mesh: Mesh, abstract: Any, rules: Any = ()) -> Any:
     return shardings
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
+def _compile(rule: Any) -> tuple[re.Pattern[str], tuple[Any, ...]]:
     try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"mesh.rules: {pattern!r} is not a regular expression: {error}") from error
+        pattern, spec = rule
+        return re.compile(pattern), tuple(tuple(axes) if isinstance(axes, list) else axes for axes in spec)
+    except (re.error, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"mesh.rules: {rule!r} is no pair of a regular expression and a list of axes, such as "
+            f"['qkv/kernel', [None, 'tensor']] ({error})"
+        ) from error
 
 
 def _misfit(mesh: Mesh, spec: tuple[Any, ...], shape: tuple[int, ...]) -> str:
     """What is wrong with a spec for a shape; empty if nothing is."""
     if len(spec) > len(shape):
         return f"{len(spec)} axes for {len(shape)} dimensions"
-    for axis, size in zip(spec, shape, strict=False):
-        if axis is not None and axis not in AXES:
-            return f"unknown mesh axis {axis!r} (known: {', '.join(AXES)}, None)"
-        if axis is not None and size % mesh.shape[axis]:
-            return f"{size} does not divide over {axis!r} of {mesh.shape[axis]} devices"
+    for axes, size in zip(spec, shape, strict=False):
+        axes = () if axes is None else (axes,) if isinstance(axes, str) else axes
+        unknown = [axis for axis in axes if axis not in AXES]
+        if unknown:
+            return f"unknown mesh axis {unknown[0]!r} (known: {', '.join(AXES)}, None)"
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            return f"{size} does not divide over {' x '.join(axes)} of {parts} devices"
     return ""
+
+
+def summary(target: Any) -> dict[str, int]:
+    """How many parameters have which sharding, largest first."""
+    counts: dict[str, int] = {}
+    for leaf in jax.tree.leaves(target):
+        axes = tuple(leaf.sharding.spec)
+        while axes and axes[-1] is None:
+            axes = axes[:-1]
+        name = str(list(axes)) if axes else "whole on every device"
+        counts[name] = counts.get(name, 0) + math.prod(leaf.shape)
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
 def numeric(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:

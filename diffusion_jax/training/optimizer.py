@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import optax
 
 from diffusion_jax.errors import ConfigError, nearest
-from diffusion_jax.registry import build, register
+from diffusion_jax.registry import build, fields, lookup, register
 
 DECAYS = ("constant", "cosine", "linear", "rsqrt")
 
@@ -16,9 +17,16 @@ DECAYS = ("constant", "cosine", "linear", "rsqrt")
 def schedule(learning_rate: float, warmup_steps: int, decay: str, decay_steps: int, final: float = 0.0) -> optax.Schedule:
     """A linear warm-up over `warmup_steps`, then constant, cosine, linear, or 1/sqrt decay until `decay_steps`.
 
+    Args:
+      final: the share of the learning rate that cosine and linear decay end at.
+
     Raises:
-      ConfigError: an unknown decay, or a warm-up longer than the decay.
+      ConfigError: an unknown decay, a negative learning rate or warm-up.
     """
+    if not isinstance(learning_rate, int | float) or learning_rate < 0 or warmup_steps < 0:
+        raise ConfigError(
+            f"optimizer: learning_rate and warmup_steps must not be negative, got {learning_rate!r} and {warmup_steps!r}"
+        )
     if decay not in DECAYS:
         raise ConfigError(f"optimizer: unknown decay {decay!r}{nearest(str(decay), DECAYS)} (known: {', '.join(DECAYS)})")
     rest = max(decay_steps - warmup_steps, 1)
@@ -38,48 +46,82 @@ def schedule(learning_rate: float, warmup_steps: int, decay: str, decay_steps: i
     return optax.join_schedules([warmup, after], [warmup_steps])
 
 
+def _decayed(what: str) -> Any:
+    """A mask of the parameters that decay: "all", or "matrices", which spares biases and scales."""
+    if what not in ("all", "matrices"):
+        raise ConfigError(f"optimizer: decay_on must be 'all' or 'matrices', got {what!r}")
+    return None if what == "all" else lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
 @register("optimizer", "adamw")
-def adamw(rate: optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0):
+def adamw(
+    rate: optax.Schedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decay_on: str = "all",
+) -> optax.GradientTransformation:
     """AdamW (arXiv 1711.05101); weight decay 0 is Adam."""
-    return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decayed(decay_on))
 
 
 @register("optimizer", "adam")
-def adam(rate: optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
+def adam(rate: optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
     """Adam (arXiv 1412.6980)."""
     return optax.adam(rate, b1=b1, b2=b2, eps=eps)
 
 
 @register("optimizer", "adafactor")
-def adafactor(rate: optax.Schedule, weight_decay: float | None = None, min_dim_size_to_factor: int = 128):
+def adafactor(
+    rate: optax.Schedule, weight_decay: float | None = None, min_dim_size_to_factor: int = 128, decay_on: str = "all"
+) -> optax.GradientTransformation:
     """Adafactor (arXiv 1804.04235): second moments in rows and columns, for large models."""
     return optax.adafactor(
-        rate, weight_decay_rate=weight_decay, min_dim_size_to_factor=min_dim_size_to_factor, multiply_by_parameter_scale=False
+        rate,
+        weight_decay_rate=weight_decay,
+        weight_decay_mask=_decayed(decay_on),
+        min_dim_size_to_factor=min_dim_size_to_factor,
+        multiply_by_parameter_scale=False,
     )
 
 
 @register("optimizer", "sgd")
-def sgd(rate: optax.Schedule, momentum: float | None = None):
+def sgd(rate: optax.Schedule, momentum: float | None = None) -> optax.GradientTransformation:
     """Stochastic gradient descent."""
     return optax.sgd(rate, momentum=momentum)
 
 
+_SHARED = ("learning_rate", "warmup_steps", "decay", "decay_steps", "final_ratio", "clip_norm")
+
+
 def from_config(config: Mapping[str, Any], steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """(optimiser, learning-rate schedule) of a run's `optimizer` configuration.
+    """(optimiser, learning rate by the number of updates) of a run's `optimizer` configuration.
 
     Args:
       config: "name", "learning_rate", "warmup_steps", "decay", "decay_steps" (default: `steps`), "final_ratio",
         "clip_norm" (of the global gradient; 0 is off), and the optimiser's own fields.
       steps: of the whole run.
+
+    Raises:
+      ConfigError: an unknown name or field, or a value out of range.
     """
-    fields = dict(config)
+    given = dict(config)
+    name = given.pop("name")
+    own = [field for field in fields(lookup("optimizer", name))[0] if field != "rate"]
+    for field in given:
+        if field not in (*own, *_SHARED):
+            known = (*_SHARED, *own)
+            raise ConfigError(
+                f"optimizer {name!r} has no field {field!r}{nearest(field, known)} (its fields: {', '.join(known)})"
+            )
     rate = schedule(
-        fields.pop("learning_rate"),
-        fields.pop("warmup_steps", 0),
-        fields.pop("decay", "constant"),
-        fields.pop("decay_steps", steps),
-        fields.pop("final_ratio", 0.0),
+        given["learning_rate"],
+        given.get("warmup_steps", 0),
+        given.get("decay", "constant"),
+        given.get("decay_steps", steps),
+        given.get("final_ratio", 0.0),
     )
-    clip = fields.pop("clip_norm", 0.0)
-    optimizer = build("optimizer", {**fields, "rate": rate})
+    optimizer = build("optimizer", {"name": name, "rate": rate, **{k: v for k, v in given.items() if k in own}})
+    clip = given.get("clip_norm", 0.0)
     return (optax.chain(optax.clip_by_global_norm(clip), optimizer) if clip else optimizer), rate

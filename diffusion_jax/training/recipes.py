@@ -32,7 +32,10 @@ def load_recipe(spec: str, overrides: dict[str, Any] | None = None) -> dict[str,
         raise ConfigError(f"the recipe {path} has no function get_config(variant)")
     if variant and not inspect.signature(module.get_config).parameters:
         raise ConfigError(f"the recipe {path} has no variants, but {variant!r} was asked for")
-    config = module.get_config(variant) if variant else module.get_config()
+    try:
+        config = module.get_config(variant) if variant else module.get_config()
+    except ValueError as error:  # how recipes refuse a variant
+        raise ConfigError(str(error)) from error
     return complete(apply_overrides(complete(config), overrides))
 
 

@@ -12,8 +12,8 @@ from scipy import special
 
 from diffusion_jax.errors import ConfigError
 
-# Times this close to a step (in units of a step) are the step: float32 times carry rounding, tables are exact.
-_SNAP = 2e-3
+# Times this close to a step (in units of a step) are the step: times carry rounding, tables are exact.
+_SNAP = {"float32": 2e-3, "float64": 1e-9}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class LogSnrTable:
         sigmoid = jax.nn.sigmoid if is_jax else special.expit
         knots = xp.asarray(self.knots, jnp.float32 if is_jax else np.float64)
         u = xp.clip(xp.asarray(t, knots.dtype), 0.0, 1.0) * self.num_steps
-        u = xp.where(xp.abs(u - xp.round(u)) < _SNAP, xp.round(u), u)
+        u = xp.where(xp.abs(u - xp.round(u)) < _SNAP["float32" if is_jax else "float64"], xp.round(u), u)
         index = xp.clip(xp.ceil(u).astype(int), 1, self.num_steps)  # u lies in (index - 1, index]
         weight = u - (index - 1)
         upper = knots[index - 1]

@@ -24,7 +24,7 @@ from diffusion_jax.systems import Cascade, SuperResolution
 
 _LOG = logging.getLogger(__name__)
 
-_GRID = 64  # images in each half of the picture
+_ROWS, _WIDEST = 8, 16  # of each half of the picture, in images
 _CHAIN_IMAGES = 16  # whose bits per dimension are computed where the process is a chain
 
 
@@ -187,11 +187,13 @@ def _judged(
 
 def _picture(runs: Runs, samples: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
     """Held-out real images on the left and samples on the right, of the same classes in the same places."""
-    count = min(_GRID, len(samples))
+    classes = 0 if labels is None else runs.cascade.num_classes
+    columns = classes if 2 <= classes <= _WIDEST else 8  # a class a column, where they are few
+    columns = min(columns, len(samples))
+    count = min(_ROWS, len(samples) // columns) * columns
     real = gather(runs.pipeline(len(runs.workdirs) - 1, "test"))
     order = _matching(real.get("label"), None if labels is None else labels[:count], count, len(real["image"]))
     scale = max(1, 64 // samples.shape[1])
-    columns = min(10, count) if labels is not None and runs.cascade.num_classes == 10 else None
     return beside([tile(images, columns, scale=scale) for images in (real["image"][order], samples[:count])])
 
 

@@ -24,6 +24,7 @@ def test_a_cascade_has_the_metrics_of_its_stages(runs, tmp_path):
         assert np.isfinite(metrics[name]) and metrics[name] > 0
     assert metrics["frechet_reference"] < metrics["frechet_distance"]
     assert metrics["num_samples"] == 40 and metrics["settings"]["stages"][1]["sampling"]["aug_level"] == 0.1
+    # 4 rows of 10 classes in each half; 16 pixels shown as 64, 2 around each, 12 between
     picture = Image.open(tmp_path / "real_and_samples.png")
     assert picture.size == (2 * (10 * 66 + 2) + 12, 4 * 66 + 2)
 

@@ -6,7 +6,7 @@ A 16x16 class-conditional base, then 16 -> 32 super-resolution with noise-condit
 2106.15282), on the 4,500 training images of the bundled MNIST subset; then a small classifier, trained on the same real
 images, says how often it sees the digit that was asked for. The recipes are configs/mnist.py:base and :sr.
 
-Interrupted, it goes on where it was when run again. Found on 2 CPU cores: see the table in README.md.
+Interrupted, it goes on where it was when run again. What it found is in README.md.
 """
 
 from __future__ import annotations

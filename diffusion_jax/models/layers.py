@@ -37,11 +37,13 @@ def sinusoidal_embedding(values: jax.Array, dim: int, flavour: Flavour) -> jax.A
 
 
 def draw(sample: Callable[..., jax.Array], key: jax.Array, shape: Sequence[int], **kwargs: Any) -> jax.Array:
-    """`sample(key, shape=shape)` of `jax.random`, the same numbers drawn along one axis.
+    """`sample(key, shape=shape)` of `jax.random`; on a CPU the same numbers are drawn along one axis.
 
-    XLA's CPU compiler takes up to three seconds for a draw along four axes inside a program, and a tenth of one for this.
+    XLA's CPU compiler takes up to three seconds for a draw along four axes inside a program, and a tenth of one along
+    one. Elsewhere the axes stay, so that a sharded array is drawn where it lives, never whole.
     """
-    return sample(key, shape=(math.prod(shape),), **kwargs).reshape(shape)
+    flat = lambda key: sample(key, shape=(math.prod(shape),), **kwargs).reshape(shape)  # noqa: E731
+    return jax.lax.platform_dependent(key, cpu=flat, default=lambda key: sample(key, shape=shape, **kwargs))
 
 
 def dense_init(scale: float = 1.0) -> initializers.Initializer:

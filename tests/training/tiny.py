@@ -1,67 +1,175 @@
-"""A real run, as small as one can be: digits of 8x8, a U-Net of eight channels."""
+"""A run as small as one can be: a system of three convolutions on made images, and programs that train it."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import training
+from diffusion_jax.registry import register
+from diffusion_jax.rng import named
 from diffusion_jax.training.config import apply_overrides, complete
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 CONFIG = {
     "seed": 1,
-    "system": {
-        "name": "generation",
-        "process": {"schedule": "cosine_continuous", "prediction": "v"},
-        "network": {
-            "name": "unet", "channels": 8, "groups": 4, "multipliers": [1, 2], "num_res_blocks": 1,
-            "attention_resolutions": [], "num_heads": 1,
-        },
-        "num_classes": 10,
-    },
-    "data": {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 16, "cache": True},
+    "system": {"name": "toy"},
+    "data": {"source": {"name": "noise"}, "image_size": 8, "channels": 1, "batch_size": 16, "num_threads": 1},
     "optimizer": {"name": "adamw", "learning_rate": 1e-3, "warmup_steps": 2, "clip_norm": 1.0},
     "training": {
         "steps": 10, "log_every": 1, "checkpoint_every": 3, "tensorboard": False, "ema": [{"name": "constant", "decay": 0.99}],
     },
-    "sampling": {"solver": "ddim", "steps": 2},
 }  # fmt: skip
 
 
-def config(**overrides):
+@register("source", "noise")
+class Noise:
+    """Random images of ten classes, sorted by class."""
+
+    name, num_classes, class_names = "noise", 10, tuple("0123456789")
+
+    def __init__(self, size: int = 60, split: str = "train") -> None:
+        rng = np.random.default_rng({"train": 0, "test": 1}[split])
+        self._images = rng.integers(0, 256, (size, 8, 8, 1), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self._images[index], "label": 10 * index // len(self)}
+
+
+def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+@register("system", "toy")
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """Predicts the noise in images mixed with it.
+
+    Args:
+      noiseless: the noise of an image is the next pixel's value, and the level its label: no key is used, and the loss of
+        an image does not depend on the batch it is in.
+      bad_label: batches whose first label this is have a loss that is not a number.
+    """
+
+    image_size: int
+    channels: int = 1
+    width: int = 16
+    noiseless: bool = False
+    bad_label: int = -1
+
+    num_classes = 10
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.image_size, self.image_size, self.channels
+
+    def init(self, key: jax.Array) -> dict:
+        sizes = {"stem": (self.channels, self.width), "middle": (self.width, self.width), "out": (self.width, self.channels)}
+        params = {"level": {"kernel": jax.random.normal(named(key, "level"), (32, self.width))}}
+        for name, size in sizes.items():
+            kernel = jax.random.normal(named(key, name), (3, 3, *size)) / 3 / size[0] ** 0.5
+            params[name] = {"kernel": kernel, "bias": jnp.zeros(size[1])}
+        return params
+
+    def init_state(self) -> dict:
+        return {"seen": jnp.zeros((), jnp.int32)}
+
+    def _network(self, params: dict, x: jax.Array, t: jax.Array) -> jax.Array:
+        level = jnp.sin(t[:, None] * jnp.arange(1.0, 33.0)) @ params["level"]["kernel"]
+        h = jax.nn.silu(_conv(x, params["stem"]["kernel"]) + params["stem"]["bias"] + level[:, None, None])
+        h = h + jax.nn.silu(_conv(h, params["middle"]["kernel"]) + params["middle"]["bias"])
+        return _conv(h, params["out"]["kernel"]) + params["out"]["bias"]
+
+    def loss(self, params: dict, state: dict, batch: dict, key: jax.Array, *, train: bool = True) -> tuple:
+        x = batch["image"].astype(jnp.float32) / 127.5 - 1
+        noise, t = jax.random.normal(named(key, "noise"), x.shape), jax.random.uniform(named(key, "t"), x.shape[:1])
+        if self.noiseless:
+            noise, t = jnp.roll(x, 1, axis=1), (batch["label"] + 0.5) / 10
+        mixed = (1 - t)[:, None, None, None] * x + t[:, None, None, None] * noise
+        per_example = ((self._network(params, mixed, t) - noise) ** 2).mean((1, 2, 3))
+        per_example = jnp.where(batch["label"][0] == self.bad_label, jnp.nan, per_example)
+        log_snr = 2 * jnp.log((1 - t) / t)
+        return per_example.mean(), ({"seen": state["seen"] + len(x)}, {"per_example": per_example, "log_snr": log_snr})
+
+    def request(self, batch: dict) -> dict:
+        return {"label": batch["label"]}
+
+    def sample(self, params: dict, key: jax.Array, request: dict, indices: jax.Array, sampling: Any) -> jax.Array:
+        noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), self.image_shape))(indices)
+        return jnp.clip(noise - self._network(params, noise, (request["label"] + 1) / 10), -1, 1)
+
+    def check(self, pipeline: Any) -> None:
+        pass
+
+    def check_sampling(self, sampling: Any) -> None:
+        pass
+
+
+def config(**overrides: Any) -> dict:
     """The configuration with dotted fields replaced, written with __ for the dots."""
     return apply_overrides(complete(CONFIG), {key.replace("__", "."): value for key, value in overrides.items()})
 
 
-def recipe(folder: Path, **overrides) -> Path:
+def prepare(devices: int = 1, **overrides: Any) -> training.Program:
+    """The program of the configuration on the first devices."""
+    return training.prepare(config(**overrides), jax.devices()[:devices])
+
+
+def train(workdir: Path, **overrides: Any) -> dict:
+    """Train on all of this process's devices."""
+    return training.train(config(**overrides), workdir)
+
+
+def recipe(folder: Path, **overrides: Any) -> Path:
     """The configuration as a recipe file."""
     path = folder / "recipe.py"
-    path.write_text(f"def get_config():\n    return {config(**overrides)!r}\n")
+    given = {key: value for key, value in config(**overrides).items() if value}
+    path.write_text(f"from tests.training import tiny\n\n\ndef get_config():\n    return {given!r}\n")
     return path
 
 
-def command(program: str, *arguments: str) -> list[str]:
+def command(program: str, *arguments: Any) -> list[str]:
+    """The command line of a program."""
     return [sys.executable, "-m", f"diffusion_jax.{program}", *map(str, arguments)]
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    """Of a program that sees so many devices."""
+    return {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
 
 
-def run(program: str, *arguments: str, devices: int = 1, timeout: float = 300) -> subprocess.CompletedProcess:
+def run(program: str, *arguments: Any, devices: int = 1, timeout: float = 300) -> subprocess.CompletedProcess:
     """Run a program to its end, in a process of its own."""
     return subprocess.run(
         command(program, *arguments), env=environment(devices), cwd=ROOT, timeout=timeout, text=True, capture_output=True
     )
 
 
+def rows(workdir: Path) -> list[dict]:
+    """The rows of a run's metrics."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(workdir: Path) -> dict[int, float]:
     """Step -> loss, and no step twice."""
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    steps = [row["step"] for row in rows if "loss" in row]
-    assert len(steps) == len(set(steps)), steps
-    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+    found = rows(workdir)
+    steps = [row["step"] for row in found]
+    assert steps == sorted(set(steps)), steps
+    return {row["step"]: row["loss"] for row in found if "loss" in row}

@@ -1,0 +1,114 @@
+"""Rows and event files, what is kept of them on resume, throughput."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from diffusion_jax.errors import CheckpointError
+from diffusion_jax.training import throughput
+from diffusion_jax.training.metrics import Progress, Writers
+from tests.training import tiny
+
+
+def events(folder):
+    """The events of all files, in order: length, checksum, bytes, checksum."""
+    found = []
+    for path in sorted(folder.glob("*tfevents*")):
+        data = path.read_bytes()
+        while data:
+            (size,) = struct.unpack("<Q", data[:8])
+            found.append(Event.FromString(data[12 : 12 + size]))
+            data = data[16 + size :]
+    return found
+
+
+def test_rows_after_the_restored_step_go(tmp_path):
+    writers = Writers(tmp_path, 0)
+    for step in (10, 20, 30):
+        writers.write(step, {"loss": step / 10, "odd": float("nan")})
+    writers.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "lo')  # cut short by a crash
+    writers = Writers(tmp_path, 20)
+    assert [row["step"] for row in writers.kept] == [10, 20]
+    writers.write(30, {"loss": 5.0})
+    assert tiny.losses(tmp_path) == {10: 1.0, 20: 2.0, 30: 5.0}  # before it is closed
+    writers.close()
+    assert tiny.rows(tmp_path)[0]["odd"] is None
+    assert not Writers(tmp_path, 0, tensorboard=False).kept
+
+
+def test_event_files(tmp_path):
+    writers = Writers(tmp_path, 0)
+    writers.write(10, {"loss": 1.5, "loss_by_log_snr/-5_to_0": 2.5})
+    picture = np.zeros((4, 6, 3), np.uint8)
+    writers.image(10, "samples", picture)
+    found = {(event.step, value.tag): value for event in events(tmp_path / "tensorboard") for value in event.summary.value}
+    assert found[10, "loss"].simple_value == 1.5 and found[10, "loss_by_log_snr/-5_to_0"].simple_value == 2.5
+    assert (found[10, "samples"].image.height, found[10, "samples"].image.width) == (4, 6)
+    writers.close()
+    Writers(tmp_path, 10).close()
+    starts = [event.step for event in events(tmp_path / "tensorboard") if event.HasField("session_log")]
+    assert starts == [1, 11]  # TensorBoard hides what earlier files say of these steps and later ones
+
+
+def test_a_disk_that_fills_up(tmp_path):
+    writers = Writers(tmp_path, 0, tensorboard=False)
+    writers._lines.close()
+    writers._lines = open("/dev/full", "a", buffering=1)
+    with pytest.raises(CheckpointError, match="cannot write .*metrics.jsonl: No space left"):
+        writers.write(1, {"loss": 1.0})
+    writers.close()
+
+
+def test_throughput(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(throughput, "peak_flops", lambda kind: 1e12)
+    clock = throughput.Clock(batch_size=8, flops=1e11)
+    for _ in range(10):
+        now[0] += 0.5
+        clock.step(waited=0.1)
+    now[0] += 3
+    clock.leave_out(3)
+    row = clock.row()
+    expected = {"images_per_second": 16, "seconds_per_step": 0.5, "data_wait_share": 0.2, "flop_utilisation": 0.2}
+    assert row == pytest.approx(expected)
+    clock.reset()
+    assert clock.row()["data_wait_share"] == 0
+
+
+def test_peaks():
+    kinds = ["TPU v4", "TPU v5 lite", "TPU v5p", "TPU v6 lite", "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB", "cpu"]
+    assert [throughput.peak_flops(kind) for kind in kinds] == [275e12, 197e12, 459e12, 918e12, 989e12, 312e12, None]
+
+
+def test_progress(monkeypatch, caplog, capsys):
+    row = {"loss": 0.5, "grad_norm": 1.0, "images_per_second": 99.0, "data_wait_share": 0.25}
+    with caplog.at_level("INFO", logger="diffusion_jax"):
+        progress = Progress(10, 100)
+        progress.update(40, row)
+    assert "step 40/100  loss 0.5000" in caplog.text and "99 images/s  data wait 25 %" in caplog.text
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    progress = Progress(10, 100)
+    progress.update(40, row)
+    progress.close()
+    assert "40/100" in capsys.readouterr().err
+
+
+def test_rows_of_a_run(tmp_path):
+    tiny.train(tmp_path, training__eval_every=4, training__tensorboard=True, training__log_every=2, training__steps=4)
+    rows = tiny.rows(tmp_path)
+    assert [row["step"] for row in rows] == [2, 4]
+    expected = "loss grad_norm param_norm images_per_second data_wait_share learning_rate skipped_steps"
+    assert set(expected.split()) <= set(rows[0])
+    assert any(key.startswith("loss_by_log_snr/") for key in rows[0])
+    assert "held_out_loss" not in rows[0] and rows[1]["held_out_loss"] > 0
+    assert rows[0]["learning_rate"] == pytest.approx(1e-3)
+    assert {event.step for event in events(tmp_path / "tensorboard") if event.summary.value} == {2, 4}
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1

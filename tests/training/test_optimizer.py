@@ -1,0 +1,80 @@
+"""Optimisers by name, learning rates by step, clipping, decay."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.training import optimizer
+
+
+def rates(**config):
+    _, rate = optimizer.from_config({"name": "sgd", **config}, 100)
+    return lambda step: float(rate(step))
+
+
+def test_warm_up_reaches_the_rate():
+    rate = rates(learning_rate=0.8, warmup_steps=4)
+    np.testing.assert_allclose([rate(step) for step in range(6)], [0.2, 0.4, 0.6, 0.8, 0.8, 0.8], rtol=1e-6)
+    assert rates(learning_rate=0.8, warmup_steps=1)(0) == pytest.approx(0.8) == rates(learning_rate=0.8)(0)
+
+
+def test_decays():
+    cosine = rates(learning_rate=1.0, warmup_steps=20, decay="cosine", final_ratio=0.1)
+    assert cosine(20) == pytest.approx(1.0) and cosine(100) == pytest.approx(0.1)
+    assert cosine(40) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))
+    linear = rates(learning_rate=1.0, decay="linear", decay_steps=50)
+    assert linear(25) == pytest.approx(0.5) and linear(50) == linear(99) == pytest.approx(0)
+    rsqrt = rates(learning_rate=1.0, warmup_steps=10, decay="rsqrt")
+    assert rsqrt(10) == pytest.approx(1.0) and rsqrt(40) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "adafactor", "sgd"])
+def test_each_descends(name):
+    transform, _ = optimizer.from_config({"name": name, "learning_rate": 0.05, "clip_norm": 1.0}, 100)
+    params = {"kernel": jnp.full((4, 4), 2.0)}
+    state = transform.init(params)
+    for _ in range(60):
+        updates, state = transform.update(jax.tree.map(lambda x: 2 * x, params), state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    assert float(jnp.abs(params["kernel"]).max()) < 1.5
+
+
+def test_clipping_by_the_global_norm():
+    transform, _ = optimizer.from_config({"name": "sgd", "learning_rate": 1.0, "clip_norm": 1.0}, 100)
+    gradient = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    updates, _ = transform.update(gradient, transform.init(gradient), gradient)
+    np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-0.6, -0.8], rtol=1e-6)
+
+
+def test_biases_may_be_spared_from_decay():
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    for what, bias in (("all", -0.01), ("matrices", 0.0)):
+        fields = {"name": "adamw", "learning_rate": 0.1, "weight_decay": 0.1, "decay_on": what}
+        transform, _ = optimizer.from_config(fields, 100)
+        updates, _ = transform.update(zeros, transform.init(params), params)
+        np.testing.assert_allclose(updates["kernel"], -0.01, rtol=1e-5)
+        np.testing.assert_allclose(updates["bias"], bias, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "adafctor"}, "did you mean 'adafactor'"),
+        ({"name": "adamw", "lerning_rate": 1}, "did you mean 'learning_rate'"),
+        ({"name": "sgd", "b1": 0.5}, "'sgd' has no field 'b1'"),
+        ({"decay": "cosin"}, "did you mean 'cosine'"),
+        ({"learning_rate": -1.0}, "must not be negative"),
+        ({"learning_rate": "fast"}, "must not be negative, got 'fast'"),
+        ({"decay_on": "kernels"}, "'all' or 'matrices'"),
+    ],
+)
+def test_mistakes(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        optimizer.from_config({"name": "adamw", "learning_rate": 1e-3, **fields}, 10)

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError, nearest
-from diffusion_jax.process.likelihood import vlb_term
+from diffusion_jax.process import weightings
+from diffusion_jax.process.likelihood import check_data, vlb_term
 from diffusion_jax.process.process import Process
-from diffusion_jax.process.types import Data
+from diffusion_jax.process.types import Data, PerExample
 from diffusion_jax.registry import build
 from diffusion_jax.rng import named
 
@@ -22,27 +23,30 @@ class LossOutput(NamedTuple):
     """What a loss tells beside its value.
 
     Attributes:
-      per_example: unweighted losses in the target's space, [B].
+      per_example: unweighted losses in the target's space, [B]; T times a term of the bound where that is all there is.
       t, log_snr: of each example, [B].
       sampler_state: of the time sampler, after this batch.
     """
 
-    per_example: jax.Array
-    t: jax.Array
-    log_snr: jax.Array
+    per_example: PerExample
+    t: PerExample
+    log_snr: PerExample
     sampler_state: Any
 
 
 def check(process: Process, weighting: Any, distance: str, vlb_weight: float) -> None:
     """Raise a `ConfigError` for objectives that do not train what the process needs."""
+    weigh = build("weighting", "simple" if weighting is None else weighting)
     if distance not in DISTANCES:
         raise ConfigError(
             f"unknown distance {distance!r}{nearest(str(distance), DISTANCES)} (known: {', '.join(DISTANCES)})"
         )
-    if process.learns_variance and not vlb_weight:
+    if vlb_weight < 0:
+        raise ConfigError(f"vlb_weight must not be negative, got {vlb_weight}")
+    if process.learns_variance and not vlb_weight and weigh is not weightings.bound_only:
         raise ConfigError(
-            f"the variance {process.variance!r} is learned through the variational bound: set vlb_weight (0.001 with the "
-            "simple loss; 1 with weighting 'none'), or use a fixed variance"
+            f"the variance {process.variance!r} is learned through the variational bound: set vlb_weight (0.001 is "
+            "L_hybrid), or weighting 'vlb' (L_vlb), or use a fixed variance"
         )
 
 
@@ -66,14 +70,14 @@ def denoising(
 
     Args:
       apply: (params, x [B, ...], noise level [B], cond, **apply_kwargs) -> output.
-      x0: clean data [B, ...] in [-1, 1].
+      x0: clean data [B, ...] in [-1, 1], floating.
       key: split by name for times and noise.
       cond: conditioning for `apply`.
-      weighting: a name, configuration or function; see `weightings`.
+      weighting: a name, configuration or function; None is "simple"; see `weightings`.
       times: a name, configuration or `TimeSampler`.
       distance: "l2" or "l1", averaged over positions.
       vlb_weight: of the variational bound, bits per dimension, estimated by T times one term; 0.001 is L_hybrid. Unless
-        the weighting is "none", its gradient reaches the variance channels only.
+        the weighting is "vlb", where 0 stands for 1, its gradient reaches the variance channels only.
       vlb_steps: T of a continuous process; a chain has its own.
       sampler_state: of the time sampler; its initial state if None.
 
@@ -81,41 +85,48 @@ def denoising(
       (scalar loss, `LossOutput`).
 
     Raises:
-      ConfigError: unknown names; a learned variance without the bound.
+      ConfigError: unknown names; a learned variance without the bound; a network output that does not fit the data.
+      DataError: x0 of integers.
 
     Source: Ho et al. 2020 (arXiv 2006.11239); L_hybrid: Nichol & Dhariwal 2021, section 3.1 (arXiv 2102.09672).
+
+    >>> import jax
+    >>> x0 = jax.random.uniform(jax.random.key(0), (8, 4, 4, 3), minval=-1, maxval=1)
+    >>> process = Process("cosine", prediction="v")
+    >>> apply = lambda params, x, noise, cond: params * x
+    >>> loss, output = denoising(process, apply, 0.5, x0, jax.random.key(1), weighting="min_snr")
+    >>> loss.shape, output.per_example.shape
+    ((), (8,))
     """
     check(process, weighting, distance, vlb_weight)
-    only_bound = weighting == "none"
-    weigh, sampler = build("weighting", weighting), build("times", times)
+    check_data(x0)
+    weigh, sampler = build("weighting", "simple" if weighting is None else weighting), build("times", times)
+    only_bound = weigh is weightings.bound_only
     state = sampler.init_state(process) if sampler_state is None else sampler_state
     t, time_weight = sampler.sample(process, named(key, "times"), x0.shape[0], state)
     eps = jax.random.normal(named(key, "noise"), x0.shape)
     x_t = process.diffuse(x0, t, eps)
     x, level = process.network_inputs(x_t, t)
     output = apply(params, x, level, cond, **(apply_kwargs or {})).astype(jnp.float32)
+    prediction, raw_variance = process.split(output, x_t)
 
-    error = DISTANCES[distance](process.target(x0, eps, t) - output[..., : x0.shape[-1]])
+    error = DISTANCES[distance](process.target(x0, eps, t) - prediction)
     per_example = error.reshape(x0.shape[0], -1).mean(-1)
-    scale = process.prediction.x0_error_scale(*process.alpha_sigma(t))
-    losses = per_example * weigh(process, t) / scale**2
-
-    if vlb_weight:
-        bound = _bound(process, output, x0, x_t, t, vlb_steps, only_bound)
-        losses += vlb_weight * bound
-        per_example = bound if only_bound else per_example
+    if only_bound:
+        per_example = _bound(process, output, x0, x_t, t, vlb_steps)
+        losses = (vlb_weight or 1.0) * per_example
+    else:
+        losses = per_example * weightings.in_target_space(weigh, process, t)
+        if vlb_weight:
+            fixed = jax.lax.stop_gradient(prediction)
+            output = fixed if raw_variance is None else jnp.concatenate([fixed, raw_variance], axis=-1)
+            losses += vlb_weight * _bound(process, output, x0, x_t, t, vlb_steps)
     state = sampler.update(process, state, t, losses)
-    log_snr = process.log_snr(t)
-    return (time_weight * losses).mean(), LossOutput(per_example, t, log_snr, state)
+    return (time_weight * losses).mean(), LossOutput(per_example, t, process.log_snr(t), state)
 
 
-def _bound(
-    process: Process, output: jax.Array, x0: Data, x_t: Data, t: jax.Array, vlb_steps: int, only_bound: bool
-) -> jax.Array:
-    """T times one term of the bound, [B]; the mean is held fixed unless the bound is all there is."""
-    channels = x0.shape[-1]
-    if not only_bound:
-        output = jnp.concatenate([jax.lax.stop_gradient(output[..., :channels]), output[..., channels:]], axis=-1)
+def _bound(process: Process, output: jax.Array, x0: Data, x_t: Data, t: PerExample, vlb_steps: int) -> PerExample:
+    """T times one term of the bound."""
     steps = process.num_steps or vlb_steps
     s = jnp.maximum(jnp.round(t * steps) - 1, 0) / steps if process.num_steps else jnp.maximum(t - 1 / steps, 0.0)
     return steps * vlb_term(process, process.decode(output, x_t, t), x0, x_t, s, t)

@@ -166,16 +166,29 @@ class Process:
         """What the network is asked for."""
         return self.prediction.target(x0, eps, *self._coefficients(t, x0))
 
-    def decode(self, output: jax.Array, x_t: Data, t: Time) -> Denoised:
-        """The network's output [B, ..., C or 2C] as (x0, eps, raw variance channels)."""
+    def split(self, output: jax.Array, x_t: Data) -> tuple[jax.Array, jax.Array | None]:
+        """The network's output [B, ..., C or 2C] as (prediction, variance channels or None), both shaped like x_t.
+
+        Raises:
+          ConfigError: another number of channels, or another shape than x_t's.
+        """
         channels = x_t.shape[-1]
         if output.shape[-1] != self.output_channels(channels):
             raise ConfigError(
                 f"the network outputs {output.shape[-1]} channels, but data of {channels} channels with the variance "
                 f"{self.variance!r} needs {self.output_channels(channels)}: set the network's out_channels"
             )
-        raw = output[..., channels:] if self.learns_variance else None
-        x0, eps = self.prediction.decode(output[..., :channels], x_t, *self._coefficients(t, x_t))
+        if output.shape[:-1] != x_t.shape[:-1]:
+            raise ConfigError(
+                f"the network's output of shape {output.shape} does not fit its input of shape {x_t.shape}: "
+                "all axes but the channels must agree"
+            )
+        return output[..., :channels], output[..., channels:] if self.learns_variance else None
+
+    def decode(self, output: jax.Array, x_t: Data, t: Time) -> Denoised:
+        """The network's output [B, ..., C or 2C] as (x0, eps, raw variance channels)."""
+        prediction, raw = self.split(output, x_t)
+        x0, eps = self.prediction.decode(prediction, x_t, *self._coefficients(t, x_t))
         return Denoised(x0, eps, raw)
 
     def with_x0(self, denoised: Denoised, x0: Data, x_t: Data, t: Time) -> Denoised:

@@ -55,6 +55,7 @@ class Schedule:
       log_snr: t in [0, 1] -> log(alpha^2 / sigma^2), strictly decreasing, same shape.
       inverse: log-SNR -> t in [0, 1], the inverse of `log_snr` where it is finite.
       num_steps: the number T of steps of a discrete schedule (step i, from 0, is at t = (i + 1) / T), or None.
+      t_min: the earliest time worth training on; time samplers draw none before it.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Schedule:
     log_snr: Callable[[Any], Any]
     inverse: Callable[[Any], Any]
     num_steps: int | None = None
+    t_min: float = 0.0
 
     def alpha_sigma(self, t: Any) -> tuple[Any, Any]:
         """(alpha, sigma) at times t, shaped like t."""
@@ -121,6 +123,26 @@ def cosine(num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999
     return from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta), "cosine")
 
 
+@register("schedule", "zero_terminal_snr")
+def zero_terminal_snr(schedule: Any = "linear") -> Schedule:
+    """A chain whose sqrt(alpha_bar) is shifted and scaled to end in 0 and to keep its first value.
+
+    Args:
+      schedule: the chain to rescale (a `Schedule`, or its configuration).
+
+    Raises:
+      ConfigError: a continuous schedule.
+
+    Source: Lin et al. 2024, section 3.1 (arXiv 2305.08891).
+    """
+    inner: Schedule = build("schedule", schedule)
+    if inner.num_steps is None:
+        raise ConfigError(f"schedule 'zero_terminal_snr' rescales chains, but {inner.name!r} is continuous")
+    alpha = inner.alpha_sigma(np.arange(1, inner.num_steps + 1) / inner.num_steps)[0]
+    alpha_bar = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+    return from_betas(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]), f"zero-terminal {inner.name}")
+
+
 def _at_data(xp: ModuleType, t: Any, log_snr: Any) -> Any:
     """Log-SNR is +inf at t = 0, so that the last step of a sampler returns exactly the predicted data."""
     return xp.where(t <= 0, xp.inf, log_snr)
@@ -164,7 +186,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> 
     """Variance exploding, sigma = sigma_max * t^rho: data at t = 0, and Karras' spacing is near uniform in t.
 
     Args:
-      sigma_min: the smallest level that time grids and time samplers use (the schedule itself reaches 0).
+      sigma_min: the smallest level that time samplers draw (the schedule itself reaches 0).
       sigma_max: the standard deviation of the noise at t = 1, in units of the data range [-1, 1].
 
     Source: Karras et al. 2022 (arXiv 2206.00364).
@@ -181,7 +203,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> 
         xp, _, log_snr = namespace(log_snr)
         return xp.clip(xp.exp((-0.5 * log_snr - math.log(sigma_max)) / rho), 0.0, 1.0)
 
-    return Schedule("edm", "ve", log_snr, inverse)
+    return Schedule("edm", "ve", log_snr, inverse, t_min=(sigma_min / sigma_max) ** (1 / rho))
 
 
 @register("schedule", "vp_sde")

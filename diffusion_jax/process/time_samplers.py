@@ -1,7 +1,7 @@
 """How training draws times: frozen objects with `init_state`, `sample` and `update`, all of which can be jitted.
 
-A discrete schedule draws from its steps {1, ..., T} / T, a continuous one from (0, 1]. Under a global mesh the batch is
-the global batch, so stateful samplers need no communication of their own.
+A discrete schedule draws from its steps {1, ..., T} / T, a continuous one from (0, 1], from the schedule's `t_min` on.
+Under a global mesh the batch is the global batch, so stateful samplers need no communication of their own.
 """
 
 from __future__ import annotations
@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.process.types import PerExample
 from diffusion_jax.registry import register
 
 if TYPE_CHECKING:
     from diffusion_jax.process.process import Process
 
-Draw = tuple[jax.Array, jax.Array]
+Draw = tuple[PerExample, PerExample]
+
+# In continuous time the target of still cleaner images has no digits left.
+_EARLIEST = 1e-4
 
 
 class TimeSampler(Protocol):
@@ -30,14 +35,14 @@ class TimeSampler(Protocol):
     def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
         """(t [count], loss weight [count]); the weight is 1 unless the draw is biased."""
 
-    def update(self, process: Process, state: Any, t: jax.Array, losses: jax.Array) -> Any:
-        """The state after seeing unweighted losses [count] at times t."""
+    def update(self, process: Process, state: Any, t: PerExample, losses: PerExample) -> Any:
+        """The state after seeing losses [count] at times t, without the weights of `sample`."""
 
 
-def snap(process: Process, t: jax.Array) -> jax.Array:
-    """Times rounded up to the steps of a discrete schedule; unchanged in continuous time."""
+def snap(process: Process, t: PerExample) -> PerExample:
+    """Times rounded up to the steps of a discrete schedule; in continuous time, kept from the earliest."""
     if process.num_steps is None:
-        return t
+        return jnp.clip(t, max(_EARLIEST, process.schedule.t_min), 1.0)
     return jnp.clip(jnp.ceil(t * process.num_steps), 1, process.num_steps) / process.num_steps
 
 
@@ -45,18 +50,8 @@ class _Stateless:
     def init_state(self, process: Process) -> dict:
         return {}
 
-    def update(self, process: Process, state: Any, t: jax.Array, losses: jax.Array) -> Any:
+    def update(self, process: Process, state: Any, t: PerExample, losses: PerExample) -> Any:
         return state
-
-    def _unit(self, key: jax.Array, count: int) -> jax.Array:
-        """Uniform in (0, 1]."""
-        return 1.0 - jax.random.uniform(key, (count,))
-
-    def _from_unit(self, process: Process, u: jax.Array) -> jax.Array:
-        raise AssertionError("samplers that draw from a warped uniform define this")
-
-    def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
-        return snap(process, self._from_unit(process, self._unit(key, count))), jnp.ones(count)
 
 
 @register("times", "uniform")
@@ -65,13 +60,25 @@ class Uniform(_Stateless):
     """Independent uniform times.
 
     Args:
-      t_min: the smallest time drawn in continuous time, where the target of the cleanest images has no digits left.
+      t_min: the smallest time drawn in continuous time, unless the schedule's own is larger.
     """
 
-    t_min: float = 1e-4
+    t_min: float = _EARLIEST
 
-    def _from_unit(self, process: Process, u: jax.Array) -> jax.Array:
-        return u if process.num_steps is not None else self.t_min + (1 - self.t_min) * u
+    def __post_init__(self) -> None:
+        if not 0 <= self.t_min < 1:
+            raise ConfigError(f"times: t_min must lie in [0, 1), got {self.t_min}")
+
+    def _unit(self, key: jax.Array, count: int) -> PerExample:
+        """Uniform in (0, 1]."""
+        return 1.0 - jax.random.uniform(key, (count,))
+
+    def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
+        u = self._unit(key, count)
+        if process.num_steps is None:
+            start = max(self.t_min, process.schedule.t_min)
+            return start + (1 - start) * u, jnp.ones(count)
+        return snap(process, u), jnp.ones(count)
 
 
 @register("times", "low_discrepancy")
@@ -79,35 +86,45 @@ class Uniform(_Stateless):
 class LowDiscrepancy(Uniform):
     """One uniform offset and evenly spaced times: uniform marginals, less variance (Kingma et al. 2021, 2107.00630)."""
 
-    def _unit(self, key: jax.Array, count: int) -> jax.Array:
+    def _unit(self, key: jax.Array, count: int) -> PerExample:
         return 1.0 - (jax.random.uniform(key) + jnp.arange(count) / count) % 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Normal(_Stateless):
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        if self.std < 0:
+            raise ConfigError(f"times: std must not be negative, got {self.std}")
+
+    def _draw(self, key: jax.Array, count: int) -> PerExample:
+        return self.mean + self.std * jax.random.normal(key, (count,))
 
 
 @register("times", "log_normal")
 @dataclasses.dataclass(frozen=True)
-class LogNormal(_Stateless):
+class LogNormal(_Normal):
     """ln(sigma / alpha) normal with `mean` and `std` (Karras et al. 2022, table 1, arXiv 2206.00364)."""
 
     mean: float = -1.2
     std: float = 1.2
 
     def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
-        log_level = self.mean + self.std * jax.random.normal(key, (count,))
-        t = process.schedule.inverse(-2 * log_level)
-        return snap(process, jnp.clip(t, 1e-6, 1.0)), jnp.ones(count)
+        return snap(process, process.schedule.inverse(-2 * self._draw(key, count))), jnp.ones(count)
 
 
 @register("times", "logit_normal")
 @dataclasses.dataclass(frozen=True)
-class LogitNormal(_Stateless):
+class LogitNormal(_Normal):
     """t = sigmoid(normal(mean, std)) (Esser et al. 2024, section 3.1, arXiv 2403.03206)."""
 
     mean: float = 0.0
     std: float = 1.0
 
     def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
-        t = jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (count,)))
-        return snap(process, t), jnp.ones(count)
+        return snap(process, jax.nn.sigmoid(self._draw(key, count))), jnp.ones(count)
 
 
 @register("times", "importance")
@@ -137,12 +154,16 @@ class Importance:
     def _bins(self, process: Process) -> int:
         return process.num_steps or self.num_bins
 
+    def _start(self, process: Process) -> float:
+        """Where the first bin begins."""
+        return 0.0 if process.num_steps else max(_EARLIEST, process.schedule.t_min)
+
     def init_state(self, process: Process) -> dict[str, jax.Array]:
         bins = self._bins(process)
         return {"losses": jnp.zeros((bins, self.history)), "count": jnp.zeros(bins, jnp.int32)}
 
-    def probabilities(self, state: dict[str, jax.Array]) -> jax.Array:
-        """[bins], summing to 1."""
+    def probabilities(self, state: dict[str, jax.Array]) -> Float[Array, " bins"]:
+        """Of each step or bin, summing to 1."""
         bins = state["count"].shape[0]
         root = jnp.sqrt(jnp.mean(state["losses"] ** 2, axis=-1))
         mixed = (1 - self.uniform_mix) * root / jnp.maximum(root.sum(), 1e-30) + self.uniform_mix / bins
@@ -150,21 +171,25 @@ class Importance:
         return jnp.where(full, mixed, 1 / bins)
 
     def sample(self, process: Process, key: jax.Array, count: int, state: dict[str, jax.Array]) -> Draw:
-        bins = self._bins(process)
+        bins, start = self._bins(process), self._start(process)
         p = self.probabilities(state)
         for_bin, within = jax.random.split(key)
         chosen = jax.random.categorical(for_bin, jnp.log(p), shape=(count,))
         offset = 1.0 if process.num_steps else 1.0 - jax.random.uniform(within, (count,))
-        return (chosen + offset) / bins, 1 / (bins * p[chosen])
+        return start + (1 - start) * (chosen + offset) / bins, 1 / (bins * p[chosen])
 
-    def update(self, process: Process, state: dict[str, jax.Array], t: jax.Array, losses: jax.Array) -> dict:
-        bins = self._bins(process)
-        chosen = jnp.clip(jnp.ceil(t * bins - 1e-3).astype(int) - 1, 0, bins - 1)
-
-        def push(state: dict[str, jax.Array], seen: Any) -> tuple[dict[str, jax.Array], None]:
-            place, loss = seen
-            slot = state["count"][place] % self.history  # a ring: the oldest goes
-            kept = state["losses"].at[place, slot].set(loss)
-            return {"losses": kept, "count": state["count"].at[place].add(1)}, None
-
-        return jax.lax.scan(push, state, (chosen, jax.lax.stop_gradient(losses)))[0]
+    def update(self, process: Process, state: dict[str, jax.Array], t: PerExample, losses: PerExample) -> dict:
+        """The last `history` losses of every step, in the order of the batch; those that are not finite are left out."""
+        bins, start = self._bins(process), self._start(process)
+        losses = jax.lax.stop_gradient(losses)
+        place = jnp.ceil((t - start) / (1 - start) * bins - 1e-3).astype(int) - 1
+        place = jnp.where(jnp.isfinite(losses), jnp.clip(place, 0, bins - 1), bins)
+        # Losses of one step stand together, in order; the oldest in its ring go, be they of this batch or of earlier ones.
+        order = jnp.argsort(place, stable=True)
+        place, losses = place[order], losses[order]
+        number = jnp.zeros(bins + 1, jnp.int32).at[place].add(1)
+        rank = jnp.arange(place.size) - (jnp.cumsum(number) - number)[place]
+        slot = (jnp.append(state["count"], 0)[place] + rank) % self.history
+        row = jnp.where(rank >= number[place] - self.history, place, bins)
+        kept = state["losses"].at[row, slot].set(losses, mode="drop")
+        return {"losses": kept, "count": state["count"] + number[:-1]}

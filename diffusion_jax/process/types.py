@@ -20,6 +20,10 @@ Time = Float[Array, "batch"] | Float[Array, ""] | float
 """Times in [0, 1]: 0 is data, 1 is noise; one per example, or one for all."""
 
 
+PerExample = Float[Array, "batch"]
+"""One number per example: losses, weights, terms of a bound."""
+
+
 class Denoised(NamedTuple):
     """What a network's output says about x_t = alpha * x0 + sigma * eps.
 

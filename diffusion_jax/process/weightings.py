@@ -14,35 +14,53 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.process.schedules import alpha_sigma_from_log_snr
+from diffusion_jax.process.types import PerExample
 from diffusion_jax.registry import register
 
 if TYPE_CHECKING:
     from diffusion_jax.process.process import Process
 
-Weighting = Callable[["Process", jax.Array], jax.Array]
+Weighting = Callable[["Process", PerExample], PerExample]
 
-# Beyond these log-SNRs float32 has no digits left for the loss; weights stay finite.
+# Weights and error scales see log-SNRs within these limits, so that squares and quotients stay finite in float32.
 _LIMIT = 40.0
 
 
-def _log_snr(process: Process, t: jax.Array) -> jax.Array:
+def _log_snr(process: Process, t: PerExample) -> PerExample:
     return jnp.clip(process.log_snr(t), -_LIMIT, _LIMIT)
+
+
+def _squared_error_scale(process: Process, t: PerExample) -> PerExample:
+    """k^2, with (target error) = k * (x0 error)."""
+    alpha, sigma = alpha_sigma_from_log_snr(_log_snr(process, t), process.schedule.family)
+    return process.prediction.x0_error_scale(alpha, sigma) ** 2
+
+
+def in_target_space(weighting: Weighting, process: Process, t: PerExample) -> PerExample:
+    """w_x / k^2, the weight on the squared error of the network's own target: finite at every t in (0, 1]."""
+    return weighting(process, t) / _squared_error_scale(process, t)
 
 
 @register("weighting", "simple")
 def simple() -> Weighting:
     """Weight 1 in the target's own space: L_simple (Ho et al. 2020, equation 14, arXiv 2006.11239)."""
+    return _squared_error_scale
 
-    def weight(process: Process, t: jax.Array) -> jax.Array:
-        return process.prediction.x0_error_scale(*process.alpha_sigma(t)) ** 2
 
-    return weight
+def bound_only(process: Process, t: PerExample) -> PerExample:
+    """No squared error at all: the loss is the variational bound."""
+    return jnp.zeros_like(t)
 
 
 @register("weighting", "none")
-def none() -> Weighting:
-    """No denoising term: what is left is the variational bound, if `vlb_weight` is set."""
-    return lambda process, t: jnp.zeros_like(t)
+@register("weighting", "vlb")
+def vlb() -> Weighting:
+    """L_vlb: the discrete variational bound alone, in bits per dimension, for means and learned variances.
+
+    Source: Nichol & Dhariwal 2021, sections 3.1 and 3.3, where it is trained with times "importance" (arXiv 2102.09672).
+    """
+    return bound_only
 
 
 @register("weighting", "x0")
@@ -69,7 +87,7 @@ def min_snr(gamma: float = 5.0) -> Weighting:
     if gamma <= 0:
         raise ConfigError(f"weighting 'min_snr': gamma must be positive, got {gamma}")
 
-    def weight(process: Process, t: jax.Array) -> jax.Array:
+    def weight(process: Process, t: PerExample) -> PerExample:
         value = jnp.minimum(jnp.exp(_log_snr(process, t)), gamma)
         return jnp.where(jnp.isneginf(process.log_snr(t)), 1.0, value)
 
@@ -79,29 +97,46 @@ def min_snr(gamma: float = 5.0) -> Weighting:
 @register("weighting", "edm")
 def edm(sigma_data: float = 0.5) -> Weighting:
     """w_x = SNR + 1 / sigma_data^2, with SNR = (alpha / sigma)^2 (Karras et al. 2022, table 1, arXiv 2206.00364)."""
+    if sigma_data <= 0:
+        raise ConfigError(f"weighting 'edm': sigma_data must be positive, got {sigma_data}")
     return lambda process, t: jnp.exp(_log_snr(process, t)) + 1 / sigma_data**2
 
 
-def _density(process: Process, t: jax.Array) -> jax.Array:
-    """-d log_snr / dt, by automatic differentiation: [B]."""
-    return -jax.vmap(jax.grad(process.schedule.log_snr))(t)
+def _snr_slope(process: Process, t: PerExample) -> PerExample:
+    """-dSNR/dt, by automatic differentiation; for a chain of T steps, T (SNR_s - SNR_t) with s one step before t.
+
+    Before its first step a chain's SNR is infinite; the log-SNR falls there as it does in the second.
+    """
+    log_snr = _log_snr(process, t)
+    if process.num_steps is None:
+        return -jax.vmap(jax.grad(process.schedule.log_snr))(t) * jnp.exp(log_snr)
+    step = 1 / process.num_steps
+    early = jnp.maximum(t - step, step)
+    fall = _log_snr(process, early) - _log_snr(process, early + step)
+    return process.num_steps * jnp.expm1(fall) * jnp.exp(log_snr)
 
 
 @register("weighting", "elbo")
 def elbo() -> Weighting:
-    """w_x = -(1/2) dSNR/dt: the continuous-time variational bound in nats (Kingma et al. 2021, arXiv 2107.00630)."""
-    return lambda process, t: 0.5 * _density(process, t) * jnp.exp(_log_snr(process, t))
+    """w_x = -(1/2) dSNR/dt: the variational bound in nats per dimension, as a weighted error.
+
+    In continuous time, or for a chain with the variance "fixed_small": its KL terms, times T.
+
+    Source: Kingma et al. 2021 (arXiv 2107.00630).
+    """
+    return lambda process, t: 0.5 * _snr_slope(process, t)
 
 
 @register("weighting", "sigmoid")
 def sigmoid(bias: float = 0.0) -> Weighting:
-    """w_x = -(1/2) d log_snr/dt * SNR * sigmoid(bias - log_snr): the bound, reweighted towards noisier levels.
+    """w_x = -(1/2) dSNR/dt * sigmoid(bias - log_snr): the bound, reweighted towards noisier levels.
 
-    Source: Kingma & Gao 2023 (arXiv 2303.00848); Hoogeboom et al. 2024, section 3 (arXiv 2410.19324).
+    As -dSNR/dt = SNR * (-d log_snr/dt), it is sigmoid(bias - log_snr) on the squared error of eps, per log-SNR.
+
+    Source: Kingma & Gao 2023 (arXiv 2303.00848); Hoogeboom et al. 2024 (arXiv 2410.19324).
     """
 
-    def weight(process: Process, t: jax.Array) -> jax.Array:
-        log_snr = _log_snr(process, t)
-        return 0.5 * _density(process, t) * jnp.exp(log_snr + jax.nn.log_sigmoid(bias - log_snr))
+    def weight(process: Process, t: PerExample) -> PerExample:
+        return 0.5 * _snr_slope(process, t) * jax.nn.sigmoid(bias - _log_snr(process, t))
 
     return weight

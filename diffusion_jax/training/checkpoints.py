@@ -22,8 +22,9 @@ from diffusion_jax.training.workdir import finished_steps, read_meta
 
 logger = logging.getLogger(__name__)
 
-# What Orbax, TensorStore and the file system raise for a checkpoint that is incomplete or damaged.
-_UNREADABLE = (ValueError, KeyError, TypeError, OSError, AttributeError, jax.errors.JaxRuntimeError)
+# For an incomplete or damaged checkpoint Orbax, TensorStore and the file system raise errors of many kinds, and Orbax a bare
+# Exception for a truncated array: whatever it is, it is logged, and an older checkpoint is tried.
+_UNREADABLE = Exception
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -84,7 +85,7 @@ class Checkpointer:
         """
         self.wait()
         sums = {name: np.asarray(value).tolist() for name, value in jax.device_get(dict(sums or {})).items()}
-        meta = {"step": step, "config": dict(config), "versions": versions(), "sums": sums}
+        meta = {"step": step, "config": dict(config), "versions": versions(), "dtypes": _dtypes(state), "sums": sums}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state.as_dict()), meta=ocp.args.JsonSave(meta))
         with self._failures():
             self._manager.save(step, args=args)
@@ -126,9 +127,9 @@ class Checkpointer:
         steps, reason = self.steps(), ""
         for step in reversed(steps):
             try:
+                _check_dtypes(read_meta(self.path.parent, step)["dtypes"], _dtypes(target))
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(target.as_dict()))
                 restored = TrainState(**self._manager.restore(step, args=args).state)
-                _check_dtypes(target, restored)
             except _UNREADABLE as error:
                 reason = reason or f"{step}: {_first_line(error)}"
                 logger.error("Checkpoint %d in %s cannot be read (%s).", step, self.path, _first_line(error))
@@ -174,14 +175,15 @@ class Checkpointer:
             self._manager.close()
 
 
-def _check_dtypes(target: TrainState, restored: TrainState) -> None:
+def _dtypes(state: TrainState) -> dict[str, str]:
+    return {path_name(path): str(leaf.dtype) for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+
+
+def _check_dtypes(saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
     """Orbax casts silently; a state of other dtypes is another run's."""
-
-    def check(path: Any, wanted: Any, found: Any) -> None:
-        if wanted.dtype != found.dtype or wanted.shape != found.shape:
-            raise ValueError(f"{path_name(path)} is {found.dtype}{found.shape}, not {wanted.dtype}{wanted.shape}")
-
-    jax.tree_util.tree_map_with_path(check, target, restored)
+    for path, dtype in wanted.items():
+        if saved.get(path, dtype) != dtype:
+            raise ValueError(f"{path} was saved as {saved[path]}, not {dtype}")
 
 
 def restore_weights(workdir: str | Path, target: Any, weights: str, step: int | None = None) -> tuple[Any, int]:

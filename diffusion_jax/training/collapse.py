@@ -25,11 +25,11 @@ class CollapseWatch:
         self._deviations, self._factor, self._warmup = deviations, factor, warmup
         self._course: dict[str, tuple[int, float, float]] = {}
 
-    def update(self, row: Mapping[str, float]) -> list[str]:
+    def update(self, row: Mapping[str, float | None]) -> list[str]:
         """One message for each level that jumped in this row."""
         messages = []
         for name, value in row.items():
-            if not name.startswith("loss_by_log_snr/") or not value > 0:
+            if not name.startswith("loss_by_log_snr/") or value is None or not value > 0:
                 continue
             count, mean, variance = self._course.get(name, (0, math.log(value), 0.01))
             distance = math.log(value) - mean

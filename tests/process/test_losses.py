@@ -1,6 +1,8 @@
-"""Losses, weightings and time samplers: identities between objectives, unbiasedness, gradients."""
+"""Losses and weightings: identities between objectives, gradients, edges of the noise level, mistakes."""
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.process import Process, losses, time_samplers
+from diffusion_jax.process import Denoised, Process, likelihood, losses, time_samplers, weightings
 from diffusion_jax.registry import build
 from diffusion_jax.rng import named
 
@@ -95,9 +97,53 @@ def test_bounds_integrate():
     np.testing.assert_allclose(tilted / found, 1 / (1 + np.exp(process.schedule.log_snr(t) + 1)), rtol=1e-3)
 
 
+def test_the_bound_of_a_chain_is_its_elbo_weight():
+    """A KL of Gaussians, times T, in nats, is the weight times the squared error of x0, at every step but the first."""
+    process, error, steps = Process({"name": "linear", "num_steps": 40}), 0.1, np.arange(2, 41)
+    t = jnp.asarray(steps / 40, jnp.float32)
+    x0 = x_t = jnp.zeros((len(steps), 3))
+    terms = likelihood.vlb_term(process, Denoised(x0 + error, x0), x0, x_t, jnp.asarray((steps - 1) / 40, jnp.float32), t)
+    weight = build("weighting", "elbo")(process, t)
+    np.testing.assert_allclose(weight * error**2, 40 * terms * np.log(2), rtol=2e-3)
+    log_snr = process.schedule.log_snr(steps / 40)
+    tilted = build("weighting", {"name": "sigmoid", "bias": 1.0})(process, t)
+    np.testing.assert_allclose(tilted / weight, 1 / (1 + np.exp(log_snr - 1)), rtol=1e-4)
+    assert build("weighting", "elbo")(process, jnp.array([1 / 40])) > weight[0]
+
+
 def test_min_snr_at_zero_snr():
-    process = Process("straight_line", prediction="x0")
-    assert build("weighting", "min_snr")(process, jnp.ones(1)) == 1.0
+    for prediction in ("x0", "v"):
+        process = Process("straight_line", prediction=prediction)
+        assert build("weighting", "min_snr")(process, jnp.ones(1)) == 1.0
+
+
+EDGES = jnp.array([1e-4, 1e-3, 0.5, 1.0])
+WEIGHTINGS = ("simple", "x0", "snr", "truncated_snr", "min_snr", "edm", "elbo", "sigmoid")
+
+
+ANY_SNR = ("x0", "v", "velocity")
+PAIRS = [(schedule, p) for schedule in ("edm", "vp_sde", "cosine") for p in (*ANY_SNR, "eps", "score", "edm")]
+PAIRS += [(schedule, p) for schedule in ("straight_line", "zero_terminal_snr") for p in ANY_SNR]
+
+
+@pytest.mark.parametrize(("schedule", "prediction"), PAIRS)
+def test_weights_are_finite_from_the_cleanest_to_zero_snr(schedule, prediction):
+    """EDM's time reaches sigma = 1e-26, whose square float32 does not hold; the last two end without signal."""
+    process = Process(schedule, prediction=prediction)
+    for name in WEIGHTINGS:
+        weight = np.asarray(weightings.in_target_space(build("weighting", name), process, EDGES))
+        assert np.isfinite(weight).all() and (weight >= 0).all(), (name, weight)
+        if name == "simple" or (name, prediction) in (("snr", "eps"), ("x0", "x0"), ("edm", "edm")):
+            np.testing.assert_allclose(weight, 1.0, rtol=1e-4, err_msg=name)
+
+
+def test_simple_losses_are_plain_means():
+    for process in (Process("edm", prediction="eps"), Process("edm", prediction="edm"), Process("straight_line", "v")):
+        loss, output = losses.denoising(
+            process, lambda params, x, noise, cond: jnp.zeros_like(x), {}, X0, jax.random.key(0),
+            times=time_samplers.Uniform(t_min=1e-4), weighting=None,
+        )
+        np.testing.assert_allclose(loss, output.per_example.mean(), rtol=1e-5)
 
 
 def network(params, x, noise, cond):
@@ -117,20 +163,54 @@ def test_hybrid_leaves_the_mean_to_the_simple_loss():
     np.testing.assert_allclose(jax.grad(hybrid)(params, 0.002)["variance"], 2 * of_hybrid["variance"], rtol=1e-5)
 
 
-def test_the_pure_bound_trains_the_mean_too():
+def test_the_pure_bound():
+    """By its name, its other name and its configuration alike: T times a term, which trains the mean too."""
     params = {"mean": jnp.float32(0.3), "variance": jnp.float32(0.1)}
     process = Process("cosine", variance="learned_range")
-    gradient = jax.grad(
-        lambda p: losses.denoising(process, network, p, X0, jax.random.key(0), weighting="none", vlb_weight=1.0)[0]
-    )(params)
-    assert abs(gradient["mean"]) > 0
+
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def objective(params, weighting, weight=0.0):
+        return losses.denoising(process, network, params, X0, jax.random.key(0), weighting=weighting, vlb_weight=weight)
+
+    (loss, output), gradient = objective(params, "vlb")
+    assert abs(gradient["mean"]) > 0 and abs(gradient["variance"]) > 0
+    np.testing.assert_allclose(loss, output.per_example.mean(), rtol=1e-5)
+    for weighting in ("none", {"name": "vlb"}):
+        assert objective(params, weighting)[0][0] == loss and objective(params, weighting)[1] == gradient
+    np.testing.assert_allclose(objective(params, "vlb", 0.5)[0][0], loss / 2, rtol=1e-5)
 
 
-def test_a_learned_variance_needs_the_bound():
-    with pytest.raises(ConfigError, match="set vlb_weight"):
-        losses.denoising(Process("cosine", variance="learned_range"), network, {}, X0, jax.random.key(0))
-    with pytest.raises(ConfigError, match="did you mean 'l2'|known: l2"):
-        losses.denoising(Process("cosine"), network, {}, X0, jax.random.key(0), distance="l3")
+def test_the_bound_of_a_training_step_is_a_term_of_the_chain():
+    """The same x_t through the likelihood's own step: s is one step before t, whatever the rounding of t."""
+    process = Process({"name": "cosine", "num_steps": 30})
+    apply = lambda params, x, noise, cond: 0.5 * x  # noqa: E731
+    for index in (0, 1, 17, 29):
+        t = (index + 1) / 30
+        _, output = losses.denoising(process, apply, {}, X0, jax.random.key(3), weighting="vlb", times=FixedTimes(t))
+        x_t = process.diffuse(X0, t, jax.random.normal(named(jax.random.key(3), "noise"), X0.shape))
+        term = likelihood.vlb_term(process, process.bind(apply, {})(x_t, t), X0, x_t, index / 30, t)
+        np.testing.assert_allclose(output.per_example, 30 * term, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("process", "fields", "message"),
+    [
+        (Process("cosine", variance="learned_range"), {}, "set vlb_weight"),
+        (Process("cosine"), {"distance": "l3"}, "known: l2, l1"),
+        (Process("cosine"), {"vlb_weight": -1.0}, "must not be negative"),
+        (Process("cosine"), {"weighting": "min_snrr"}, "did you mean 'min_snr'"),
+        (Process("cosine"), {"weighting": {"name": "min_snr", "gama": 1.0}}, "did you mean 'gamma'"),
+        (Process("cosine"), {"weighting": {"name": "min_snr", "gamma": 0.0}}, "gamma must be positive"),
+        (Process("cosine"), {"weighting": {"name": "edm", "sigma_data": 0.0}}, "sigma_data must be positive"),
+        (Process("cosine"), {"times": "unifrom"}, "did you mean 'uniform'"),
+        (Process("cosine"), {}, "outputs 2 channels.*needs 1"),
+    ],
+)
+def test_mistakes_are_named(process, fields, message):
+    """The last: a network of two channels would otherwise train one of them, or broadcast."""
+    params = {"mean": jnp.float32(0.3), "variance": jnp.float32(0.1)}
+    with pytest.raises(ConfigError, match=message):
+        losses.denoising(process, network, params, X0, jax.random.key(0), **fields)
 
 
 def test_l1():
@@ -140,65 +220,6 @@ def test_l1():
         process, lambda *a: X0 + 0.1, {}, X0, jax.random.key(3), distance="l1", times=FixedTimes(0.5)
     )
     np.testing.assert_allclose([weight, loss], [1.0, 0.1], rtol=1e-3)
-
-
-@pytest.mark.parametrize("name", ["uniform", "low_discrepancy"])
-@pytest.mark.parametrize("schedule", ["linear", "vp_sde"])
-def test_uniform_marginals(name, schedule):
-    process = Process(schedule)
-    sampler = build("times", name)
-    draw = jax.jit(jax.vmap(lambda key: sampler.sample(process, key, 16, {})[0]))
-    t = np.asarray(draw(jax.random.split(jax.random.key(0), 4000))).ravel()
-    assert 0 < t.min() and t.max() <= 1
-    counts = np.histogram(t, 20, (0, 1))[0]
-    assert np.abs(counts - 3200).max() < 5 * np.sqrt(3200)
-    if schedule == "linear":
-        np.testing.assert_allclose(t * 1000, np.round(t * 1000), atol=1e-3)
-
-
-def test_low_discrepancy_is_stratified():
-    t, _ = time_samplers.LowDiscrepancy(t_min=0.0).sample(Process("vp_sde"), jax.random.key(0), 32, {})
-    gaps = np.diff(np.sort(np.asarray(t)))
-    np.testing.assert_allclose(gaps, 1 / 32, atol=1e-5)
-
-
-def test_warped_times():
-    """ln(sigma / alpha) and logit(t) are normal with the given moments."""
-    t, _ = time_samplers.LogNormal(-1.2, 1.2).sample(Process("edm"), jax.random.key(0), 20_000, {})
-    log_level = -0.5 * np.asarray(Process("edm").log_snr(t))
-    np.testing.assert_allclose([log_level.mean(), log_level.std()], [-1.2, 1.2], atol=0.05)
-    t, _ = time_samplers.LogitNormal(0.5, 0.8).sample(Process("straight_line", "v"), jax.random.key(0), 20_000, {})
-    logit = np.log(np.asarray(t) / (1 - np.asarray(t)))
-    np.testing.assert_allclose([logit.mean(), logit.std()], [0.5, 0.8], atol=0.05)
-
-
-@pytest.mark.parametrize("schedule", [{"name": "linear", "num_steps": 50}, "vp_sde"])
-def test_importance_sampling_is_unbiased_and_prefers_large_losses(schedule):
-    process = Process(schedule)
-    sampler = time_samplers.Importance(history=4, num_bins=50, uniform_mix=0.1)
-    state = sampler.init_state(process)
-    truth = lambda t: t**2  # noqa: E731
-    np.testing.assert_allclose(sampler.probabilities(state), 1 / 50)
-    update = jax.jit(lambda state, t: sampler.update(process, state, t, truth(t)))
-    every = (jnp.arange(50) + 1.0) / 50
-    for number in range(4):
-        assert np.allclose(sampler.probabilities(state), 1 / 50), number  # uniform until every history is full
-        state = update(state, every)
-    t, weight = sampler.sample(process, jax.random.key(0), 100_000, state)
-    exact = truth(np.asarray(every)).mean() if process.num_steps else 1 / 3
-    np.testing.assert_allclose(weight.mean(), 1.0, rtol=0.02)
-    np.testing.assert_allclose((weight * truth(t)).mean(), exact, rtol=0.02)
-    assert 0.7 < t.mean() < 0.75  # nine tenths proportional to t^2, whose mean is 3/4
-
-
-def test_importance_history_is_a_ring():
-    """The oldest loss of a step is forgotten, duplicates in one batch included."""
-    process = Process({"name": "linear", "num_steps": 25})
-    sampler = time_samplers.Importance(history=2)
-    state = sampler.init_state(process)
-    t = jnp.array([1.0, 1.0, 1.0])
-    state = sampler.update(process, state, t, jnp.array([1.0, 2.0, 3.0]))
-    assert set(np.asarray(state["losses"][24]).tolist()) == {2.0, 3.0} and state["count"][24] == 3
 
 
 def test_the_history_sees_the_unweighted_loss():

@@ -140,11 +140,14 @@ def test_what_the_network_is_told():
     np.testing.assert_allclose(tell("linear", noise_input="log_snr")[1], -10.1176733, rtol=1e-5)
 
 
-def test_bind_checks_channels():
-    process = Process("linear", variance="learned_range")
-    denoiser = process.bind(lambda params, x, noise, cond: x, {})
+def test_bind_checks_the_output():
+    x = jnp.zeros((2, 4, 4, 1))
+    denoiser = Process("linear", variance="learned_range").bind(lambda params, x, noise, cond: x, {})
     with pytest.raises(ConfigError, match="needs 2"):
-        denoiser(jnp.zeros((2, 4, 4, 1)), jnp.full(2, 0.5))
+        denoiser(x, jnp.full(2, 0.5))
+    denoiser = Process("linear").bind(lambda params, x, noise, cond: x[:, :1, :1], {})
+    with pytest.raises(ConfigError, match="does not fit its input"):
+        denoiser(x, jnp.full(2, 0.5))
 
 
 def test_bind_feeds_the_network_and_broadcasts_time():

@@ -24,6 +24,7 @@ ALL = {
     "vp_sde": schedules.vp_sde(),
     "straight_line": schedules.straight_line(),
     "shifted": schedules.shifted("cosine_continuous", size=256),
+    "zero_terminal_snr": schedules.zero_terminal_snr({"name": "linear", "num_steps": 200}),
 }
 every = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
 
@@ -45,6 +46,13 @@ def test_published_tables():
     )
     np.testing.assert_allclose(alpha_bar(schedules.cosine(4000), [1999, 3998]), [0.49384359, 1.5179805e-7], rtol=1e-7)
     np.testing.assert_allclose(alpha_bar(schedules.linear(2000, 2e-6, 2e-2), 1999), 4.3859782e-5, rtol=1e-6)
+    np.testing.assert_allclose(alpha_bar(schedules.linear(1000, 1e-4, 0.09), 999), 6.6e-21, rtol=1e-2)
+    beta = lambda chain, index: 1 - alpha_bar(chain, index) / alpha_bar(chain, index - 1)  # noqa: E731
+    np.testing.assert_allclose([beta(cosine, 998), beta(cosine, 999)], [0.74999939, 0.999], rtol=1e-7)
+    ends = [1 - alpha_bar(cosine, 0), 1 - alpha_bar(schedules.cosine(4000), 0)]
+    np.testing.assert_allclose(ends, [4.1284225e-5, 9.8658188e-6], rtol=1e-7)
+    zero = schedules.zero_terminal_snr("linear")
+    np.testing.assert_allclose(alpha_bar(zero, [0, 500, 998, 999]), [0.9999, 0.0752462, 4.2133e-9, 0], rtol=1e-5)
 
 
 def test_published_levels():
@@ -72,7 +80,7 @@ def test_inverse(schedule, t):
 
 
 @every
-@given(t=st.floats(1e-3, 1.0))
+@given(t=st.floats(1e-3, 0.999) | st.just(1.0))
 def test_families_and_precision(schedule, t):
     """alpha^2 + sigma^2 = 1, alpha = 1, or alpha + sigma = 1; and float32 follows float64."""
     alpha, sigma = schedule.alpha_sigma(np.float64(t))
@@ -127,6 +135,7 @@ def test_zero_terminal_snr_tables():
         (lambda: schedules.edm(sigma_min=2, sigma_max=1), "sigma_min < sigma_max"),
         (lambda: schedules.straight_line(-1), "must be positive"),
         (lambda: schedules.shifted("linear"), "needs one of"),
+        (lambda: schedules.zero_terminal_snr("edm"), "'edm' is continuous"),
         (lambda: Process("cosin"), "did you mean 'cosine'"),
         (lambda: Process("linear", prediction="epsilon"), "did you mean 'eps'|known"),
         (lambda: Process("linear", variance="fixed_smal"), "did you mean 'fixed_small'"),

@@ -27,6 +27,7 @@ SCHEDULES = {
     "vp_sde": schedules.vp_sde(),
     "straight_line": schedules.straight_line(shift=2.0),
     "shifted": schedules.shifted(schedules.cosine(), size=128),
+    "zero_terminal_snr": schedules.zero_terminal_snr("scaled_linear"),
 }
 PREDICTIONS = ("x0", "eps", "v", "score", "velocity", "edm")  # x0 first: it is defined on every schedule
 DATA = {"gaussian": CORRELATED, "mixture": BIMODAL}

@@ -34,11 +34,16 @@ def workdir(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
+def data_file(workdir, step):
+    """The largest file of a checkpoint: it holds the arrays."""
+    files = [path for path in (workdir / "checkpoints" / str(step)).rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
 def damage(workdir, step):
-    """Cut every array file of a checkpoint in half."""
-    for path in (workdir / "checkpoints" / str(step) / "state").rglob("*"):
-        if path.is_file() and path.stat().st_size > 1000:
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    """Cut the arrays of a checkpoint short."""
+    path = data_file(workdir, step)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def restore(workdir, devices=8, **overrides):
@@ -95,11 +100,22 @@ def test_a_broken_checkpoint_is_set_aside(workdir, caplog):
     assert training.finished_steps(workdir) == [6, 10]
 
 
+@pytest.mark.parametrize("name", ["arrays", "state/_METADATA", "state/manifest.ocdbt", "meta/metadata"])
+@pytest.mark.parametrize("how", ["empty", "missing"])
+def test_whatever_file_is_damaged(workdir, name, how):
+    path = data_file(workdir, 10) if name == "arrays" else workdir / "checkpoints" / "10" / name
+    if how == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+    assert int(restore(workdir)[1].step) == 9
+
+
 def test_no_readable_checkpoint(workdir, caplog):
     """Nothing is moved then: the reason may not lie in the files."""
     for step in (6, 9, 10):
         damage(workdir, step)
-    with pytest.raises(CheckpointError, match=r"none of the checkpoints \[6, 9, 10\] .* can be read \(10: "):
+    with pytest.raises(CheckpointError, match=r"none of the checkpoints \[6, 9, 10\] in .* can be read \(10: "):
         restore(workdir)
     with pytest.raises(CheckpointError, match="no checkpoint.*can be read"):
         restore_weights(workdir, jax.eval_shape(tiny.Toy(8).init, jax.random.key(0)), "raw")
@@ -117,7 +133,7 @@ def test_weights_of_other_shapes_or_types_are_not_taken(finished):
         checkpointer.restore_latest(target)
 
 
-def test_weights_to_sample_from(finished, monkeypatch):
+def test_weights_to_sample_from(finished):
     raw, ema, named = (training.load_run(finished, weights=weights) for weights in ("raw", "ema", "constant_0.99"))
     leaf = lambda run: np.asarray(run.params["stem"]["kernel"])  # noqa: E731
     assert ema.step == 10 and np.abs(leaf(raw) - leaf(ema)).max() > 0

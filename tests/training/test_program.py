@@ -4,27 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diffusion_jax import train as program
 from tests.training import tiny
-
-
-@pytest.fixture
-def in_process(monkeypatch, capsys):
-    """Run the program's main in this process; returns (exit status, stdout, stderr)."""
-
-    def call(*, overrides=(), **flags):
-        for flag in ("config", "workdir", "dry_run"):
-            value = flags.get(flag)
-            monkeypatch.setattr(getattr(program, f"_{flag.upper()}"), "_flagvalues", {flag: type("F", (), {"value": value})()})
-        status = 0
-        try:
-            program.main(["train"], dict(overrides))
-        except SystemExit as left:
-            status = left.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 def test_the_manual():
@@ -42,3 +22,20 @@ def test_a_dry_run(tmp_path):
         assert line in result.stdout, (line, result.stdout)
     assert "[None, None, 'fsdp']" in result.stdout and "whole on every device" in result.stdout
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.training.stpes=3", "did you mean 'steps'"),
+        ("--config.system.name=tyo", "unknown system 'tyo'; did you mean 'toy'"),
+        ("--workdir=/proc/run", "cannot write to /proc/run"),
+        ("--workdir=", "--workdir=DIR is needed"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, flag, message):
+    result = tiny.run("train", f"--config={tiny.recipe(tmp_path)}", f"--workdir={tmp_path / 'run'}", flag)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+    assert not (tmp_path / "run").exists()

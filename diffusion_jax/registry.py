@@ -32,11 +32,7 @@ def known(kind: str) -> list[str]:
 @functools.cache
 def fields(part: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
     """The (all, required) keyword names of a part, and whether it takes any other keyword."""
-    parameters = [
-        p
-        for p in inspect.signature(part).parameters.values()
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
+    parameters = [p for p in inspect.signature(part).parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     anything = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(part).parameters.values())
     required = tuple(p.name for p in parameters if p.default is p.empty)
     return tuple(p.name for p in parameters), required, anything
@@ -60,9 +56,7 @@ def lookup(kind: str, name: str) -> Callable[..., Any]:
     """The part registered under `name`; an unknown name lists the known ones and the nearest."""
     parts = _PARTS.get(kind, {})
     if name not in parts:
-        raise ConfigError(
-            f"unknown {kind} {name!r}{nearest(str(name), parts)} (known: {', '.join(known(kind)) or 'none'})"
-        )
+        raise ConfigError(f"unknown {kind} {name!r}{nearest(str(name), parts)} (known: {', '.join(known(kind)) or 'none'})")
     return parts[name]
 
 
@@ -84,9 +78,7 @@ def build(kind: str, config: Any, **defaults: Any) -> Any:
         return config
     given = {key: value for key, value in config.items()}
     if "name" not in given:
-        raise ConfigError(
-            f"a {kind} needs a 'name' (known: {', '.join(known(kind))}); got the fields {sorted(given)}"
-        )
+        raise ConfigError(f"a {kind} needs a 'name' (known: {', '.join(known(kind))}); got the fields {sorted(given)}")
     name = given.pop("name")
     part = lookup(kind, name)
     names, _, anything = fields(part)

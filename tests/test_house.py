@@ -23,8 +23,9 @@ def test_floors_import_only_from_below():
 
 
 def test_style():
-    result = run(sys.executable, "-m", "ruff", "check", "--output-format=concise", ".")
-    assert result.returncode == 0, result.stdout
+    for check in (["check", "--output-format=concise"], ["format", "--check"]):
+        result = run(sys.executable, "-m", "ruff", *check, ".")
+        assert result.returncode == 0, result.stdout
 
 
 def test_the_base_install_needs_no_other_framework():

@@ -1,6 +1,6 @@
 """The checker of annotations in tests: beartype, with int accepted for float as type checkers do.
 
-    python -m pytest --jaxtyping-packages=diffusion_jax.process,diffusion_jax.sampling,typechecking.checked
+python -m pytest --jaxtyping-packages=diffusion_jax.process,diffusion_jax.sampling,typechecking.checked
 """
 
 from __future__ import annotations

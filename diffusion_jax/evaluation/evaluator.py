@@ -158,9 +158,7 @@ def _of_stage(
         bound = bits_per_dim(system, params, test, limit=images, seed=settings.seed)
         metrics |= {"bits_per_dim": bound.pop("bits_per_dim"), "bits_per_dim_parts": bound}
     if test.num_classes:
-        judge = judge_of(
-            runs.workdirs[number], runs.configs[number]["data"], steps=settings.classifier_steps
-        )
+        judge = judge_of(runs.workdirs[number], runs.configs[number]["data"], steps=settings.classifier_steps)
         metrics |= _judged(judge, runs, number, samples, labels)
     else:
         _LOG.warning("%s has no classes: no classifier, no agreement and no Frechet distance.", test.source.name)
@@ -170,9 +168,7 @@ def _of_stage(
     return {(name if last and name != "agreement" else prefix + name): value for name, value in metrics.items()}
 
 
-def _judged(
-    judge: Judge, runs: Runs, number: int, samples: np.ndarray, labels: np.ndarray | None
-) -> dict[str, float | None]:
+def _judged(judge: Judge, runs: Runs, number: int, samples: np.ndarray, labels: np.ndarray | None) -> dict[str, float | None]:
     """What a classifier makes of a stage's samples."""
     seen, features = judge.look(samples)
     real, held_out = (gather(runs.pipeline(number, split))["image"] for split in ("train", "test"))
@@ -209,5 +205,3 @@ def _matching(have: np.ndarray | None, want: np.ndarray | None, count: int, tota
         rows.append(options[taken[label] % len(options)])
         taken[label] += 1
     return np.asarray(rows)
-
-

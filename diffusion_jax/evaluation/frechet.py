@@ -35,11 +35,7 @@ class Moments:
         centred = rows - mean
         total = self.count + len(rows)
         difference = mean - self.mean
-        self.scatter = (
-            self.scatter
-            + centred.T @ centred
-            + np.outer(difference, difference) * (self.count * len(rows) / total)
-        )
+        self.scatter = self.scatter + centred.T @ centred + np.outer(difference, difference) * (self.count * len(rows) / total)
         self.mean = self.mean + difference * (len(rows) / total)
         self.count = total
         return self

@@ -61,8 +61,7 @@ class SampleFolder:
         changes = differences(before, settings)
         if changes:
             raise ConfigError(
-                f"{self.path} holds samples of other settings: {'; '.join(changes)}; "
-                "choose another folder, or remove it"
+                f"{self.path} holds samples of other settings: {'; '.join(changes)}; choose another folder, or remove it"
             )
 
     def _unwritable(self, error: OSError) -> DataError:

@@ -126,9 +126,7 @@ class GroupNorm(nn.Module):
 
 def conv(features: int, kernel: int, name: str, dtype: Dtype, *, zero: bool = False, **kwargs: Any) -> nn.Conv:
     """A square convolution with DDPM's initialiser, float32 parameters and `dtype` compute."""
-    return nn.Conv(
-        features, (kernel, kernel), kernel_init=dense_init(0.0 if zero else 1.0), dtype=dtype, name=name, **kwargs
-    )
+    return nn.Conv(features, (kernel, kernel), kernel_init=dense_init(0.0 if zero else 1.0), dtype=dtype, name=name, **kwargs)
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:

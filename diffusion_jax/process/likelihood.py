@@ -62,9 +62,7 @@ def discretized_gaussian_log_likelihood(
     return jnp.log(jnp.maximum(probability, 1e-12))
 
 
-def vlb_term(
-    process: Process, denoised: Denoised, x0: Data, x_t: Data, s: Time, t: Time, tanh: bool = False
-) -> PerExample:
+def vlb_term(process: Process, denoised: Denoised, x0: Data, x_t: Data, s: Time, t: Time, tanh: bool = False) -> PerExample:
     """One term of the bound, [B], bits per dimension.
 
     For s > 0, KL(q(x_s | x_t, x0) || p(x_s | x_t)); for s = 0, minus the log-likelihood of x0's bin (for `tanh`, see

@@ -38,9 +38,7 @@ def check(process: Process, weighting: Any, distance: str, vlb_weight: float) ->
     """Raise a `ConfigError` for objectives that do not train what the process needs."""
     weigh = build("weighting", "simple" if weighting is None else weighting)
     if distance not in DISTANCES:
-        raise ConfigError(
-            f"unknown distance {distance!r}{nearest(str(distance), DISTANCES)} (known: {', '.join(DISTANCES)})"
-        )
+        raise ConfigError(f"unknown distance {distance!r}{nearest(str(distance), DISTANCES)} (known: {', '.join(DISTANCES)})")
     if vlb_weight < 0:
         raise ConfigError(f"vlb_weight must not be negative, got {vlb_weight}")
     if process.learns_variance and not vlb_weight and weigh is not weightings.bound_only:

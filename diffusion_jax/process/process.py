@@ -75,8 +75,7 @@ class Process:
             noise_input = "log_sigma" if prediction.name == "edm" else "rescaled_timestep"
         if noise_input == "timestep" and schedule.num_steps is None:
             raise ConfigError(
-                f"process: the schedule {schedule.name!r} has no discrete timesteps; "
-                "use noise_input='rescaled_timestep'"
+                f"process: the schedule {schedule.name!r} has no discrete timesteps; use noise_input='rescaled_timestep'"
             )
         object.__setattr__(self, "schedule", schedule)
         object.__setattr__(self, "prediction", prediction)
@@ -201,9 +200,7 @@ class Process:
         alpha, sigma = self._coefficients(t, x_t)
         return denoised._replace(x0=(x_t - sigma * eps) / alpha, eps=eps)
 
-    def reverse_log_variance(
-        self, denoised: Denoised, s: Time, t: Time, variance: str | None = None
-    ) -> jax.Array:
+    def reverse_log_variance(self, denoised: Denoised, s: Time, t: Time, variance: str | None = None) -> jax.Array:
         """Log-variance of the reverse step from t to s, broadcasting against x.
 
         Args:

@@ -31,8 +31,7 @@ class LogSnrTable:
         bad = np.flatnonzero(~((betas > 0) & ((betas < 1) | ((betas == 1) & may_be_one))))
         if bad.size:
             raise ConfigError(
-                f"beta {bad[0]} of {betas.size} is {betas[bad[0]]}: betas must lie in (0, 1), "
-                "and only the last may be 1"
+                f"beta {bad[0]} of {betas.size} is {betas[bad[0]]}: betas must lie in (0, 1), and only the last may be 1"
             )
         with np.errstate(divide="ignore"):
             log_alpha_bar = np.cumsum(np.log1p(-betas))

@@ -35,9 +35,7 @@ class System(Protocol):
     def request(self, batch: Batch) -> dict[str, Any]:
         """The conditioning with which to sample what is like this batch."""
 
-    def sample(
-        self, params: Any, key: jax.Array, request: Request, indices: jax.Array, sampling: Sampling
-    ) -> jax.Array:
+    def sample(self, params: Any, key: jax.Array, request: Request, indices: jax.Array, sampling: Sampling) -> jax.Array:
         """Images float32 [N, H, W, C] in [-1, 1]; can be jitted in all but `sampling`."""
 
     def check(self, pipeline: Any) -> None:

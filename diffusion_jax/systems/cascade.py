@@ -96,9 +96,7 @@ class Cascade:
             if number:
                 wanted = {**_labels(request), **_handed_on(outputs[-1], self.stages[number - 1].system, stage)}
             end = self._end(number)
-            outputs.append(
-                stage.system.sample(weights, named(key, "stage", number), wanted, indices, stage.sampling, end=end)
-            )
+            outputs.append(stage.system.sample(weights, named(key, "stage", number), wanted, indices, stage.sampling, end=end))
         return outputs
 
     def _end(self, number: int) -> float:

@@ -124,9 +124,7 @@ class Diffusion:
         if self.num_classes:
             cond["label"] = jnp.asarray(batch["label"])
             if train and self.cond_drop:
-                cond["label"] = labels.drop(
-                    cond["label"], self.num_classes, self.cond_drop, named(key, "condition dropout")
-                )
+                cond["label"] = labels.drop(cond["label"], self.num_classes, self.cond_drop, named(key, "condition dropout"))
         loss, output = losses.denoising(
             self.process,
             self.network.apply,
@@ -147,9 +145,7 @@ class Diffusion:
         """The labels of the batch, where there are classes."""
         return {"label": batch["label"]} if self.num_classes else {}
 
-    def denoiser(
-        self, params: Any, key: jax.Array, request: Request, indices: jax.Array, sampling: Sampling
-    ) -> Denoiser:
+    def denoiser(self, params: Any, key: jax.Array, request: Request, indices: jax.Array, sampling: Sampling) -> Denoiser:
         """The guided denoiser of a request."""
         cond = self._sampling_cond(request, named(key, "conditioning"), indices, sampling)
         null = dict(cond)
@@ -199,8 +195,7 @@ class Diffusion:
             return
         if not self.num_classes:
             raise ConfigError(
-                f"guidance {sampling.guidance:g} on an unconditional model: set guidance to 1, or train one with "
-                "num_classes"
+                f"guidance {sampling.guidance:g} on an unconditional model: set guidance to 1, or train one with num_classes"
             )
         if not self.cond_drop:
             raise ConfigError(
@@ -217,9 +212,7 @@ class Diffusion:
         if not self.num_classes:
             return
         if "label" not in request:
-            raise ConfigError(
-                f"the model has {self.num_classes} classes: a request needs 'label' (has: {sorted(request)})"
-            )
+            raise ConfigError(f"the model has {self.num_classes} classes: a request needs 'label' (has: {sorted(request)})")
         labels.check(request["label"], self.num_classes)
 
     def check(self, pipeline: Any) -> None:
@@ -230,7 +223,4 @@ class Diffusion:
                 "image_size and channels of system and data must agree"
             )
         if self.num_classes and pipeline.num_classes != self.num_classes:
-            raise ConfigError(
-                f"the data have {pipeline.num_classes} classes, the system num_classes={self.num_classes}"
-            )
-
+            raise ConfigError(f"the data have {pipeline.num_classes} classes, the system num_classes={self.num_classes}")

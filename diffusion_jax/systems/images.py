@@ -52,8 +52,7 @@ def downsample(images: jax.Array, size: tuple[int, int], method: str = "area") -
         rows, columns = height // size[0], width // size[1]
         if (rows * size[0], columns * size[1]) != (height, width):
             raise ConfigError(
-                f"area resize from {height}x{width} to {size[0]}x{size[1]} needs integer factors; "
-                "use low_res_resize='bicubic'"
+                f"area resize from {height}x{width} to {size[0]}x{size[1]} needs integer factors; use low_res_resize='bicubic'"
             )
         return images.reshape(batch, size[0], rows, size[1], columns, channels).mean((2, 4))
     kind = {"bilinear": "linear", "bicubic": "cubic"}[method]

@@ -127,9 +127,7 @@ class SuperResolution(Diffusion):
         batch = x0.shape[0]
         low_res = self.low_res(x0)
         if train and self.blur_prob:
-            sigma = jax.random.uniform(
-                named(key, "blur sigma"), (batch,), minval=self.blur_sigma[0], maxval=self.blur_sigma[1]
-            )
+            sigma = jax.random.uniform(named(key, "blur sigma"), (batch,), minval=self.blur_sigma[0], maxval=self.blur_sigma[1])
             blurred = jax.random.bernoulli(named(key, "blur"), self.blur_prob, (batch,))
             low_res = blur(low_res, jnp.where(blurred, sigma, 0.0))
         level = jax.random.uniform(named(key, "level"), (batch,), minval=self.aug_levels[0], maxval=self.aug_levels[1])

@@ -65,9 +65,7 @@ class Program:
             for key, value in meshes.numeric(self.pipeline.batch(0)).items()
         }
         sums = {key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole) for key, x in zero_metrics().items()}
-        step = make_step(
-            self.system, self.optimizer, self.averages, self.config["seed"], self.config["training"]["accumulate"]
-        )
+        step = make_step(self.system, self.optimizer, self.averages, self.config["seed"], self.config["training"]["accumulate"])
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.target)
         jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(shardings, whole))
         with activation_sharding(rows if self.mesh.size > 1 else None):

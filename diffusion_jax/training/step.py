@@ -72,9 +72,7 @@ def make_step(
 
     def step(state: TrainState, metrics: dict[str, jax.Array], batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         key = named(jax.random.key(seed), "step", state.step)
-        loss, system_state, aux, gradient = _gradient(
-            system, state.params, state.system_state, batch, key, accumulate
-        )
+        loss, system_state, aux, gradient = _gradient(system, state.params, state.system_state, batch, key, accumulate)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731

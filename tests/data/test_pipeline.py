@@ -33,9 +33,7 @@ def pipeline(**fields):
 def test_hosts_share_the_same_global_batches(hosts):
     """Rows of all hosts, in order, are the batch of one host: over epochs, with crops and flips."""
     whole = pipeline(image_size=4, crop="random", pad=0, resize="area", source=numbered(size=4))
-    parts = [
-        pipeline(image_size=4, crop="random", source=numbered(size=4), host=host, hosts=hosts) for host in range(hosts)
-    ]
+    parts = [pipeline(image_size=4, crop="random", source=numbered(size=4), host=host, hosts=hosts) for host in range(hosts)]
     for step in (0, 1, 7, 40):
         for key in ("image", "label"):
             joined = np.concatenate([part.batch(step)[key] for part in parts])
@@ -51,9 +49,7 @@ def test_iteration_starts_anywhere(start):
 
 def test_every_epoch_is_another_permutation():
     pipe = pipeline(batch_size=5, flip=False)
-    epochs = [
-        np.concatenate([pipe.batch(step)["image"][:, 0, 3, 0] for step in range(4 * e, 4 * e + 4)]) for e in range(3)
-    ]
+    epochs = [np.concatenate([pipe.batch(step)["image"][:, 0, 3, 0] for step in range(4 * e, 4 * e + 4)]) for e in range(3)]
     for epoch in epochs:
         assert sorted(epoch) == list(range(20))
     assert not (epochs[0] == epochs[1]).all() and not (epochs[1] == epochs[2]).all()
@@ -87,9 +83,7 @@ def test_one_pass_is_in_order_once():
 
 
 def test_masks_and_captions_come_along():
-    pipe = data.Pipeline(
-        data.sources.Shapes(size=24, num_examples=16), 16, 8, resize="area", crop="random", flip=True, seed=1
-    )
+    pipe = data.Pipeline(data.sources.Shapes(size=24, num_examples=16), 16, 8, resize="area", crop="random", flip=True, seed=1)
     batch = pipe.batch(0)
     assert batch["mask"].shape == (8, 16, 16, 1) and batch["caption"].dtype == object
     for image, mask, caption in zip(batch["image"], batch["mask"], batch["caption"], strict=True):

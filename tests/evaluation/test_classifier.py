@@ -45,9 +45,10 @@ def digits():
 
 def test_it_learns_digits_and_is_the_same_every_time(digits):
     images, labels = digits
-    train = lambda: train_classifier(  # noqa: E731
-        images[:1500], labels[:1500], 10, held_out=(images[1500:], labels[1500:]), steps=150
-    )
+
+    def train():
+        return train_classifier(images[:1500], labels[:1500], 10, held_out=(images[1500:], labels[1500:]), steps=150)
+
     judge, again = train(), train()
     assert judge.accuracy > 0.85 and judge.num_held_out == 297
     assert judge.accuracy == agreement(judge, images[1500:], labels[1500:])

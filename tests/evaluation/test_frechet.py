@@ -26,9 +26,7 @@ def test_moments_in_pieces_are_numpys_even_far_from_zero():
 
 def test_distance_is_the_formula_with_scipys_matrix_root():
     first, second = _features(400, 12, 1), _features(300, 12, 2)
-    mean, cov = (
-        [function(x) for x in (first, second)] for function in (lambda x: x.mean(0), lambda x: np.cov(x.T))
-    )
+    mean, cov = ([function(x) for x in (first, second)] for function in (lambda x: x.mean(0), lambda x: np.cov(x.T)))
     root = linalg.sqrtm(cov[0] @ cov[1]).real
     expected = ((mean[0] - mean[1]) ** 2).sum() + np.trace(cov[0] + cov[1] - 2 * root)
     assert frechet_distance(Moments().add(first), Moments().add(second)) == pytest.approx(expected, rel=1e-9)

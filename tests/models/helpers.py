@@ -10,9 +10,7 @@ import numpy as np
 
 from diffusion_jax import models
 
-TINY = dict(
-    image_size=8, in_channels=2, channels=8, groups=4, multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,)
-)
+TINY = dict(image_size=8, in_channels=2, channels=8, groups=4, multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,))
 
 
 def tiny(**fields):

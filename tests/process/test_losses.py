@@ -44,9 +44,7 @@ def x0_error_loss(prediction, weighting, t, error=0.1, schedule="cosine_continuo
     alpha, sigma = process.alpha_sigma(jnp.float32(t))
     wrong_x0 = X0 + error
     output = process.target(wrong_x0, (x_t - alpha * wrong_x0) / sigma, times)
-    loss, _ = losses.denoising(
-        process, lambda *args: output, {}, X0, key, weighting=weighting, times=FixedTimes(t)
-    )
+    loss, _ = losses.denoising(process, lambda *args: output, {}, X0, key, weighting=weighting, times=FixedTimes(t))
     return float(loss) / error**2, float(np.exp(process.schedule.log_snr(np.float64(t))))
 
 
@@ -140,8 +138,13 @@ def test_weights_are_finite_from_the_cleanest_to_zero_snr(schedule, prediction):
 def test_simple_losses_are_plain_means():
     for process in (Process("edm", prediction="eps"), Process("edm", prediction="edm"), Process("straight_line", "v")):
         loss, output = losses.denoising(
-            process, lambda params, x, noise, cond: jnp.zeros_like(x), {}, X0, jax.random.key(0),
-            times=time_samplers.Uniform(t_min=1e-4), weighting=None,
+            process,
+            lambda params, x, noise, cond: jnp.zeros_like(x),
+            {},
+            X0,
+            jax.random.key(0),
+            times=time_samplers.Uniform(t_min=1e-4),
+            weighting=None,
         )
         np.testing.assert_allclose(loss, output.per_example.mean(), rtol=1e-5)
 
@@ -216,9 +219,7 @@ def test_mistakes_are_named(process, fields, message):
 def test_l1():
     weight, _ = x0_error_loss("x0", "simple", 0.5)
     process = Process("cosine_continuous", prediction="x0")
-    loss, _ = losses.denoising(
-        process, lambda *a: X0 + 0.1, {}, X0, jax.random.key(3), distance="l1", times=FixedTimes(0.5)
-    )
+    loss, _ = losses.denoising(process, lambda *a: X0 + 0.1, {}, X0, jax.random.key(3), distance="l1", times=FixedTimes(0.5))
     np.testing.assert_allclose([weight, loss], [1.0, 0.1], rtol=1e-3)
 
 

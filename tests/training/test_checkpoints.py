@@ -34,16 +34,15 @@ def workdir(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
-def data_file(workdir, step):
-    """The largest file of a checkpoint: it holds the arrays."""
-    files = [path for path in (workdir / "checkpoints" / str(step)).rglob("*") if path.is_file()]
-    return max(files, key=lambda path: path.stat().st_size)
+def data_files(workdir, step):
+    """The files of a checkpoint that hold its arrays; how Orbax shares them out varies from one save to the next."""
+    return list((workdir / "checkpoints" / str(step) / "state").rglob("d/*"))
 
 
 def damage(workdir, step):
     """Cut the arrays of a checkpoint short."""
-    path = data_file(workdir, step)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for path in data_files(workdir, step):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def restore(workdir, devices=8, **overrides):
@@ -103,11 +102,11 @@ def test_a_broken_checkpoint_is_set_aside(workdir, caplog):
 @pytest.mark.parametrize("name", ["arrays", "state/_METADATA", "state/manifest.ocdbt", "meta/metadata"])
 @pytest.mark.parametrize("how", ["empty", "missing"])
 def test_whatever_file_is_damaged(workdir, name, how):
-    path = data_file(workdir, 10) if name == "arrays" else workdir / "checkpoints" / "10" / name
-    if how == "empty":
-        path.write_bytes(b"")
-    else:
-        path.unlink()
+    for path in data_files(workdir, 10) if name == "arrays" else [workdir / "checkpoints" / "10" / name]:
+        if how == "empty":
+            path.write_bytes(b"")
+        else:
+            path.unlink()
     assert int(restore(workdir)[1].step) == 9
 
 

@@ -53,9 +53,11 @@ def kill_and_resume(recipe, workdir, kills, rng, *flags):
     for number in range(kills):
         process = start(*arguments)
         rows = len(tiny.rows(workdir)) if (workdir / "metrics.jsonl").exists() else 0
-        grown = lambda rows=rows: (workdir / "metrics.jsonl").exists() and (  # noqa: E731
-            (workdir / "metrics.jsonl").read_text().count("\n") > rows
-        )
+
+        def grown(rows=rows):
+            metrics = workdir / "metrics.jsonl"
+            return metrics.exists() and metrics.read_text().count("\n") > rows
+
         wait_for(process, saving if number % 2 else grown)
         time.sleep(rng.uniform(0, 0.02 if number % 2 else 0.3))
         process.send_signal(signal.SIGKILL)

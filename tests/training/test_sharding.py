@@ -82,9 +82,7 @@ def test_gradients_of_convolutions_on_a_mesh(sizes, stride):
     def loss(kernels, x):
         for kernel in kernels:
             x = jax.nn.silu(
-                jax.lax.conv_general_dilated(
-                    x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-                )
+                jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
             ) + (x if stride == 1 else 0)
         return (x**2).sum()
 

@@ -28,9 +28,7 @@ class Source(Protocol):
 def check_split(name: str, split: str, known: tuple[str, ...] = ("train", "test")) -> None:
     """Raise a `ConfigError` for a split that a source does not have."""
     if split not in known:
-        raise ConfigError(
-            f"the source {name!r} has no split {split!r}{nearest(str(split), known)} (known: {', '.join(known)})"
-        )
+        raise ConfigError(f"the source {name!r} has no split {split!r}{nearest(str(split), known)} (known: {', '.join(known)})")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,9 +49,7 @@ class ArraySource:
         if self.labels is not None and len(self.labels):
             low, high = int(self.labels.min()), int(self.labels.max())
             if low < 0 or high >= self.num_classes:
-                raise DataError(
-                    f"the source {self.name!r} has labels from {low} to {high}, but {self.num_classes} classes"
-                )
+                raise DataError(f"the source {self.name!r} has labels from {low} to {high}, but {self.num_classes} classes")
 
     @property
     def num_classes(self) -> int:

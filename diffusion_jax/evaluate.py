@@ -1,22 +1,44 @@
-"""Evaluate trained runs.
+"""Evaluate trained runs, every checkpoint of them, or images that any tool made.
 
     python -m diffusion_jax.evaluate --workdir=DIR
-    python -m diffusion_jax.evaluate --workdir=BASE,SR --num=2000 --guidance=2,1 --out=DIR2
+    python -m diffusion_jax.evaluate --workdir=DIR --checkpoints=all --guidance=1,1.5,3 --steps=10,25 --metrics=fid,pr
+    python -m diffusion_jax.evaluate --workdir=BASE,SR --num=2000 --guidance=2/1,3/1 --out=DIR2
+    python -m diffusion_jax.evaluate --workdir=DIR --watch
+    python -m diffusion_jax.evaluate --samples=DIR --features=inception --features_file=FILE --reference=STATS.npz --out=DIR2
 
 One workdir evaluates one run; several, in order of resolution, a cascade. Samples are drawn as the runs' `sampling`
-configuration says, of all classes in turn; flags replace parts of it as in diffusion_jax.sample.
+configuration says, of all classes in turn; flags replace parts of it. Several values of a flag, and several
+checkpoints, are gone through, each combination a point; A/B gives a cascade's stages a value each. --watch stays
+beside a training job and evaluates every checkpoint as it appears. --samples evaluates a folder of images or an npz
+(arr_0 uint8 [N, H, W, C], arr_1 labels), with the data of --workdir, if given, as the real side.
 
-Out come metrics.json and real_and_samples.png (held-out images on the left, samples on the right, of the same
-classes). The metrics:
+Out come results.jsonl and results.csv (a row for each point, kept as it is found), tensorboard/, report.html (curves
+with intervals, trade-offs, pictures, settings, versions: one page, to be opened anywhere), and of the last point
+metrics.json and real_and_samples.png. Interrupted, the same command goes on; points that are there are not computed
+again.
 
-    classifier_accuracy   of a small classifier trained on the run's training images, on its held-out images; it is
-                          trained once and kept in the run's directory
-    agreement             the share of samples in which that classifier sees the asked-for class
-    frechet_distance      of samples to training images, in that classifier's features: comparable between runs on the
-                          same data, and with no published number
-    frechet_reference     of held-out images to training images: what perfect samples would get
-    held_out_loss         the training loss on held-out images
-    bits_per_dim          the variational bound, where the process is a discrete chain (or --bits_per_dim is given)
+The metrics, by name (--metrics; left out, all that cost little and for which everything is there):
+
+    fid         Frechet distance to the reference, its 95 % interval, its extrapolation to infinitely many samples, and
+                frechet_reference, what held-out real images get. It is called fid in Inception's features, fd_dinov2 in
+                DINOv2's, and frechet_distance otherwise
+    sfid        the same in Inception's spatial features
+    kid         kernel distance, unbiased
+    is          Inception Score, of the network's own classes
+    pr          precision and recall
+    agreement   share of samples in which a small classifier, trained on the run's training images, sees the asked-for
+                class, and that classifier's accuracy on held-out images
+    cas         accuracy on real held-out images of a classifier trained on samples
+    loss        the training loss on held-out images
+    vlb         variational bound of held-out images in bits/dim (of chains, or with --bits_per_dim)
+    ode         their likelihood under the probability-flow ODE in bits/dim
+    sr          PSNR, SSIM and consistency of super-resolution, against the originals
+    duplicates  samples that equal others
+    neighbours  distance to the nearest training image, over that of held-out images: below 1, copying
+
+Features are those of the small classifier of the run's data (no published number compares with them), or of a network
+whose weights you name: --features=inception|dinov2|vgg16|clip --features_file=FILE, and --preprocessing. The reference
+is the run's training images, or --reference=STATS.npz (of diffusion_jax.reference_stats, pytorch-fid, ADM or EDM).
 
 Of a cascade, base_agreement and cascade_agreement are those of the first and of the last stage; what has no name of a
 stage before it is of the last. The held-out images are the source's split "test".
@@ -28,33 +50,135 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from diffusion_jax import programs
-from diffusion_jax.evaluation import Settings, command_line, evaluate_run
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.evaluation import charts, command_line, points, report
+from diffusion_jax.evaluation.evaluator import Evaluator
+from diffusion_jax.evaluation.given import evaluate_samples
+from diffusion_jax.evaluation.results import Results
+from diffusion_jax.evaluation.settings import Settings
+from diffusion_jax.evaluation.watch import wait_for_run, watch
+
+_LOG = logging.getLogger(__name__)
 
 
 def define_flags() -> None:
     """Define the program's flags."""
-    command_line.define_run_flags()
+    command_line.define_run_flags(sweep=True)
+    command_line.define_feature_flags()
+    flags.DEFINE_string("checkpoints", "latest", "latest, all, or steps: 1000,2000; 700/600 for a cascade's stages.")
+    flags.DEFINE_string("samples", None, "Folder or npz of images to evaluate, instead of drawing any.")
     flags.DEFINE_string("out", None, "Folder for the results; 'evaluation' in the last workdir if left out.")
-    flags.DEFINE_integer("num", 1000, "How many samples.")
+    flags.DEFINE_list("metrics", [], "Names, comma-separated; see above. Cheap ones if left out.")
+    flags.DEFINE_string("reference", None, "File of reference statistics; the run's training images if left out.")
+    flags.DEFINE_integer("num", 1000, "Samples of each point; of given samples, at most.")
     flags.DEFINE_integer("seed", 0, "Of all noise.")
     flags.DEFINE_integer("batch_size", 128, "Samples at a time, over all devices.", lower_bound=1)
     flags.DEFINE_integer(
         "bits_per_dim", None, "Held-out images whose bound is computed; 16 of discrete chains, else none if left out."
     )
+    flags.DEFINE_integer("ode_steps", 64, "Steps of the ODE of the metric ode.", lower_bound=1)
+    flags.DEFINE_enum("precision_recall", "original", ["original", "adm"], "Variant of precision and recall.")
     flags.DEFINE_integer("classifier_steps", 1000, "Training steps of the small classifier.", lower_bound=1)
+    flags.DEFINE_bool("keep_samples", False, "Leave the drawn samples in OUT/samples.")
+    flags.DEFINE_bool("report", None, "Write report.html; if left out, where matplotlib is installed.")
+    flags.DEFINE_bool("watch", False, "Evaluate every checkpoint of one run as it appears, until its last.")
+    flags.DEFINE_float("poll", 10.0, "With --watch: seconds between looks.", lower_bound=0.1)
+    flags.DEFINE_float("patience", 3600.0, "With --watch: seconds without a new checkpoint, after which it ends.")
+
+
+def _settings(values: Mapping[str, Any]) -> Settings:
+    given = {field.name: values[field.name] for field in dataclasses.fields(Settings) if field.name in values}
+    return Settings(**{**given, "metrics": tuple(values["metrics"]), "features": command_line.features_of(values)})
 
 
 def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
     programs.configure_logging()
-    settings = Settings(**{field.name: values[field.name] for field in dataclasses.fields(Settings)})
-    metrics = evaluate_run(out=values["out"], settings=settings, **command_line.run_options(values, overrides))
+    settings, workdirs = _settings(values), values["workdir"] or []
+    if not workdirs and not values["samples"]:
+        raise ConfigError("--workdir=DIR (a trained run) or --samples=DIR (images) is needed")
+    out = values["out"] or (Path(workdirs[-1]) / "evaluation" if workdirs else None)
+    if out is None:
+        raise ConfigError("--out=DIR is needed with --samples")
+    wanted = _report_wanted(values["report"])
+    if values["samples"]:
+        _check_given(values, overrides)
+        evaluate_samples(values["samples"], out, settings, workdirs[0] if workdirs else None)
+        results = Results(out)
+        _write_report(results, values["samples"], wanted)
+    elif values["watch"]:
+        results = _watch(values, overrides, settings, workdirs, out, wanted)
+    else:
+        results = _evaluate(values, overrides, settings, workdirs, out, wanted)
+    metrics = json.loads((results.folder / "metrics.json").read_text())
     return json.dumps({name: value for name, value in metrics.items() if name != "settings"}, indent=2)
+
+
+def _evaluate(
+    values: Mapping[str, Any], overrides: Mapping[str, Any], settings: Settings, workdirs: list[str], out: Any, wanted: bool
+) -> Results:
+    """Every point, in order; the report grows with them."""
+    todo = points.expand(workdirs, values["checkpoints"], command_line.sweep_of(values))
+    evaluator = Evaluator(workdirs, out, settings, overrides)
+    for number, point in enumerate(todo, start=1):
+        if len(todo) > 1:
+            _LOG.info("Point %d of %d.", number, len(todo))
+        evaluator.evaluate(point)
+        _write_report(evaluator.results, ", ".join(workdirs), wanted)
+    return evaluator.results
+
+
+def _watch(
+    values: Mapping[str, Any], overrides: Mapping[str, Any], settings: Settings, workdirs: list[str], out: Any, wanted: bool
+) -> Results:
+    """Every checkpoint as it appears, with every setting."""
+    if len(workdirs) != 1:
+        raise ConfigError("--watch follows one run: give one --workdir")
+    wait_for_run(workdirs[0], poll=values["poll"], patience=values["patience"])
+    evaluator = Evaluator(workdirs, out, settings, overrides)
+
+    def evaluate(step: int) -> None:
+        for point in points.expand(workdirs, str(step), command_line.sweep_of(values)):
+            evaluator.evaluate(point)
+        _write_report(evaluator.results, workdirs[0], wanted)
+
+    if not watch(workdirs[0], evaluate, poll=values["poll"], patience=values["patience"]):
+        raise ConfigError(f"no checkpoint of {workdirs[0]} could be evaluated")
+    return evaluator.results
+
+
+def _check_given(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Raise a `ConfigError` for what has no meaning where samples are given."""
+    drawn = [*command_line.sweep_of(values), *overrides, *(["watch"] if values["watch"] else [])]
+    if drawn or values["checkpoints"] != "latest":
+        raise ConfigError(f"--samples are there already: --{drawn[0] if drawn else 'checkpoints'} says how to draw some")
+    if len(values["workdir"] or []) > 1:
+        raise ConfigError("--samples are compared with the data of one --workdir")
+
+
+def _report_wanted(flag: bool | None) -> bool:
+    if flag is False:
+        return False
+    try:
+        charts.check()
+    except ConfigError:
+        if flag:
+            raise
+        _LOG.info("No report.html: its charts need matplotlib (pip install 'diffusion_jax[report]').")
+        return False
+    return True
+
+
+def _write_report(results: Results, title: str, wanted: bool) -> None:
+    if wanted:
+        _LOG.info("Report: %s", report.write(results, f"Evaluation of {title}"))
 
 
 if __name__ == "__main__":

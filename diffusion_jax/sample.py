@@ -1,7 +1,7 @@
 """Draw images from trained runs.
 
     python -m diffusion_jax.sample --workdir=DIR --num=64 --out=DIR2
-    python -m diffusion_jax.sample --workdir=BASE,SR --labels=10-per-class --guidance=2,1 --steps=25,15 --out=DIR2
+    python -m diffusion_jax.sample --workdir=BASE,SR --labels=10-per-class --guidance=2/1 --steps=25/15 --out=DIR2
 
 One workdir draws from one run. Several, in order of resolution, are a cascade: each stage after the first is a
 super-resolution run that takes the images of the one before. A super-resolution run alone takes low-resolution images
@@ -13,7 +13,7 @@ when the same command is given again; --num may grow. Image i is the same whatev
 devices, or the interruptions; --seed, and everything else that shapes an image, may not change within one --out.
 
 How an image is drawn comes from the run's own `sampling` configuration. Flags replace parts of it: one value for all
-stages, or one for each, separated by commas. Anything else in the run's configuration is replaced by
+stages, or one for each, as in 2/1. Anything else in the run's configuration is replaced by
 --config.FIELD=VALUE, such as --config.sampling.percentile=99.
 
 Exit status: 0, or 2 after one line that says what is wrong.
@@ -128,6 +128,7 @@ def draw(generator: Generator, indices: Sequence[int], rows: Rows, folder: Sampl
 def define_flags() -> None:
     """Define the program's flags."""
     command_line.define_run_flags()
+    flags.DEFINE_string("step", None, "Checkpoint step, for all stages or one for each as in A/B; the newest if left out.")
     flags.DEFINE_string("out", None, "Folder for the images; made if need be.", required=True)
     flags.DEFINE_integer("num", None, f"How many images; if left out, what --labels asks for, or {_DEFAULT_NUM}.")
     flags.DEFINE_string(

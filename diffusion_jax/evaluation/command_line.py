@@ -28,26 +28,82 @@ _SAMPLING: dict[str, tuple[Callable[[str], Any], str]] = {
 }
 
 
-def define_run_flags() -> None:
-    """The flags that say which runs to load and how to sample them."""
-    flags.DEFINE_list("workdir", None, "Trained run; several, comma-separated, are a cascade's stages.", required=True)
-    flags.DEFINE_list("step", None, "Checkpoint step, for all stages or one for each; the newest if left out.")
+def define_run_flags(*, sweep: bool = False) -> None:
+    """The flags that say which runs to load and how to sample them.
+
+    Args:
+      sweep: whether a setting may have several values, to go through.
+    """
+    flags.DEFINE_list("workdir", None, "Trained run; several, comma-separated, are a cascade's stages.")
+    several = " Several, comma-separated, are gone through." if sweep else ""
     for name, (_, text) in _SAMPLING.items():
-        flags.DEFINE_list(name, None, f"{text} For all stages, or one for each; the run's own if left out.")
+        flags.DEFINE_list(name, None, f"{text} For all stages, or one for each as in A/B; the run's own if left out.{several}")
+
+
+def define_feature_flags() -> None:
+    """The flags that say which network makes features."""
+    flags.DEFINE_enum(
+        "features", "small", ["small", "inception", "dinov2", "vgg16", "clip"],
+        "Network: small is a classifier trained on the data; the others need --features_file.",
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "features_file", None, "File of the network's weights (safetensors; pth and pkl with the extra parity)."
+    )
+    flags.DEFINE_string("preprocessing", None, "How images are resized and scaled; the network's usual way if left out.")
+    flags.DEFINE_string("features_variant", None, "Of dinov2 (vit_l14) or clip (vit_b32).")
+    flags.DEFINE_string("features_sha256", None, "Checksum of the file, or its first digits; compared if given.")
+
+
+def features_of(values: Mapping[str, Any]) -> Any:
+    """The configuration of the network that the flags name; "small" stands for the classifier of the data.
+
+    Raises:
+      ConfigError: a network without its file, or the other way round.
+    """
+    fields = {
+        "weights": values["features_file"],
+        "preprocessing": values["preprocessing"],
+        "variant": values["features_variant"],
+        "sha256": values["features_sha256"],
+    }
+    given = {name: value for name, value in fields.items() if value is not None}
+    if values["features"] == "small":
+        if given:
+            raise ConfigError(f"--features=small takes no {', '.join(given)}: name the network with --features")
+        return "small"
+    if "weights" not in given:
+        raise ConfigError(f"--features={values['features']} needs --features_file=FILE: weights are never downloaded")
+    return {"name": values["features"], **given}
+
+
+def sweep_of(values: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
+    """For each setting that a flag gives, its values, each for all stages or one for each.
+
+    Raises:
+      ConfigError: a value that cannot be read.
+    """
+    return {
+        name: [[_parse(name, parse, part) for part in text.split("/")] for text in values[name]]
+        for name, (parse, _) in _SAMPLING.items()
+        if values[name] is not None
+    }
 
 
 def run_options(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `runs.find` from the values of flags.
 
     Raises:
-      ConfigError: a value that cannot be read.
+      ConfigError: no workdir, a value that cannot be read, or several of one setting.
     """
-    sampling = {
-        name: [_parse(name, parse, text) for text in values[name]]
-        for name, (parse, _) in _SAMPLING.items()
-        if values[name] is not None
-    }
-    checkpoints = [_parse("step", int, text) for text in values["step"] or []] or [None]
+    if not values["workdir"]:
+        raise ConfigError("--workdir=DIR is needed: the directory of a trained run")
+    sampling = {}
+    for name, given in sweep_of(values).items():
+        if len(given) != 1:
+            text = ",".join(values[name])
+            raise ConfigError(f"--{name}={text}: one value is needed; for stages of a cascade, {text.replace(',', '/')}")
+        sampling[name] = given[0]
+    checkpoints = [_parse("step", int, text) for text in (values["step"] or "").split("/") if text] or [None]
     return {
         "workdirs": values["workdir"],
         "checkpoints": checkpoints,

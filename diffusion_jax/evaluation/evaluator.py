@@ -1,55 +1,34 @@
-"""One number for each question about a trained run or cascade, and a picture of real images beside samples."""
+"""Evaluates points, each a checkpoint with settings of sampling: draws, measures, and records a row for each."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import json
 import logging
 import os
+import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from diffusion_jax.data.files import beside, tile, write_image, write_json
-from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.evaluation.cache import gather, judge_of
-from diffusion_jax.evaluation.classifier import Judge
-from diffusion_jax.evaluation.frechet import Moments, frechet_distance
-from diffusion_jax.evaluation.generate import Generator
-from diffusion_jax.evaluation.held_out import bits_per_dim, held_out_loss
-from diffusion_jax.evaluation.requests import Rows, low_res_of
+from diffusion_jax.data.files import write_json
+from diffusion_jax.evaluation import scores
+from diffusion_jax.evaluation.cache import gather
+from diffusion_jax.evaluation.draw import draw_stages, requests
+from diffusion_jax.evaluation.measure import measure, sources, write_pictures
+from diffusion_jax.evaluation.points import Point
+from diffusion_jax.evaluation.requests import Rows
+from diffusion_jax.evaluation.results import Results, Row
 from diffusion_jax.evaluation.runs import Runs, find
-from diffusion_jax.systems import Cascade, SuperResolution
+from diffusion_jax.evaluation.settings import Parts, Settings, parts_of
+from diffusion_jax.evaluation.subject import Model, Subject
+from diffusion_jax.training import config as configs
+from diffusion_jax.training.checkpoints import versions
 
 _LOG = logging.getLogger(__name__)
-
-_ROWS, _WIDEST = 8, 16  # of each half of the picture, in images
-_CHAIN_IMAGES = 16  # whose bits per dimension are computed where the process is a chain
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How a run is evaluated.
-
-    Args:
-      num: samples.
-      seed: of the samples and of the held-out noise.
-      batch_size: samples at a time.
-      bits_per_dim: held-out images whose variational bound is computed, T network evaluations each; None is 16 where
-        the process is a discrete chain, and none in continuous time.
-      classifier_steps: of the training of the small classifier.
-    """
-
-    num: int = 1000
-    seed: int = 0
-    batch_size: int = 128
-    bits_per_dim: int | None = None
-    classifier_steps: int = 1000
-
-    def __post_init__(self) -> None:
-        if self.num < 2:
-            raise ConfigError(f"num must be at least 2 for a covariance, got {self.num}")
 
 
 def evaluate_run(
@@ -61,147 +40,121 @@ def evaluate_run(
     overrides: Mapping[str, Any] | None = None,
     sampling: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a run, or a cascade of runs, and write what was found.
+    """Evaluate one point of a run, or of a cascade of runs, and write what was found.
 
     Args:
       workdirs: one, or those of each stage in order of resolution.
-      out: where metrics.json and real_and_samples.png go; `evaluation` in the last workdir by default.
+      out: where results and pictures go; `evaluation` in the last workdir by default.
       checkpoints, overrides, sampling: as `runs.find` takes them.
 
     Returns:
-      The metrics, as written; `measure` explains them.
+      The metrics, as in metrics.json: of a cascade's stages, the stage's name goes before ("base_", "cascade_").
 
     Raises:
       DiffusionError: what cannot be loaded, sampled or written.
     """
     workdirs = [os.fspath(w) for w in ([workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs)]
-    settings = settings or Settings()
-    runs = find(workdirs, checkpoints=checkpoints, overrides=overrides, sampling=sampling)
-    metrics, picture = measure(runs, settings)
-    folder = Path(out if out is not None else Path(workdirs[-1]) / "evaluation")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "metrics.json", metrics)
-        write_image(folder / "real_and_samples.png", picture)
-    except OSError as error:
-        raise DataError(f"cannot write to {folder}: {error.strerror or error}") from error
-    return metrics
+    evaluator = Evaluator(workdirs, out or Path(workdirs[-1]) / "evaluation", settings or Settings(), overrides)
+    row = evaluator.evaluate(Point(tuple(checkpoints), dict(sampling or {})))
+    return {**row["metrics"], "num_samples": row["num"], "settings": row["settings"]}
 
 
-def measure(runs: Runs, settings: Settings) -> tuple[dict[str, Any], np.ndarray]:
-    """The metrics of a cascade, and real images beside samples.
+class Evaluator:
+    """Evaluates points of a run or of a cascade, and remembers in `results` what it found.
 
-    Of the last stage: classifier_accuracy (of the judge, on held-out real images), agreement (the share of samples in
-    which the judge sees the asked-for class), frechet_distance (samples against the training images, in the judge's
-    features) and frechet_reference (held-out images against the training images: the floor). Of a cascade's stages,
-    the name of the stage goes before: base_agreement, cascade_agreement, ... Of every stage: held_out_loss, and
-    bits_per_dim where asked for. Metrics that the data have no classes for are left out.
+    Args:
+      workdirs: of each stage.
+      out: the folder of the results.
+      settings: how.
+      overrides: of the runs' configurations.
+
+    Raises:
+      DiffusionError: a folder that cannot be written, a network or a file of statistics that cannot be had.
     """
-    rows = _requests(runs, settings.num)
-    rows.check(runs.cascade, settings.num)
-    params, steps = runs.load()
-    labels = rows.labels(settings.num)
-    samples = _samples(runs, params, rows, settings)
-    metrics: dict[str, Any] = {}
-    for number in range(len(params)):
-        metrics |= _of_stage(runs, number, params[number], samples[number], labels, settings)
-    metrics |= {
-        "num_samples": settings.num,
-        "settings": {**dataclasses.asdict(settings), "stages": runs.settings(params, steps)},
-    }
-    return metrics, _picture(runs, samples[-1], labels)
 
+    def __init__(
+        self, workdirs: Sequence[str], out: str | os.PathLike, settings: Settings, overrides: Mapping[str, Any] | None = None
+    ) -> None:
+        self.workdirs, self.settings, self._overrides = list(workdirs), settings, overrides
+        self._configs = [configs.apply_overrides(configs.read(workdir), overrides) for workdir in workdirs]
+        self._parts: dict[int, Parts] = {}
+        self.results = Results(out)
 
-def _requests(runs: Runs, num: int) -> Rows:
-    """Classes in turn; for super-resolution, held-out images with their own classes."""
-    first, classes = runs.cascade.stages[0].system, runs.cascade.num_classes
-    columns = low_res_of(first, runs.pipeline(0, "test"), num) if isinstance(first, SuperResolution) else {}
-    in_turn = (lambda indices: (indices % classes).astype(np.int32)) if classes and "label" not in columns else None
-    return Rows(columns, in_turn)
-
-
-def _samples(runs: Runs, params: Sequence[Any], rows: Rows, settings: Settings) -> list[np.ndarray]:
-    """The finished images of every stage, uint8.
-
-    A stage before a truncated one never finishes in the cascade: it is drawn once more by itself.
-    """
-    stages = runs.cascade.stages
-    found: list[np.ndarray] = []
-    for last in range(len(stages)):
-        if last + 1 < len(stages) and not stages[last + 1].sampling.truncated:
-            continue  # the pass over a later stage brings this one along
-        generator = Generator(
-            Cascade(stages[: last + 1]), params[: last + 1],
-            seed=settings.seed, batch_size=min(settings.batch_size, settings.num), every_stage=True,
+    def evaluate(self, point: Point) -> Row:
+        """The row of a point, from the results where they have it."""
+        runs = find(self.workdirs, checkpoints=point.checkpoints, overrides=self._overrides, sampling=point.sampling)
+        rows = requests(runs, self.settings.num)
+        rows.check(runs.cascade, self.settings.num)
+        began = time.monotonic()
+        params, steps = runs.load()
+        drawn_with = {"stages": runs.settings(params, steps), "num": self.settings.num, "seed": self.settings.seed}
+        key = self._key(drawn_with)
+        known = self.results.find(key)
+        if known is not None:
+            _LOG.info("Checkpoint %s %s is evaluated already.", "/".join(map(str, steps)), dict(point.sampling))
+            return known
+        subjects = [self._subject(runs, number, params[number], rows) for number in range(len(params))]
+        for subject in subjects:
+            scores.choose(subject, self.settings.metrics)  # fails here, before expensive work
+        folder = self.results.folder / "samples" / key
+        samples = draw_stages(
+            runs, params, rows, folder, drawn_with,
+            num=self.settings.num, batch_size=self.settings.batch_size, seed=self.settings.seed,
         )  # fmt: skip
-        drawn = [part.images for part in generator(range(settings.num), rows)]
-        found += [np.concatenate([part[stage] for part in drawn]) for stage in range(len(found), last + 1)]
-    return found
+        subjects = [dataclasses.replace(each, samples=drawn) for each, drawn in zip(subjects, samples, strict=True)]
+        found = self._measure(subjects)
+        row = {
+            "key": key, "step": steps[-1], "checkpoints": steps, "sampling": {k: list(v) for k, v in point.sampling.items()},
+            "num": self.settings.num, "metrics": found, "pictures": write_pictures(self.results, key, subjects[-1]),
+            "settings": {**self.settings.plain(), **drawn_with, **sources(subjects[-1])}, "versions": versions(),
+            "seconds": time.monotonic() - began,
+        }  # fmt: skip
+        self._record(row, folder)
+        return row
+
+    def _key(self, drawn_with: Mapping[str, Any]) -> str:
+        """Of all that determines a row."""
+        described = {**self.settings.plain(), "keep_samples": None, "batch_size": None, **drawn_with}
+        return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def _record(self, row: Row, samples: Path) -> None:
+        self.results.add(row)
+        with self.results.writing():
+            metrics = {**row["metrics"], "num_samples": row["num"], "settings": row["settings"]}
+            write_json(self.results.folder / "metrics.json", metrics)
+            if not self.settings.keep_samples:
+                shutil.rmtree(samples)
+                with contextlib.suppress(OSError):  # others are in it
+                    samples.parent.rmdir()
+
+    def _subject(self, runs: Runs, number: int, params: Any, rows: Rows) -> Subject:
+        """All that is known about a stage's samples before they are drawn."""
+        system, config = runs.cascade.stages[number].system, self._configs[number]
+        parts = self._of_data(number)
+        columns = rows.columns if number == 0 and len(self.workdirs) == 1 else {}
+        pipeline = runs.pipeline(0, "test")
+        return Subject(
+            None, self.settings.num, self.settings, rows.labels(self.settings.num), *parts,
+            model=Model(system, params, config["data"], config["seed"]), low_res=columns.get("low_res"),
+            originals=gather(pipeline, self.settings.num)["image"] if "low_res" in columns else None,
+        )  # fmt: skip
+
+    def _of_data(self, number: int) -> Parts:
+        """What a stage's samples are held against, made once."""
+        if number not in self._parts:
+            self._parts[number] = parts_of(self._configs[number]["data"], self.workdirs[number], self.settings)
+        return self._parts[number]
+
+    def _measure(self, subjects: Sequence[Subject]) -> dict[str, Any]:
+        """The metrics of every stage; the last stage's are the cascade's own, and only its agreement's name says so."""
+        found: dict[str, Any] = {}
+        for number, subject in enumerate(subjects):
+            last, prefix = number == len(subjects) - 1, _prefix(number, len(subjects))
+            for name, value in measure(subject, self.settings.metrics).items():
+                found[name if last and name != "agreement" else prefix + name] = value
+        return found
 
 
-def _name(number: int, count: int) -> str:
+def _prefix(number: int, count: int) -> str:
     """What goes before the metrics of a stage."""
     return {0: "base_", count - 1: "cascade_"}.get(number, f"stage{number + 1}_") if count > 1 else ""
-
-
-def _of_stage(
-    runs: Runs, number: int, params: Any, samples: np.ndarray, labels: np.ndarray | None, settings: Settings
-) -> dict[str, Any]:
-    """The metrics of one stage."""
-    count, system = len(runs.workdirs), runs.cascade.stages[number].system
-    test = runs.pipeline(number, "test")
-    metrics: dict[str, Any] = {"held_out_loss": held_out_loss(system, params, test, seed=settings.seed)}
-    images = settings.bits_per_dim
-    if images is None:
-        images = _CHAIN_IMAGES if system.process.num_steps else 0
-    if images:
-        bound = bits_per_dim(system, params, test, limit=images, seed=settings.seed)
-        metrics |= {"bits_per_dim": bound.pop("bits_per_dim"), "bits_per_dim_parts": bound}
-    if test.num_classes:
-        judge = judge_of(runs.workdirs[number], runs.configs[number]["data"], steps=settings.classifier_steps)
-        metrics |= _judged(judge, runs, number, samples, labels)
-    else:
-        _LOG.warning("%s has no classes: no classifier, no agreement and no Frechet distance.", test.source.name)
-    prefix = _name(number, count)
-    # The last stage's numbers are the cascade's own; only its agreement has a name that says so.
-    last = number == count - 1
-    return {(name if last and name != "agreement" else prefix + name): value for name, value in metrics.items()}
-
-
-def _judged(judge: Judge, runs: Runs, number: int, samples: np.ndarray, labels: np.ndarray | None) -> dict[str, float | None]:
-    """What a classifier makes of a stage's samples."""
-    seen, features = judge.look(samples)
-    real, held_out = (gather(runs.pipeline(number, split))["image"] for split in ("train", "test"))
-    reference = Moments().add(judge.look(real)[1])
-    metrics: dict[str, float | None] = {
-        "classifier_accuracy": judge.accuracy,
-        "frechet_distance": frechet_distance(Moments().add(features), reference),
-        "frechet_reference": frechet_distance(Moments().add(judge.look(held_out)[1]), reference),
-    }
-    return metrics if labels is None else {**metrics, "agreement": float((seen == labels).mean())}
-
-
-def _picture(runs: Runs, samples: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    """Held-out real images on the left and samples on the right, of the same classes in the same places."""
-    classes = 0 if labels is None else runs.cascade.num_classes
-    columns = classes if 2 <= classes <= _WIDEST else 8  # a class a column, where they are few
-    columns = min(columns, len(samples))
-    count = min(_ROWS, len(samples) // columns) * columns
-    real = gather(runs.pipeline(len(runs.workdirs) - 1, "test"))
-    order = _matching(real.get("label"), None if labels is None else labels[:count], count, len(real["image"]))
-    scale = max(1, 64 // samples.shape[1])
-    return beside([tile(images, columns, scale=scale) for images in (real["image"][order], samples[:count])])
-
-
-def _matching(have: np.ndarray | None, want: np.ndarray | None, count: int, total: int) -> np.ndarray:
-    """Rows of real images, each of the wanted class and none twice while they last."""
-    if have is None or want is None:
-        return np.arange(count) % total
-    places = {label: np.flatnonzero(have == label) for label in np.unique(want)}
-    taken = dict.fromkeys(places, 0)
-    rows = []
-    for label in want:
-        options = places[label] if len(places[label]) else np.arange(total)
-        rows.append(options[taken[label] % len(options)])
-        taken[label] += 1
-    return np.asarray(rows)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from typing import Any
 
 import numpy as np
 
 from diffusion_jax.errors import DataError
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -25,20 +29,52 @@ class Moments:
     scatter: Any = 0.0
 
     def add(self, features: Any) -> Moments:
-        """Take rows [N, D] in, by the pairwise update of Chan et al. 1979, which does not cancel digits."""
+        """Take rows [N, D] in, by the pairwise update of Chan et al. 1979, which does not cancel digits.
+
+        Raises:
+          DataError: not [N, D], of another width than the rows before, NaN or infinite.
+        """
         rows = np.asarray(features, np.float64)
         if rows.ndim != 2:
             raise DataError(f"features must be [N, D], got the shape {rows.shape}")
         if not rows.size:
             return self
-        mean = rows.mean(0)
+        if not np.isfinite(rows).all():
+            bad = int((~np.isfinite(rows).all(1)).sum())
+            raise DataError(f"{bad} of {len(rows)} rows of features are NaN or infinite: look at the images they came from")
+        total, mean = self.count + len(rows), rows.mean(0)
         centred = rows - mean
-        total = self.count + len(rows)
-        difference = mean - self.mean
-        self.scatter = self.scatter + centred.T @ centred + np.outer(difference, difference) * (self.count * len(rows) / total)
-        self.mean = self.mean + difference * (len(rows) / total)
+        if self.count:
+            self._same_width(mean)
+            # The outer product that joins the means, as one row more: products of matrices are fast, outer ones are not.
+            difference = mean - self.mean
+            centred = np.vstack([centred, difference * (self.count * len(rows) / total) ** 0.5])
+            mean = self.mean + difference * (len(rows) / total)
+        self.count, self.mean, self.scatter = total, mean, self.scatter + centred.T @ centred
+        return self
+
+    def merge(self, other: Moments) -> Moments:
+        """Take in what another has seen; the other stays as it is.
+
+        Raises:
+          DataError: features of another width.
+        """
+        if not other.count:
+            return self
+        if not self.count:
+            self.count, self.mean, self.scatter = other.count, other.mean, other.scatter  # nothing changes them in place
+            return self
+        self._same_width(other.mean)
+        total = self.count + other.count
+        difference = other.mean - self.mean
+        self.scatter = self.scatter + other.scatter + np.outer(difference, difference) * (self.count * other.count / total)
+        self.mean = self.mean + difference * (other.count / total)
         self.count = total
         return self
+
+    def _same_width(self, mean: Any) -> None:
+        if np.shape(self.mean) != np.shape(mean):
+            raise DataError(f"features of different widths: {np.shape(self.mean)} and {np.shape(mean)}")
 
     @property
     def covariance(self) -> np.ndarray:
@@ -48,11 +84,68 @@ class Moments:
         return self.scatter / (self.count - 1)
 
 
-def frechet_distance(first: Moments, second: Moments) -> float:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Gaussian:
+    """A mean and a covariance, with the root that distances need kept: for many distances to one reference.
+
+    Attributes:
+      mean: float64 [D].
+      covariance: float64 [D, D], symmetric.
+      count: the samples behind it, or None where a file does not say.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int | None = None
+
+    @functools.cached_property
+    def factor(self) -> np.ndarray:
+        """float64 [D, R] whose product with its transpose is the covariance.
+
+        Of N samples the rank is at most N - 1: what lies beyond is rounding, and is left out, since a root would make
+        1e-8 out of 1e-16. Where N is not known, what lies below the rounding of the largest is left out.
+        """
+        values, vectors = np.linalg.eigh(self.covariance)
+        floor = np.finfo(np.float64).eps * max(values[-1], 0.0)
+        kept = values > floor
+        if self.count is not None:
+            kept[: max(0, len(values) - (self.count - 1))] = False
+        return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def gaussian(statistics: Moments | Gaussian) -> Gaussian:
+    """The Gaussian of these moments; one that is already there is returned as it is."""
+    if isinstance(statistics, Gaussian):
+        return statistics
+    return Gaussian(np.asarray(statistics.mean, np.float64), statistics.covariance, statistics.count)
+
+
+def warn_if_few(statistics: Moments | Gaussian, name: str = "the Frechet distance") -> bool:
+    """Log a warning if there are no more samples than features, and say what to use; whether it was logged."""
+    count, width = statistics.count, np.shape(statistics.mean)[0]
+    if count is None or count > width:
+        return False
+    _LOG.warning(
+        "%s of %d samples with %d features: the covariance is singular and the distance far above its limit for many "
+        "samples. Use at least %d samples (published numbers: 50,000), or KID, which is unbiased for any number.",
+        name, count, width, width + 1,
+    )  # fmt: skip
+    return True
+
+
+def frechet_distance(first: Moments | Gaussian, second: Moments | Gaussian, *, warn: bool = True) -> float:
     """|mu_1 - mu_2|^2 + Tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), of the Gaussians with these moments.
 
-    The trace of the root is that of (S_1^(1/2) S_2 S_1^(1/2))^(1/2), symmetric and positive semidefinite: eigenvalues
-    are real, and singular covariances (fewer samples than features) need no jitter.
+    With S_i = L_i L_i', the trace of the root is the sum of the singular values of L_1' L_2. They keep their digits
+    where the eigenvalues of S_1 S_2 lose half of theirs, and singular covariances (fewer samples than features) need
+    no jitter.
+
+    Args:
+      first, second: moments, or a `Gaussian`, whose root is computed once for many distances.
+      warn: log a warning where there are no more samples than features.
+
+    Raises:
+      DataError: features of different widths, or fewer than 2 samples.
 
     Sources: Dowson & Landau 1982; Heusel et al. 2017 (arXiv 1706.08500).
 
@@ -63,10 +156,10 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     """
     if np.shape(first.mean) != np.shape(second.mean):
         raise DataError(f"features of different widths: {np.shape(first.mean)} and {np.shape(second.mean)}")
-    values, vectors = np.linalg.eigh(first.covariance)
-    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-    inner = np.linalg.eigvalsh(root @ second.covariance @ root)
-    trace_of_root = np.sqrt(np.clip(inner, 0, None)).sum()
-    offset = first.mean - second.mean
-    total = offset @ offset + np.trace(first.covariance) + np.trace(second.covariance) - 2 * trace_of_root
+    one, two = gaussian(first), gaussian(second)
+    if warn:
+        warn_if_few(one) or warn_if_few(two)
+    trace_of_root = np.linalg.svd(one.factor.T @ two.factor, compute_uv=False).sum()
+    offset = one.mean - two.mean
+    total = offset @ offset + np.trace(one.covariance) + np.trace(two.covariance) - 2 * trace_of_root
     return float(max(total, 0.0))

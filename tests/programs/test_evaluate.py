@@ -60,7 +60,7 @@ def test_the_program_prints_metrics_and_bad_input_is_one_line(runs, tmp_path):
     good = start_program(
         f"--workdir={runs['base']}", "--num=10", "--classifier_steps=30", f"--out={tmp_path}", program="evaluate"
     )
-    bad = start_program(f"--workdir={runs['base']}", "--step=9", program="evaluate")
+    bad = start_program(f"--workdir={runs['base']}", "--checkpoints=9", program="evaluate")
     printed, _ = good.communicate(timeout=120)
     assert good.returncode == 0 and json.loads(printed)["num_samples"] == 10
     _, errors = bad.communicate(timeout=120)

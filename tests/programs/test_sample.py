@@ -134,7 +134,8 @@ BAD = {
     ),
     "settings": (["--workdir={base},{sr}", "--out={drawn}", "--seed=5"], "seed was 0, now 5"),
     "solver": (["--workdir={base}", "--solver=dim"], "did you mean 'ddim'"),
-    "stages": (["--workdir={base}", "--steps=5,5"], "steps: 2 values for 1 stage"),
+    "stages": (["--workdir={base}", "--steps=5/5"], "steps: 2 values for 1 stage"),
+    "values": (["--workdir={base},{sr}", "--guidance=2,1"], "one value is needed; for stages of a cascade, 2/1"),
     "value": (["--workdir={base}", "--guidance=strong"], "--guidance: cannot read 'strong'"),
     "override": (["--workdir={base}", "--config.sampling.stps=3"], "did you mean 'steps'"),
 }

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import json
-import struct
 
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
 from diffusion_jax.errors import CheckpointError
 from diffusion_jax.training import throughput
 from diffusion_jax.training.metrics import Progress, Writers
+from tests.event_files import events
 from tests.training import tiny
-
-
-def events(folder):
-    """The events of all files, in order: length, checksum, bytes, checksum."""
-    found = []
-    for path in sorted(folder.glob("*tfevents*")):
-        data = path.read_bytes()
-        while data:
-            (size,) = struct.unpack("<Q", data[:8])
-            found.append(Event.FromString(data[12 : 12 + size]))
-            data = data[16 + size :]
-    return found
 
 
 def test_rows_after_the_restored_step_go(tmp_path):

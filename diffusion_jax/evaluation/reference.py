@@ -1,0 +1,163 @@
+"""The real side of an evaluation: statistics from a file or of a run's own data, and real features for those who need them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax import __version__, data
+from diffusion_jax.errors import DataError
+from diffusion_jax.evaluation.features import Extractor
+from diffusion_jax.evaluation.frechet import Gaussian
+from diffusion_jax.evaluation.metrics.statistics_file import (
+    Meta,
+    Statistics,
+    check_compatible,
+    read_statistics,
+    write_statistics,
+)
+from diffusion_jax.evaluation.passes import BATCH, features_of, moments_of
+
+_LOG = logging.getLogger(__name__)
+
+_MOST_FEATURES = 50_000  # real rows that are kept for neighbours and kernels
+_KEPT_IMAGES = 10_000  # in a file of statistics, as the ADM evaluator has them
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What samples are held against.
+
+    Attributes:
+      statistics: means and covariances.
+      extractor: the network of all features.
+      images: () -> real images in order, batches uint8 [n, H, W, C]; None where there is only a file without images.
+      held_out: the same of held-out images, or None.
+      name: for reports.
+    """
+
+    statistics: Statistics
+    extractor: Extractor
+    images: Callable[[], Iterator[np.ndarray]] | None
+    held_out: Callable[[], Iterator[np.ndarray]] | None
+    name: str
+
+    def gaussian(self, output: str = "pool") -> Gaussian:
+        """Mean and covariance of the output "pool" or "spatial".
+
+        Raises:
+          DataError: the statistics do not have it.
+        """
+        found = self.statistics.gaussian if output == "pool" else self.statistics.spatial_gaussian
+        if found is None:
+            raise DataError(
+                f"{self.name} has no statistics of spatial features (mu_s, sigma_s): make it anew with "
+                "python -m diffusion_jax.reference_stats, or leave the metric sfid out"
+            )
+        return found
+
+    @functools.cached_property
+    def features(self) -> dict[str, np.ndarray]:
+        """Of real images, float32 [N, D] by output.
+
+        Raises:
+          DataError: only statistics are known.
+        """
+        if self.images is None:
+            raise DataError(
+                f"{self.name} holds no images, which KID, precision and recall, and neighbours need: give a run's --workdir, "
+                "or make statistics with images (python -m diffusion_jax.reference_stats --images)"
+            )
+        return features_of(self.extractor, self.images(), limit=_MOST_FEATURES)
+
+    @functools.cached_property
+    def held_out_features(self) -> dict[str, np.ndarray] | None:
+        """Of held-out images: what perfect samples would be like."""
+        return None if self.held_out is None else features_of(self.extractor, self.held_out(), limit=_MOST_FEATURES)
+
+
+def from_file(path: str, extractor: Extractor) -> Reference:
+    """The reference of a statistics file.
+
+    Raises:
+      DataError: a damaged file, or one of another network, preprocessing or checksum.
+    """
+    statistics = read_statistics(path, entry="fd_dinov2" if extractor.name.startswith("dinov2") else "fid")
+    check_compatible(statistics, extractor.identity(), path)
+    kept = statistics.images
+    images = None if kept is None else lambda: (kept[start : start + BATCH] for start in range(0, len(kept), BATCH))
+    return Reference(statistics, extractor, images, None, str(path))
+
+
+def from_data(config: Mapping[str, Any], extractor: Extractor, folder: str | Path | None = None) -> Reference:
+    """The reference of a run's training images, its statistics kept in a folder so that they are computed once.
+
+    Args:
+      config: the run's `data` section; its split "test" is held out.
+      folder: where statistics are kept; None keeps none.
+    """
+    train = data.from_config(config, split=None)
+    described = {"data": {**config, "batch_size": None}, "extractor": extractor.identity(), "version": 1}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    path = Path(folder) / f"{digest}.npz" if folder is not None else None
+    statistics = _kept(path, extractor)
+    if statistics is None:
+        statistics = statistics_of(train, extractor, "train")
+        _keep(path, statistics)
+    return Reference(
+        statistics, extractor, lambda: images_of(train), lambda: images_of(data.from_config(config, split="test")),
+        f"{len(train)} training images of {train.source.name}",
+    )  # fmt: skip
+
+
+def _kept(path: Path | None, extractor: Extractor) -> Statistics | None:
+    if path is None or not path.exists():
+        return None
+    try:
+        statistics = read_statistics(path)
+        check_compatible(statistics, extractor.identity(), path)
+    except DataError as error:
+        _LOG.warning("%s; computing it again.", error)
+        return None
+    return statistics
+
+
+def _keep(path: Path | None, statistics: Statistics) -> None:
+    if path is None:
+        return
+    try:
+        write_statistics(path, statistics)
+    except DataError as error:
+        _LOG.warning("Reference statistics are not kept: %s", error)
+
+
+def images_of(pipeline: data.Pipeline, limit: int | None = None) -> Iterator[np.ndarray]:
+    """The images of a pipeline in order, batches uint8 [n, H, W, C]."""
+    return (batch["image"] for batch in pipeline.one_pass(BATCH, limit))
+
+
+def statistics_of(
+    pipeline: data.Pipeline, extractor: Extractor, split: str, *, limit: int | None = None, images: bool = False
+) -> Statistics:
+    """Statistics of a pipeline's images in order.
+
+    Args:
+      split: what to record as the images' split.
+      limit: only the first images.
+      images: keep the first 10,000 images in the statistics too.
+    """
+    moments = moments_of(extractor, images_of(pipeline, limit))
+    meta = Meta(
+        dataset=pipeline.source.name, split=split, count=moments["pool"].count,
+        made_by=f"diffusion_jax {__version__}", **extractor.identity(),
+    )  # fmt: skip
+    kept = np.concatenate(list(images_of(pipeline, min(limit or _KEPT_IMAGES, _KEPT_IMAGES)))) if images else None
+    return Statistics.from_moments(moments["pool"], meta, spatial=moments.get("spatial"), images=kept)

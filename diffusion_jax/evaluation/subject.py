@@ -1,0 +1,105 @@
+"""One set of samples and all that is known about it; what is costly is computed when it is first asked for, and once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax import data
+from diffusion_jax.evaluation.features import Extractor
+from diffusion_jax.evaluation.passes import BATCH, features_of
+from diffusion_jax.evaluation.reference import Reference
+from diffusion_jax.evaluation.sample_sets import SampleSet
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What drew the samples.
+
+    Attributes:
+      system, params: of the stage that drew them.
+      data: the run's `data` section.
+      seed: of the run's data pipeline.
+    """
+
+    system: Any
+    params: Any
+    data: Mapping[str, Any]
+    seed: int = 0
+
+    def pipeline(self, split: str) -> data.Pipeline:
+        """The run's images, "train" or "test"."""
+        return data.from_config(self.data, seed=self.seed, split=None if split == "train" else split)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How metrics are computed.
+
+    Args:
+      seed: of held-out noise, subsets and resamples.
+      bits_per_dim: held-out images whose likelihood is bounded; None is 16 where the process is a chain, else none.
+      ode_steps: steps of the probability-flow ODE of `ode_bits_per_dim`.
+      kid_subsets, kid_subset_size: of KID; the size is lowered to the number of samples.
+      precision_recall: variant, "original" or "adm".
+      classifier_steps: of trainings of small classifiers.
+      level: of confidence intervals.
+    """
+
+    seed: int = 0
+    bits_per_dim: int | None = None
+    ode_steps: int = 64
+    kid_subsets: int = 100
+    kid_subset_size: int = 1000
+    precision_recall: str = "original"
+    classifier_steps: int = 1000
+    level: float = 0.95
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """Samples to be measured.
+
+    Attributes:
+      samples: the images; None before they are drawn.
+      num: how many of them, from the first, are measured.
+      options: how.
+      labels: the classes that were asked for, int [num], or None.
+      extractor: of all features, or None.
+      reference: the real side, or None.
+      judge: a classifier of the data, or None.
+      model: what drew the samples, or None where that is not known.
+      low_res: what super-resolution was given, uint8 [M, h, w, C], repeating; or None.
+      originals: the images that those were made from, uint8 [M, H, W, C]; or None.
+    """
+
+    samples: SampleSet | None
+    num: int
+    options: Options
+    labels: np.ndarray | None = None
+    extractor: Extractor | None = None
+    reference: Reference | None = None
+    judge: Any = None
+    model: Model | None = None
+    low_res: np.ndarray | None = None
+    originals: np.ndarray | None = None
+
+    @functools.cached_property
+    def features(self) -> dict[str, np.ndarray]:
+        """Of the samples, float32 [num, D] by output."""
+        return features_of(self.extractor, self.samples.batches(BATCH, self.num))
+
+
+WHENCE = {  # what an attribute is, and where it comes from
+    "extractor": "a feature network (--features=NAME with --weights, or a --workdir whose data have classes)",
+    "reference": "real images (--workdir) or --reference=STATS.npz",
+    "labels": "the classes that were asked for (labels.json, arr_1, or a class-conditional run)",
+    "judge": "a classifier (a --workdir whose data have classes)",
+    "model": "the model that drew the samples (--workdir without --samples)",
+    "low_res": "the low-resolution images that the samples were made from (a super-resolution run alone)",
+    "originals": "the images that the low-resolution ones were made from (a super-resolution run alone)",
+}

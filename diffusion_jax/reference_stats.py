@@ -1,0 +1,101 @@
+"""Reference statistics of real images, for FID and its kin.
+
+    python -m diffusion_jax.reference_stats --data=configs/mnist.py:base --out=stats.npz
+    python -m diffusion_jax.reference_stats --data=IMAGES --features=inception --features_file=FILE --out=stats.npz
+
+--data is a run's directory, a recipe (FILE.py:VARIANT, with --config.data.FIELD=VALUE to change it), a folder of images of
+one size, or an npz of arr_0 uint8 [N, H, W, C]. A run's or recipe's images are cropped and resized as they are for training.
+
+The file has mu and sigma, as pytorch-fid, TTUR and EDM read them; Inception's also mu_s and sigma_s of spatial features,
+and --images adds the first 10,000 images as arr_0, as the ADM evaluator reads them. It records data set, split, count,
+preprocessing, network and the checksum of its weights; diffusion_jax.evaluate refuses statistics of another network.
+
+Exit status: 0, or 2 after one line that says what is wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from diffusion_jax import __version__, data, programs
+from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.evaluation import command_line
+from diffusion_jax.evaluation.cache import judge_of
+from diffusion_jax.evaluation.features import Extractor, small
+from diffusion_jax.evaluation.metrics.statistics_file import Meta, Statistics, write_statistics
+from diffusion_jax.evaluation.passes import BATCH, moments_of
+from diffusion_jax.evaluation.reference import statistics_of
+from diffusion_jax.evaluation.sample_sets import open_samples
+from diffusion_jax.registry import build
+from diffusion_jax.training import complete
+from diffusion_jax.training import config as configs
+from diffusion_jax.training.recipes import load_recipe
+
+_LOG = logging.getLogger(__name__)
+
+
+def define_flags() -> None:
+    """Define the program's flags."""
+    command_line.define_feature_flags()
+    flags.DEFINE_string("data", None, "Run's directory, recipe, folder of images, or npz.")
+    flags.DEFINE_string("out", None, "The file of statistics, .npz.")
+    flags.DEFINE_enum("split", "train", ["train", "test"], "Of a run's or a recipe's data.")
+    flags.DEFINE_integer("num", None, "Only the first so many images.", lower_bound=2)
+    flags.DEFINE_bool("images", False, "Keep the first 10,000 images in the file, for precision and recall.")
+    flags.DEFINE_integer("classifier_steps", 1000, "Training steps of the network small.", lower_bound=1)
+
+
+def _config(source: str, overrides: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The configuration of a run or a recipe; None for images."""
+    if (Path(source) / "config.json").exists():
+        return configs.apply_overrides(configs.read(source), overrides)
+    if ".py" in source:
+        return complete(load_recipe(source, overrides))
+    if not Path(source).exists():
+        raise DataError(f"--data={source}: there is no such run, recipe, folder or npz")
+    return None
+
+
+def _of_images(source: str, extractor: Extractor, num: int | None, images: bool) -> Statistics:
+    """Statistics of a folder or an npz."""
+    samples = open_samples(source)
+    moments = moments_of(extractor, samples.batches(BATCH, num))
+    made_by = f"diffusion_jax {__version__}"
+    meta = Meta(dataset=source, count=moments["pool"].count, made_by=made_by, **extractor.identity())
+    kept = samples.head(min(num or 10_000, 10_000)) if images else None
+    return Statistics.from_moments(moments["pool"], meta, spatial=moments.get("spatial"), images=kept)
+
+
+def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
+    programs.configure_logging()
+    for flag in ("data", "out"):
+        if not values[flag]:
+            raise ConfigError(f"--{flag} is needed; see --help")
+    out, features = Path(values["out"]), command_line.features_of(values)
+    if out.suffix != ".npz":
+        raise ConfigError(f"--out={out}: statistics are a .npz file")
+    config = _config(values["data"], overrides)
+    if features != "small":
+        extractor = build("features", features)
+    elif config is not None:
+        extractor = small(judge_of(out.parent, config["data"], steps=values["classifier_steps"]))
+    else:
+        raise ConfigError("--features=small is trained on a run's or a recipe's data: for images alone, name another network")
+    if config is None:
+        statistics = _of_images(values["data"], extractor, values["num"], values["images"])
+    else:
+        pipeline = data.from_config(config["data"], seed=config["seed"], split=None if values["split"] == "train" else "test")
+        statistics = statistics_of(pipeline, extractor, values["split"], limit=values["num"], images=values["images"])
+    write_statistics(out, statistics)
+    assert statistics.meta is not None
+    return f"{out}: {statistics.meta.count} images, {statistics.mean.size} features of {extractor.name}"
+
+
+if __name__ == "__main__":
+    define_flags()
+    command_line.run_program("reference_stats", _work)

@@ -1,0 +1,81 @@
+"""The program that makes reference statistics, and evaluation against them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from diffusion_jax.data.sources.bundled import digits
+from diffusion_jax.evaluation import Settings, evaluate_samples
+from diffusion_jax.evaluation.metrics.statistics_file import read_statistics
+from tests.tiny_systems import start_program
+
+
+def make(*arguments):
+    """(exit status, stdout, stderr) of the program."""
+    process = start_program(*map(str, arguments), program="reference_stats")
+    printed, errors = process.communicate(timeout=120)
+    return process.returncode, printed, errors
+
+
+@pytest.fixture(scope="module")
+def stats(runs, tmp_path_factory):
+    """Of the tiny base's training images, with images, and the classifier trained beside."""
+    path = tmp_path_factory.mktemp("stats") / "stats.npz"
+    status, printed, errors = make(f"--data={runs['base']}", f"--out={path}", "--images", "--classifier_steps=20")
+    assert status == 0 and printed == f"{path}: 1617 images, 128 features of small\n", errors
+    return path
+
+
+def test_what_is_recorded(stats):
+    found = read_statistics(stats)
+    assert (found.meta.dataset, found.meta.split, found.meta.count) == ("digits", "train", 1617)
+    assert found.meta.network == "small" and len(found.meta.checksum) == 64
+    np.testing.assert_array_equal(found.images[5], digits()[5]["image"])
+    with np.load(stats) as arrays:  # as pytorch-fid and the ADM evaluator read them
+        assert arrays["mu"].shape == (128,) and arrays["sigma"].shape == (128, 128) and arrays["arr_0"].shape == (1617, 8, 8, 1)
+
+
+def test_another_network_is_refused(stats, runs, tmp_path):
+    """Another training of the small classifier is another network: its checksum says so."""
+    np.savez(tmp_path / "images.npz", np.zeros((4, 8, 8, 1), np.uint8))
+    process = start_program(
+        f"--samples={tmp_path / 'images.npz'}", f"--workdir={runs['base']}", f"--reference={stats}", "--classifier_steps=30",
+        f"--out={tmp_path / 'out'}", program="evaluate",
+    )  # fmt: skip
+    _, errors = process.communicate(timeout=120)
+    last = errors.strip().splitlines()[-1]
+    assert process.returncode == 2 and last.startswith("evaluate: error: ") and "checksum" in last and str(stats) in last
+
+
+def test_a_file_serves_as_the_run_itself(stats, runs, tmp_path):
+    """The same classifier, trained anew with the same seed: the same distances from a file as from the data."""
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "images.npz", images)
+    settings = Settings(classifier_steps=20, metrics=("fid", "pr"))
+    from_data = evaluate_samples(tmp_path / "images.npz", tmp_path / "a", settings, runs["base"])
+    with_file = Settings(classifier_steps=20, metrics=("fid", "pr"), reference=str(stats))
+    from_file = evaluate_samples(tmp_path / "images.npz", tmp_path / "b", with_file, runs["base"])
+    for name in ("frechet_distance", "precision", "recall"):
+        assert from_file[name] == pytest.approx(from_data[name], rel=1e-6)
+    assert json.loads((tmp_path / "b" / "metrics.json").read_text())["settings"]["reference_data"] == str(stats)
+
+
+BAD = {
+    "nothing": ([], "--data is needed"),
+    "missing": (["--data={tmp}/none", "--out={tmp}/a.npz"], "there is no such run, recipe, folder or npz"),
+    "ending": (["--data={base}", "--out={tmp}/a.txt"], "statistics are a .npz file"),
+    "alone": (["--data={tmp}", "--out={tmp}/a.npz"], "for images alone, name another network"),
+    "split": (["--data={base}", "--out=/proc/a.npz", "--classifier_steps=20"], "cannot write statistics to /proc/a.npz"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_clear_line(runs, tmp_path, name):
+    arguments, message = BAD[name]
+    status, _, errors = make(*(text.format(tmp=tmp_path, **runs) for text in arguments))
+    last = errors.strip().splitlines()[-1]
+    assert status == 2 and "Traceback" not in errors, errors
+    assert last.startswith("reference_stats: error: ") and message in last

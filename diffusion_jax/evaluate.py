@@ -85,6 +85,7 @@ def define_flags() -> None:
         "bits_per_dim", None, "Held-out images whose bound is computed; 16 of discrete chains, else none if left out."
     )
     flags.DEFINE_integer("ode_steps", 64, "Steps of the ODE of the metric ode.", lower_bound=1)
+    flags.DEFINE_enum("ode_divergence", "hutchinson", ["hutchinson", "exact"], "Of that ODE; exact is for few pixels.")
     flags.DEFINE_enum("precision_recall", "original", ["original", "adm"], "Variant of precision and recall.")
     flags.DEFINE_integer("classifier_steps", 1000, "Training steps of the small classifier.", lower_bound=1)
     flags.DEFINE_bool("keep_samples", False, "Leave the drawn samples in OUT/samples.")

@@ -1,11 +1,15 @@
-"""What the programs share: how they log."""
+"""What the programs share: how they log, and how several processes become one job."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import absl.logging
+import jax
+from absl import flags
 
 
 def configure_logging() -> None:
@@ -18,3 +22,26 @@ def configure_logging() -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
     logger.propagate = False
+
+
+def define_process_flags() -> None:
+    """The flags that say which processes are one job."""
+    flags.DEFINE_bool("distributed", False, "Join the processes that the cluster's environment names.")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+    flags.DEFINE_integer("num_processes", None, "How many processes there are, with --coordinator.")
+    flags.DEFINE_integer("process_id", None, "Which one this is, from 0, with --coordinator.")
+    flags.DEFINE_integer("heartbeat_seconds", 60, "How long a silent peer is waited for.")
+
+
+def join_processes(values: Mapping[str, Any]) -> None:
+    """Join the other processes, if the flags' values name any; before anything else of JAX is used."""
+    if not (values["distributed"] or values["coordinator"]):
+        return
+    named = {}
+    if values["coordinator"]:
+        named = {
+            "coordinator_address": values["coordinator"],
+            "num_processes": values["num_processes"],
+            "process_id": values["process_id"],
+        }
+    jax.distributed.initialize(**named, heartbeat_timeout_seconds=values["heartbeat_seconds"])

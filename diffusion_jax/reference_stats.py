@@ -10,6 +10,8 @@ The file has mu and sigma, as pytorch-fid, TTUR and EDM read them; Inception's a
 and --images adds the first 10,000 images as arr_0, as the ADM evaluator reads them. It records data set, split, count,
 preprocessing, network and the checksum of its weights; diffusion_jax.evaluate refuses statistics of another network.
 
+On several hosts (--distributed, or --coordinator and its kin, as in diffusion_jax.train) each takes its turn of the images.
+
 Exit status: 0, or 2 after one line that says what is wrong.
 """
 
@@ -20,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 
 from diffusion_jax import __version__, data, programs
@@ -42,6 +45,7 @@ _LOG = logging.getLogger(__name__)
 def define_flags() -> None:
     """Define the program's flags."""
     command_line.define_feature_flags()
+    programs.define_process_flags()
     flags.DEFINE_string("data", None, "Run's directory, recipe, folder of images, or npz.")
     flags.DEFINE_string("out", None, "The file of statistics, .npz.")
     flags.DEFINE_enum("split", "train", ["train", "test"], "Of a run's or a recipe's data.")
@@ -73,6 +77,7 @@ def _of_images(source: str, extractor: Extractor, num: int | None, images: bool)
 
 def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
     programs.configure_logging()
+    programs.join_processes(values)
     for flag in ("data", "out"):
         if not values[flag]:
             raise ConfigError(f"--{flag} is needed; see --help")
@@ -91,7 +96,8 @@ def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
     else:
         pipeline = data.from_config(config["data"], seed=config["seed"], split=None if values["split"] == "train" else "test")
         statistics = statistics_of(pipeline, extractor, values["split"], limit=values["num"], images=values["images"])
-    write_statistics(out, statistics)
+    if jax.process_index() == 0:
+        write_statistics(out, statistics)
     assert statistics.meta is not None
     return f"{out}: {statistics.meta.count} images, {statistics.mean.size} features of {extractor.name}"
 

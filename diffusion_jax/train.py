@@ -44,24 +44,7 @@ from diffusion_jax.training.recipes import load_recipe, split_overrides
 _CONFIG = flags.DEFINE_string("config", None, "The recipe, FILE.py or FILE.py:VARIANT; --config.FIELD=VALUE overrides.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory; it is resumed if it holds checkpoints.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Compile, print parameters and memory per device, and stop.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes that the cluster's environment names.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are, with --coordinator.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0, with --coordinator.")
-_HEARTBEAT = flags.DEFINE_integer("heartbeat_seconds", 60, "How long a silent peer is waited for.")
-
-
-def _join_processes() -> None:
-    if not (_DISTRIBUTED.value or _COORDINATOR.value):
-        return
-    named = {}
-    if _COORDINATOR.value:
-        named = {
-            "coordinator_address": _COORDINATOR.value,
-            "num_processes": _NUM_PROCESSES.value,
-            "process_id": _PROCESS_ID.value,
-        }
-    jax.distributed.initialize(**named, heartbeat_timeout_seconds=_HEARTBEAT.value)
+programs.define_process_flags()
 
 
 def _describe(config: dict[str, Any]) -> None:
@@ -98,7 +81,7 @@ def main(argv: list[str], overrides: dict[str, Any]) -> None:
     try:
         if not _DRY_RUN.value and not _WORKDIR.value:
             raise ConfigError("--workdir=DIR is needed: where the run's checkpoints and metrics go")
-        _join_processes()
+        programs.join_processes(flags.FLAGS.flag_values_dict())
         config = load_recipe(_CONFIG.value, overrides)
         if _DRY_RUN.value:
             _describe(config)

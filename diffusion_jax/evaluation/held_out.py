@@ -73,20 +73,23 @@ def bits_per_dim(
 
 
 def ode_bits_per_dim(
-    system: Diffusion, params: Any, pipeline: data.Pipeline, *, limit: int = 64, steps: int = 64, seed: int = 0
-) -> np.ndarray:
+    system: Diffusion, params: Any, pipeline: data.Pipeline, *, limit: int = 64, steps: int = 64,
+    divergence: str = "hutchinson", seed: int = 0,
+) -> np.ndarray:  # fmt: skip
     """Bits per dimension of a pipeline's first images under the probability-flow ODE, float [limit].
 
     Args:
       system: conditioned as in `bits_per_dim`.
-      limit: how many images; each costs 4 network evaluations and as many derivatives a step.
+      limit: how many images; each costs 4 network evaluations a step, and as many derivatives of each as there are probes,
+        or pixels with divergence "exact".
       steps: of the ODE, by the classical Runge-Kutta rule.
+      divergence: "hutchinson" or "exact".
 
     Source: Song et al. 2021, section 4.3 (arXiv 2011.13456).
     """
 
     def bits(denoise: Denoiser, x0: jax.Array, key: jax.Array) -> jax.Array:
-        return ode_likelihood.ode_bits_per_dim(denoise, x0, named(key, "ode"), num_steps=steps)
+        return ode_likelihood.ode_bits_per_dim(denoise, x0, named(key, "ode"), num_steps=steps, divergence=divergence)
 
     return np.asarray(_of_first(bits, system, params, pipeline, limit, seed))
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from diffusion_jax.evaluation.features import Extractor
 from diffusion_jax.evaluation.frechet import Moments
-from diffusion_jax.evaluation.metrics.moments import add_features
+from diffusion_jax.evaluation.metrics.moments import add_features, merge_processes
 
 BATCH = 256
 _SUMMED = ("pool", "spatial")
 
 
-def extract(extractor: Extractor, batches: Iterable[np.ndarray], limit: int | None = None) -> Iterator[tuple[int, Any]]:
-    """(images in the batch, outputs on the device) for each batch; the last is filled up, so that one program serves all.
-
-    Args:
-      batches: uint8 [n, H, W, C], n at most `BATCH`.
-      limit: stop after this many images.
-    """
+def _limited(batches: Iterable[np.ndarray], limit: int | None) -> Iterator[np.ndarray]:
+    """The batches up to so many images."""
     left = limit
     for images in batches:
         if left is not None:
@@ -29,9 +26,7 @@ def extract(extractor: Extractor, batches: Iterable[np.ndarray], limit: int | No
             left -= len(images)
         if not len(images):
             return
-        missing = BATCH - len(images)
-        filled = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
-        yield len(images), extractor(filled)
+        yield images
 
 
 def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
@@ -44,18 +39,26 @@ def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
 
 
 def moments_of(extractor: Extractor, batches: Iterable[np.ndarray], limit: int | None = None) -> dict[str, Moments]:
-    """Moments in one pass, of the outputs "pool" and, where the network has it, "spatial"; the images are not kept."""
+    """Moments in one pass, of the outputs "pool" and, where the network has it, "spatial"; the images are not kept.
+
+    Where there are several processes each takes its turn of the batches, and all get the moments of all.
+
+    Args:
+      batches: uint8 [n, H, W, C], the same on every process.
+      limit: stop after this many images.
+    """
     moments = {name: Moments() for name in _SUMMED if name in extractor.dims}
-    for count, outputs in _one_ahead(extract(extractor, batches, limit)):
+    turns = itertools.islice(_limited(batches, limit), jax.process_index(), None, jax.process_count())
+    for outputs in _one_ahead(map(extractor, turns)):
         for name, sums in moments.items():
-            add_features(sums, np.asarray(outputs[name])[:count])
-    return moments
+            add_features(sums, outputs[name])
+    return {name: merge_processes(sums) for name, sums in moments.items()}
 
 
 def features_of(extractor: Extractor, batches: Iterable[np.ndarray], limit: int | None = None) -> dict[str, np.ndarray]:
-    """All outputs by name, float32 [N, D]; the images are not kept."""
+    """All outputs by name, float32 [N, D], on every process; the images are not kept."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in extractor.dims}
-    for count, outputs in _one_ahead(extract(extractor, batches, limit)):
+    for outputs in _one_ahead(map(extractor, _limited(batches, limit))):
         for name, rows in outputs.items():
-            parts[name].append(np.asarray(rows)[:count])
+            parts[name].append(np.asarray(rows))
     return {name: np.concatenate(rows) for name, rows in parts.items()}

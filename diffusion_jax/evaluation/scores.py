@@ -12,7 +12,7 @@ import numpy as np
 from diffusion_jax.errors import ConfigError, nearest
 from diffusion_jax.evaluation import metrics
 from diffusion_jax.evaluation.classifier import train_classifier
-from diffusion_jax.evaluation.frechet import frechet_distance
+from diffusion_jax.evaluation.frechet import frechet_distance, warn_if_few
 from diffusion_jax.evaluation.held_out import bits_per_dim, held_out_loss, ode_bits_per_dim
 from diffusion_jax.evaluation.neighbours import nearest_rows
 from diffusion_jax.evaluation.passes import BATCH
@@ -36,6 +36,7 @@ def fid(subject: Subject) -> dict[str, Any]:
     reference, rows = subject.reference, subject.features["pool"]
     name, level = _distance_name(subject), subject.options.level
     real = reference.gaussian()
+    warn_if_few(metrics.moments_of(rows))
     interval = metrics.frechet_interval(rows, real, level=level)
     found: dict[str, Any] = {name: interval.value, f"{name}_interval": [interval.low, interval.high]}
     if len(rows) >= 1000:
@@ -123,8 +124,9 @@ def flow_likelihood(subject: Subject) -> dict[str, Any]:
     model, options = subject.model, subject.options
     images = options.bits_per_dim or _CHAIN_IMAGES
     found = ode_bits_per_dim(
-        model.system, model.params, model.pipeline("test"), limit=images, steps=options.ode_steps, seed=options.seed
-    )
+        model.system, model.params, model.pipeline("test"),
+        limit=images, steps=options.ode_steps, divergence=options.ode_divergence, seed=options.seed,
+    )  # fmt: skip
     error = float(found.std(ddof=1) / len(found) ** 0.5) if len(found) > 1 else float("nan")
     return {"ode_bits_per_dim": float(found.mean()), "ode_bits_per_dim_std_error": error}
 

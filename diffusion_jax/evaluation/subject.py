@@ -44,6 +44,7 @@ class Options:
       seed: of held-out noise, subsets and resamples.
       bits_per_dim: held-out images whose likelihood is bounded; None is 16 where the process is a chain, else none.
       ode_steps: steps of the probability-flow ODE of `ode_bits_per_dim`.
+      ode_divergence: "hutchinson", an estimate, or "exact", for few pixels.
       kid_subsets, kid_subset_size: of KID; the size is lowered to the number of samples.
       precision_recall: variant, "original" or "adm".
       classifier_steps: of trainings of small classifiers.
@@ -53,6 +54,7 @@ class Options:
     seed: int = 0
     bits_per_dim: int | None = None
     ode_steps: int = 64
+    ode_divergence: str = "hutchinson"
     kid_subsets: int = 100
     kid_subset_size: int = 1000
     precision_recall: str = "original"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -36,6 +37,20 @@ def test_what_is_recorded(stats):
     np.testing.assert_array_equal(found.images[5], digits()[5]["image"])
     with np.load(stats) as arrays:  # as pytorch-fid and the ADM evaluator read them
         assert arrays["mu"].shape == (128,) and arrays["sigma"].shape == (128, 128) and arrays["arr_0"].shape == (1617, 8, 8, 1)
+
+
+def test_two_processes_make_the_same_file(stats, runs, tmp_path):
+    """Each takes its turn of the images; the classifier is trained alike by both."""
+    port = random.Random().randint(20000, 60000)
+    flags = [f"--data={runs['base']}", f"--out={tmp_path / 'stats.npz'}", "--classifier_steps=20"]
+    flags += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    both = [start_program(*flags, f"--process_id={rank}", program="reference_stats") for rank in (0, 1)]
+    said = [process.communicate(timeout=200)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    one, two = read_statistics(stats), read_statistics(tmp_path / "stats.npz")
+    assert two.meta == one.meta
+    np.testing.assert_allclose(two.mean, one.mean, rtol=1e-9)
+    np.testing.assert_allclose(two.covariance, one.covariance, rtol=1e-9, atol=1e-9 * np.abs(one.covariance).max())
 
 
 def test_another_network_is_refused(stats, runs, tmp_path):

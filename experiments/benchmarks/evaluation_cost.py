@@ -1,0 +1,108 @@
+"""What statistics cost an evaluation: time over the feature network's forward pass alone, and the peak of memory.
+
+    python -m experiments.benchmarks.evaluation_cost --num=100000
+    python -m experiments.benchmarks.evaluation_cost --network=inception --num=512 --size=64
+
+Random images, made as they are read, go through a network with random weights: the classifier of the bundled data ("small"), or
+Inception-v3. Segments of the forward alone, on a batch that is there already, and of the whole pass (reading, placing,
+forward, means and covariances in float64) alternate in one run. Then --num images are passed through at once, and the peak of
+resident memory is printed beside what it was after a tenth of them: it should not grow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from diffusion_jax.evaluation.classifier import Judge
+from diffusion_jax.evaluation.features import Extractor, small
+from diffusion_jax.evaluation.passes import BATCH, moments_of
+from diffusion_jax.evaluation.resizing import preprocessing
+from diffusion_jax.evaluation.sample_sets import SampleSet
+from diffusion_jax.models import small_classifier
+from diffusion_jax.models.inception import inception_v3
+
+_NETWORK = flags.DEFINE_enum("network", "small", ["small", "inception"], "The feature network.")
+_NUM = flags.DEFINE_integer("num", 100_000, "Images of the memory pass.")
+_SIZE = flags.DEFINE_integer("size", 32, "Of the images, in pixels.")
+_BATCHES = flags.DEFINE_integer("batches", 8, "Batches in a segment.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Segments of each kind.")
+
+
+def make_extractor(name: str, size: int) -> Extractor:
+    """A network with random weights."""
+    if name == "small":
+        network = small_classifier(size, 3, 10)
+        return small(Judge(network, network.init(jax.random.key(0))))
+    network = inception_v3()
+    params = jax.jit(network.init)(jax.random.key(0))
+    chosen = preprocessing("tf1", network.image_shape[0])
+    return Extractor("inception", chosen, "random", network.dims(), network.apply, params, chunk=4)
+
+
+def make_images(count: int, size: int) -> SampleSet:
+    """Random images that exist only while they are read."""
+
+    def read() -> Iterator[np.ndarray]:
+        rng = np.random.default_rng(0)
+        for start in range(0, count, BATCH):
+            yield rng.integers(0, 256, (min(BATCH, count - start), size, size, 3), np.uint8)
+
+    return SampleSet("random images", count, (size, size, 3), read)
+
+
+def peak() -> float:
+    """Of this process's resident memory so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main(argv: list[str]) -> None:
+    """Measure and print."""
+    if len(argv) > 1:
+        raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
+    extractor, images = make_extractor(_NETWORK.value, _SIZE.value), make_images(_NUM.value, _SIZE.value)
+    batch = images.head(BATCH)
+    segment = [batch] * _BATCHES.value
+
+    alone = jax.jit(lambda params, x: extractor.function(params, extractor.preprocessing.device(x)))
+    params = jax.device_put(extractor.params)
+    placed = jax.device_put(extractor.preprocessing.on_host(batch[: extractor.chunk]))
+
+    def forward() -> None:
+        """As many images, in the parts that the extractor takes them in."""
+        for _ in range(len(segment) * BATCH // extractor.chunk):
+            found = alone(params, placed)
+        jax.block_until_ready(found)
+
+    def whole() -> None:
+        moments_of(extractor, segment)
+
+    seconds: dict[str, list[float]] = {"forward": [], "whole": []}
+    for _ in range(_ROUNDS.value + 1):
+        for name, work in (("forward", forward), ("whole", whole)):
+            began = time.perf_counter()
+            work()
+            seconds[name].append((time.perf_counter() - began) / len(segment) / BATCH)
+    ratios = [w / f for f, w in zip(*(values[1:] for values in seconds.values()), strict=True)]  # the first round compiles
+    bare, passed = (1e3 * statistics.median(values[1:]) for values in seconds.values())
+    sys.stdout.write(
+        f"forward alone {bare:.3f} ms an image, with statistics {passed:.3f} ms: ratio {passed / bare:.3f} of medians, "
+        f"{statistics.median(ratios):.3f} median of pairs ({min(ratios):.3f} to {max(ratios):.3f})\n"
+    )
+    tenth = dataclasses.replace(images, count=max(_NUM.value // 10, 1))
+    moments_of(extractor, tenth.batches(BATCH, tenth.count))
+    before = peak()
+    moments_of(extractor, images.batches(BATCH))
+    sys.stdout.write(f"peak memory {before:.0f} MiB after {tenth.count} images, {peak():.0f} MiB after {images.count}\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

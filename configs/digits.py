@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.training.recipes import split_variant
+
+TINY = ("tiny",)
 
 
 def get_config(variant: str = "base") -> ConfigDict:
     """The recipe of a variant: base or tiny."""
-    if variant not in ("base", "tiny"):
-        raise ConfigError(f"configs/digits.py has the variants base and tiny, not {variant!r}")
+    _, tiny = split_variant(variant, ("base",), "configs/digits.py")
     config = ConfigDict(
         {
             "seed": 0,
@@ -51,7 +52,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             "sampling": {"solver": "ddpm", "grid": "uniform", "steps": 100, "guidance": 1.5},
         }
     )
-    if variant == "tiny":
+    if tiny:
         config.system.process.schedule.num_steps = 20
         config.system.network.update(channels=8, groups=4, num_res_blocks=1)
         config.data.batch_size = 8

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.training.recipes import split_variant
+
+TINY = ("base,tiny", "sr,tiny")
 
 
 def _config(image_size: int, batch_size: int, network: dict, system: dict, sampling: dict) -> dict:
@@ -62,19 +64,16 @@ def _config(image_size: int, batch_size: int, network: dict, system: dict, sampl
 
 def get_config(variant: str = "base") -> ConfigDict:
     """The recipe of a variant: base, sr, and either with `,tiny`."""
-    names = variant.split(",")
-    stage = next((name for name in names if name != "tiny"), "base")
+    stage, tiny = split_variant(variant, ("base", "sr"), "configs/folder.py")
     if stage == "base":
         network = {"channels": 192, "multipliers": (1, 2, 3, 4), "num_res_blocks": 3, "attention_resolutions": (32, 16, 8)}
         config = _config(64, 256, network, {"name": "generation"}, {})
-    elif stage == "sr":
+    else:
         network = {"channels": 128, "multipliers": (1, 2, 4, 4), "num_res_blocks": 2, "attention_resolutions": (32,)}
         system = {"name": "super_resolution", "low_res_size": 64, "blur_prob": 0.5}
         config = _config(256, 64, network, system, {"aug_level": 0.1})
-    else:
-        raise ConfigError(f"configs/folder.py has the variants base, sr and tiny, not {stage!r}")
     config = ConfigDict(config)
-    if "tiny" in names:
+    if tiny:
         config.system.network.update(channels=8, groups=4, head_channels=8, num_res_blocks=1, multipliers=(1, 2))
         config.system.network.attention_resolutions = ()
         config.data.update(image_size=16, batch_size=8)

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.training.recipes import split_variant
+
+TINY = ("base,tiny", "sr,tiny")
 
 
 def _data(image_size: int, batch_size: int) -> dict:
@@ -82,12 +84,8 @@ def _sr() -> dict:
 
 def get_config(variant: str = "base") -> ConfigDict:
     """The recipe of a variant: base, sr, and either with `,tiny`."""
-    names = variant.split(",")
-    tiny = "tiny" in names
-    stage = next((name for name in names if name != "tiny"), "base")
     stages = {"base": _base, "sr": _sr}
-    if stage not in stages:
-        raise ConfigError(f"configs/mnist.py has the variants base, sr and tiny, not {stage!r}")
+    stage, tiny = split_variant(variant, tuple(stages), "configs/mnist.py")
     config = ConfigDict(stages[stage]())
     if tiny:
         config.system.network.update(channels=8, groups=4)

@@ -13,13 +13,14 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from diffusion_jax.data.sources.shapes import CLASSES
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.training.recipes import split_variant
+
+TINY = ("tiny",)
 
 
 def get_config(variant: str = "base") -> ConfigDict:
     """The recipe of a variant: base or tiny."""
-    if variant not in ("base", "tiny"):
-        raise ConfigError(f"configs/shapes.py has the variants base and tiny, not {variant!r}")
+    _, tiny = split_variant(variant, ("base",), "configs/shapes.py")
     config = ConfigDict(
         {
             "seed": 0,
@@ -49,7 +50,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             "sampling": {"solver": "heun", "steps": 20, "guidance": 2.0},
         }
     )
-    if variant == "tiny":
+    if tiny:
         config.system.network.update(channels=8, groups=4, num_res_blocks=1, head_channels=8)
         config.data.source.num_examples = 64
         config.data.batch_size = 8

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.errors import ConfigError, nearest
 from diffusion_jax.training.config import apply_overrides, complete
 
 
@@ -76,3 +76,22 @@ def literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+def split_variant(variant: str, known: Sequence[str], file: str) -> tuple[str, bool]:
+    """A recipe's variant as (its name, whether `tiny` was asked for); the first known name is the default.
+
+    >>> split_variant("sr,tiny", ("base", "sr"), "configs/mnist.py")
+    ('sr', True)
+    >>> split_variant("tiny", ("base", "sr"), "configs/mnist.py")
+    ('base', True)
+
+    Raises:
+      ConfigError: a variant that is not known.
+    """
+    names = [name.strip() for name in variant.split(",")]
+    chosen = [name for name in names if name != "tiny"] or [known[0]]
+    if len(chosen) > 1 or chosen[0] not in known:
+        hint = nearest(chosen[0], known)
+        raise ConfigError(f"{file} has the variants {', '.join(known)}, and each with ',tiny', not {variant!r}{hint}")
+    return chosen[0], "tiny" in names

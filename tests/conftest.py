@@ -1,10 +1,12 @@
-"""Every test sees eight CPU devices, a persistent compile cache, and no accelerator.
+"""Every test sees eight CPU devices, a persistent compile cache, a compiler in a hurry, and no accelerator.
 
 These settings must precede the first import of jax, and subprocesses inherit them.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import mmap
 import os
 import pathlib
 
@@ -14,8 +16,27 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+
+def _known_to_xla(flag: str) -> bool:
+    """Whether this jaxlib has the flag: XLA aborts on one that it does not know."""
+    folder = pathlib.Path(importlib.util.find_spec("jaxlib").origin).parent
+    for library in sorted(folder.glob("libjax_common*")):
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            return text.find(flag.encode()) >= 0
+    return False
+
+
+def _add_flag(flag: str, value: int | str) -> None:
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{flag}={value}".strip()
+
+
+_add_flag("xla_force_host_platform_device_count", 8)
+_add_flag("xla_backend_optimization_level", 0)  # small programs, run a few times: to compile them is most of the work
+if _known_to_xla("xla_cpu_use_fusion_emitters"):
+    _add_flag("xla_cpu_use_fusion_emitters", "false")
 
 import hypothesis  # noqa: E402
 from absl import flags  # noqa: E402

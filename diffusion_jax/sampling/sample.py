@@ -46,7 +46,7 @@ def sample(
 ) -> Any:
     """Draw samples: from noise at the grid's first time, along the grid, to data.
 
-    N steps cost N evaluations of the denoiser, or 2N - 1 with `heun`. Jit-able with the parameters bound inside the
+    N steps cost N evaluations of the denoiser, or as many as the solver says. Jit-able with the parameters bound inside the
     function; the grid is static. One `lax.scan`, forward only.
 
     Args:
@@ -65,7 +65,8 @@ def sample(
       x [B, H, W, C] float32, not clipped; with `trajectory`, (x, [N + 1, B, H, W, C]), the first being the noise.
 
     Raises:
-      ConfigError: a grid that does not descend within [0, 1], or `indices` or `initial` of another shape.
+      ConfigError: a grid that does not descend within [0, 1], a process that the solver cannot serve, or `indices` or
+        `initial` of another shape.
 
     >>> from diffusion_jax.process import Denoised, Process
     >>> from diffusion_jax.sampling import grids, solvers
@@ -75,6 +76,7 @@ def sample(
     [[1.0, 1.0]]
     """
     times = times_of(grid, denoiser, end)
+    solver.check(denoiser.process, times)
     indices = jnp.arange(shape[0]) if indices is None else jnp.asarray(indices)
     if indices.shape != tuple(shape[:1]):
         raise ConfigError(f"sample: {shape[0]} samples need indices of the shape ({shape[0]},), got {indices.shape}")

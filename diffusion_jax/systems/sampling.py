@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from diffusion_jax.errors import ConfigError, nearest
-from diffusion_jax.process import Denoiser
+from diffusion_jax.process import Denoiser, Process
 from diffusion_jax.registry import build, check_fields
 from diffusion_jax.sampling import guidance, sample
 
@@ -21,7 +21,8 @@ class Sampling:
     """The settings of one sampling run.
 
     Args:
-      solver: name or configuration of a solver: "ddpm", "ddim", "euler", "heun", "dpmpp_2m".
+      solver: name or configuration of a solver, such as "ddim" or {"name": "heun", "s_churn": 40}; docs/sampling.md lists
+        them.
       grid: name or configuration of a time grid; the number of steps is filled in from `steps`.
       steps: of the solver.
       guidance: classifier-free guidance scale s: null + s * (conditional - null); 1 is none, and costs nothing.
@@ -88,6 +89,10 @@ class Sampling:
     def build_grid(self) -> Callable[..., Any]:
         """The time grid: process -> times [steps + 1], descending."""
         return build("grid", self.grid, num_steps=self.steps)
+
+    def check(self, process: Process) -> None:
+        """Raise a `ConfigError` if the grid does not suit the process, or the solver cannot serve it on that grid."""
+        build("solver", self.solver).check(process, self.build_grid()(process))
 
     def settings(self) -> dict[str, Any]:
         """The fields as plain JSON data, to be recorded beside the samples."""

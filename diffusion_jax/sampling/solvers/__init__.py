@@ -1,0 +1,36 @@
+"""Solvers: pairs (init, step) that walk x from time t to an earlier time s with a `Denoiser`.
+
+All are written in (alpha, sigma) and log-SNR, so each serves every family of processes. The levels sigma / alpha are
+the time of the probability-flow ODE, d(x / alpha) = eps d(sigma / alpha).
+"""
+
+from __future__ import annotations
+
+from diffusion_jax.sampling.solvers.ancestral import ddpm
+from diffusion_jax.sampling.solvers.base import Noise, Solver
+from diffusion_jax.sampling.solvers.ddim import ddim, ddim_inversion, euler, euler_ancestral
+from diffusion_jax.sampling.solvers.dpmpp_multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
+from diffusion_jax.sampling.solvers.dpmpp_singlestep import dpmpp_2s, dpmpp_sde
+from diffusion_jax.sampling.solvers.heun import heun
+from diffusion_jax.sampling.solvers.lcm import lcm
+from diffusion_jax.sampling.solvers.pndm import pndm
+from diffusion_jax.sampling.solvers.unipc import unipc
+
+__all__ = [
+    "Noise",
+    "Solver",
+    "ddim",
+    "ddim_inversion",
+    "ddpm",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "dpmpp_3m",
+    "dpmpp_sde",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "lcm",
+    "pndm",
+    "unipc",
+]

@@ -1,0 +1,72 @@
+"""The contract of a solver, and what all solvers share: levels, Euler's step, what a process must offer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.process.process import Process
+from diffusion_jax.process.types import Data, Denoised
+
+Noise = Callable[[str], jax.Array]
+"""name -> standard normal noise shaped like x, of this step; a name is used once a step."""
+
+SERVE_ZERO_SNR = (
+    "ddpm, ddim, euler, euler_ancestral, heun (space='x'), dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_sde, dpmpp_3m, unipc, lcm"
+)
+
+
+def serves_all(process: Process, times: np.ndarray) -> None:
+    """The check of a solver that serves every process and grid."""
+
+
+class Solver(NamedTuple):
+    """A sampler's rule.
+
+    Attributes:
+      init: (x [B, ...], number of steps) -> the solver's state, a pytree.
+      step: (denoiser, x at t, state, t, s, noise) -> (x at s, state); t and s are float32 scalars, s < t, and s = 0
+        at the last step, which returns clean data.
+      evaluations: network evaluations of a step in the middle of a run; docs/sampling.md has those of whole runs.
+      check: (process, times float64 [N + 1]) -> None; raises a `ConfigError` that names solvers which can serve,
+        before any work.
+    """
+
+    init: Callable[[jax.Array, int], Any]
+    step: Callable[..., tuple[jax.Array, Any]]
+    evaluations: int = 1
+    check: Callable[[Process, np.ndarray], None] = serves_all
+
+
+def stateless(x: jax.Array, num_steps: int) -> tuple[()]:
+    """The state of a solver that remembers nothing."""
+    return ()
+
+
+def level(process: Process, t: jax.Array) -> jax.Array:
+    """sigma / alpha at a scalar time; infinite at zero SNR."""
+    return jnp.exp(-0.5 * process.log_snr(t))
+
+
+def ode_step(process: Process, denoised: Denoised, s: jax.Array) -> Data:
+    """x_s = alpha_s x0 + sigma_s eps: an Euler step of the probability-flow ODE."""
+    alpha, sigma = process.alpha_sigma(s)
+    return alpha * denoised.x0 + sigma * denoised.eps
+
+
+def needs_signal(solver: str) -> Callable[[Process, np.ndarray], None]:
+    """The check of a solver that divides by alpha at the time it leaves."""
+
+    def check(process: Process, times: np.ndarray) -> None:
+        if not np.isfinite(process.schedule.log_snr(np.float64(times[0]))):
+            raise ConfigError(
+                f"solver {solver} divides by alpha, which is 0 at t = {times[0]:g} of the schedule {process.schedule.name!r}; "
+                f"these solvers start from zero SNR: {SERVE_ZERO_SNR}"
+            )
+
+    return check

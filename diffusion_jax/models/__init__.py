@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from diffusion_jax.models.classifier import Classifier, small_classifier
+from diffusion_jax.models.edm2 import edm2
+from diffusion_jax.models.efficient_unet import efficient_unet, text_unet
 from diffusion_jax.models.network import Network
 from diffusion_jax.models.partitioning import activation_sharding
 from diffusion_jax.models.presets import (
@@ -19,6 +21,9 @@ from diffusion_jax.models.presets import (
     unet_iddpm256,
     unet_iddpm_cifar10,
     unet_iddpm_upsampler256,
+    unet_imagen_base64,
+    unet_imagen_sr256,
+    unet_imagen_sr1024,
     unet_palette256,
 )
 from diffusion_jax.models.unet import unet
@@ -27,7 +32,10 @@ __all__ = [
     "Classifier",
     "Network",
     "activation_sharding",
+    "edm2",
+    "efficient_unet",
     "small_classifier",
+    "text_unet",
     "unet",
     "unet_adm64",
     "unet_adm128",
@@ -42,5 +50,8 @@ __all__ = [
     "unet_iddpm256",
     "unet_iddpm_cifar10",
     "unet_iddpm_upsampler256",
+    "unet_imagen_base64",
+    "unet_imagen_sr1024",
+    "unet_imagen_sr256",
     "unet_palette256",
 ]

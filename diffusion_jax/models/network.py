@@ -50,6 +50,10 @@ class Network:
         # One program instead of thousands of small ones; inside another jit this is inlined.
         return jax.jit(lambda key: self.module.init(key, *zeros, train=False)["params"])(key)
 
+    def project(self, params: Params) -> Params:
+        """Parameters as training keeps them after each step; a network may hold its weights to a norm."""
+        return params
+
     def shapes(self) -> Params:
         """The parameters' shapes and dtypes, at no memory."""
         return jax.eval_shape(self.init, jax.random.key(0))

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from diffusion_jax.models.efficient_unet import efficient_unet, text_unet
 from diffusion_jax.models.network import Network
 from diffusion_jax.models.unet import unet
 from diffusion_jax.registry import register
@@ -21,21 +22,23 @@ _ADM = {
 }
 
 
-def _preset(name: str, doc: str, family: Mapping[str, Any], **fields: Any) -> Callable[..., Network]:
-    """`unet` with other defaults, registered under a name of its own, so that a misspelt field is found all the same."""
+def _preset(
+    name: str, doc: str, family: Mapping[str, Any], network: Callable[..., Network] = unet, **fields: Any
+) -> Callable[..., Network]:
+    """A network with other defaults, registered under a name of its own, so that a misspelt field is found all the same."""
     defaults = {**family, **fields}
 
     def build(**overrides: Any) -> Network:
-        return unet(**{**defaults, **overrides})
+        return network(**{**defaults, **overrides})
 
-    signature = inspect.signature(unet)
+    signature = inspect.signature(network)
     parameters = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, default=defaults.get(field, parameter.default))
         for field, parameter in signature.parameters.items()
     ]
     build.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"{doc}\n\nTakes every field of `unet`, by keyword."
+    build.__doc__ = f"{doc}\n\nTakes every field of `{network.__name__}`, by keyword."
     return register("network", name)(build)
 
 
@@ -122,4 +125,27 @@ unet_palette256 = _preset(
     "unet_palette256",
     "Palette's image-to-image network: 552,814,083 parameters (arXiv 2111.05826).",
     _ADM, image_size=256, multipliers=(1, 1, 2, 2, 4, 4), out_channels=3, image_channels=3,
+)  # fmt: skip
+
+_IMAGEN = {"context_dim": 4096, "context_length": 128}
+_IMAGEN_SR = {**_IMAGEN, "image_size": 256, "low_res_channels": 3, "low_res_size": 64, "aug_level": True}
+
+unet_imagen_base64 = _preset(
+    "unet_imagen_base64",
+    "Imagen's 64x64 base, of T5-XXL's embeddings (arXiv 2205.11487, appendix F); published as 2B parameters.",
+    _IMAGEN, network=text_unet, image_size=64, channels=512, multipliers=(1, 2, 3, 4), num_res_blocks=3,
+    attention_resolutions=(32, 16, 8), head_channels=64, resample="resblock",
+)  # fmt: skip
+
+unet_imagen_sr256 = _preset(
+    "unet_imagen_sr256",
+    "Imagen's 64 -> 256 Efficient U-Net (arXiv 2205.11487, appendix F); published as 600M parameters.",
+    _IMAGEN_SR, network=efficient_unet,
+)  # fmt: skip
+
+unet_imagen_sr1024 = _preset(
+    "unet_imagen_sr1024",
+    "Imagen's 256 -> 1024 Efficient U-Net, trained on 64 -> 256 crops (arXiv 2205.11487, appendix F): text cross-attention "
+    "but no self-attention; published as 400M parameters.",
+    _IMAGEN_SR, network=efficient_unet, self_attention=(False,) * 4,
 )  # fmt: skip

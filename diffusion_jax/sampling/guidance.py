@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.types import Data, Denoised, Denoiser, Time, expand
@@ -39,6 +40,31 @@ def classifier_free(cond: Denoiser, uncond: Denoiser, scale: float | jax.Array) 
         return c._replace(x0=u.x0 + factor * (c.x0 - u.x0), eps=u.eps + factor * (c.eps - u.eps))
 
     return cond.replace(function)
+
+
+def autoguidance(denoise: Denoiser, reference: Denoiser, scale: float | jax.Array) -> Denoiser:
+    """reference + scale * (denoise - reference): away from what another, worse network predicts.
+
+    The reference may be a smaller or less trained network with the same conditioning (autoguidance), or one without
+    conditioning; its process may predict something else, but must add noise as `denoise`'s does.
+
+    Args:
+      scale: as in `classifier_free`; 1 is no guidance.
+
+    Raises:
+      ConfigError: the two processes do not have the same schedule, so that their x_t differ.
+
+    Source: Karras et al. 2024 (arXiv 2406.02507); guidance by an unconditional network of its own: EDM2, section 3.4
+    (arXiv 2312.02696).
+    """
+    ours, theirs = denoise.process.schedule, reference.process.schedule
+    times = np.linspace(0.05, 0.95, 7)
+    if ours.family != theirs.family or not np.allclose(ours.log_snr(times), theirs.log_snr(times), atol=1e-3):
+        raise ConfigError(
+            f"guidance by a second model: the schedules {ours.name!r} and {theirs.name!r} differ in noise; both models "
+            "need the same schedule"
+        )
+    return classifier_free(denoise, reference, scale)
 
 
 def rescale(guided: Denoiser, plain: Denoiser, phi: float = 0.7) -> Denoiser:

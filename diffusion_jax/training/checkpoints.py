@@ -186,6 +186,14 @@ def _check_dtypes(saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
             raise ValueError(f"{path} was saved as {saved[path]}, not {dtype}")
 
 
+def restore_part(workdir: str | Path, target: Any, step: int) -> Any:
+    """Some fields of a step's state, as the nested dict `target` of abstract arrays names them; raises as Orbax does."""
+    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+    args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return reader.restore((Path(workdir) / "checkpoints").resolve() / str(step) / "state", args=args)
+
+
 def restore_weights(workdir: str | Path, target: Any, weights: str, step: int | None = None) -> tuple[Any, int]:
     """(parameters, step) alone, without the optimiser's state.
 
@@ -205,11 +213,8 @@ def restore_weights(workdir: str | Path, target: Any, weights: str, step: int | 
     nested = {"params": target} if weights == "raw" else {"ema": {weights: target}}
     path = (Path(workdir) / "checkpoints").resolve()
     for candidate in [step] if step is not None else reversed(steps):
-        restore_args = ocp.checkpoint_utils.construct_restore_args(nested)
-        args = ocp.args.PyTreeRestore(item=nested, restore_args=restore_args, partial_restore=True)
         try:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                found = reader.restore(path / str(candidate) / "state", args=args)
+            found = restore_part(workdir, nested, candidate)
         except _UNREADABLE as error:
             logger.error("Checkpoint %d in %s cannot be read (%s).", candidate, path, _first_line(error))
             continue

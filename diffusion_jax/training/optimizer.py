@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from diffusion_jax.errors import ConfigError, nearest
 from diffusion_jax.registry import build, fields, lookup, register
 
-DECAYS = ("constant", "cosine", "linear", "rsqrt")
+DECAYS = ("constant", "cosine", "linear", "rsqrt", "inverse_sqrt")
 
 
 def schedule(learning_rate: float, warmup_steps: int, decay: str, decay_steps: int, final: float = 0.0) -> optax.Schedule:
     """A linear warm-up over `warmup_steps`, then constant, cosine, linear, or 1/sqrt decay until `decay_steps`.
+
+    "rsqrt" begins to fall where the warm-up ends. "inverse_sqrt" is constant until `decay_steps`, counted from the first
+    step, and falls as sqrt(decay_steps / step) after that (EDM2, arXiv 2312.02696).
 
     Args:
       final: the share of the learning rate that cosine and linear decay end at.
@@ -36,6 +40,8 @@ def schedule(learning_rate: float, warmup_steps: int, decay: str, decay_steps: i
         after = optax.cosine_decay_schedule(learning_rate, rest, alpha=final)
     elif decay == "linear":
         after = optax.linear_schedule(learning_rate, final * learning_rate, rest)
+    elif decay == "inverse_sqrt":
+        after = lambda step: learning_rate / jnp.sqrt(jnp.maximum((step + warmup_steps) / decay_steps, 1.0))  # noqa: E731
     else:
         start = max(warmup_steps, 1)
         after = lambda step: learning_rate * (start / (step + start)) ** 0.5  # noqa: E731
@@ -72,17 +78,32 @@ def adam(rate: optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 
     return optax.adam(rate, b1=b1, b2=b2, eps=eps)
 
 
+@register("optimizer", "radam")
+def radam(rate: optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    """Rectified Adam (arXiv 1908.03265), which consistency models are trained with."""
+    return optax.radam(rate, b1=b1, b2=b2, eps=eps)
+
+
 @register("optimizer", "adafactor")
 def adafactor(
-    rate: optax.Schedule, weight_decay: float | None = None, min_dim_size_to_factor: int = 128, decay_on: str = "all"
+    rate: optax.Schedule,
+    weight_decay: float | None = None,
+    min_dim_size_to_factor: int = 128,
+    decay_on: str = "all",
+    parameter_scale: bool = False,
 ) -> optax.GradientTransformation:
-    """Adafactor (arXiv 1804.04235): second moments in rows and columns, for large models."""
+    """Adafactor (arXiv 1804.04235): second moments in rows and columns, for large models.
+
+    Args:
+      parameter_scale: whether a leaf's rate is also multiplied by the root mean square of its values, as optax does by
+        default.
+    """
     return optax.adafactor(
         rate,
         weight_decay_rate=weight_decay,
         weight_decay_mask=_decayed(decay_on),
         min_dim_size_to_factor=min_dim_size_to_factor,
-        multiply_by_parameter_scale=False,
+        multiply_by_parameter_scale=parameter_scale,
     )
 
 

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from diffusion_jax.models.classifier import Classifier, small_classifier
 from diffusion_jax.models.edm2 import edm2
+from diffusion_jax.models.edm_presets import (
+    edm_adm64,
+    edm_ddpmpp64,
+    edm_ddpmpp_cifar10,
+    edm_ncsnpp64,
+    edm_ncsnpp_cifar10,
+    song_ddpmpp_cifar10,
+    song_ncsnpp_cifar10,
+)
 from diffusion_jax.models.efficient_unet import efficient_unet, text_unet
 from diffusion_jax.models.network import Network
 from diffusion_jax.models.partitioning import activation_sharding
@@ -26,6 +35,7 @@ from diffusion_jax.models.presets import (
     unet_imagen_sr1024,
     unet_palette256,
 )
+from diffusion_jax.models.song_unet import song_unet
 from diffusion_jax.models.unet import unet
 
 __all__ = [
@@ -34,7 +44,15 @@ __all__ = [
     "activation_sharding",
     "edm2",
     "efficient_unet",
+    "edm_adm64",
+    "edm_ddpmpp64",
+    "edm_ddpmpp_cifar10",
+    "edm_ncsnpp64",
+    "edm_ncsnpp_cifar10",
     "small_classifier",
+    "song_ddpmpp_cifar10",
+    "song_ncsnpp_cifar10",
+    "song_unet",
     "text_unet",
     "unet",
     "unet_adm64",

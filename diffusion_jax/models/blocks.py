@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.models.layers import Dropout, GroupNorm, conv, dense_init, downsample_average, upsample_nearest
+from diffusion_jax.models.filters import downsample, upsample
+from diffusion_jax.models.layers import Dropout, GroupNorm, conv, dense_init
 from diffusion_jax.models.partitioning import constrain
 
 Conditioning = Literal["adagn", "additive"]
@@ -24,6 +25,9 @@ class ResidualBlock(nn.Module):
         and shifts the second normalisation (ADM).
       resample: resample the branch before its first convolution, and the shortcut, as BigGAN does.
       skip_scale: multiplies the sum of branch and shortcut (1/sqrt(2) in SR3 and NCSN++, 1 elsewhere).
+      taps: of the filter that resamples; (1, 1) is nearest neighbour and 2x2 means, (1, 3, 3, 1) smoother.
+      project_resampled: whether a resampled shortcut has a convolution even where its width stays.
+      out_init: the scale (of the variance) at which the last convolution starts.
 
     Source: Dhariwal & Nichol 2021, section 3 (arXiv 2105.05233).
     """
@@ -36,6 +40,9 @@ class ResidualBlock(nn.Module):
     dtype: Any
     resample: Resampling | None = None
     skip_scale: float = 1.0
+    taps: tuple[int, ...] = (1, 1)
+    project_resampled: bool = False
+    out_init: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
@@ -43,8 +50,8 @@ class ResidualBlock(nn.Module):
         norm = dict(groups=self.groups, epsilon=self.epsilon, dtype=self.dtype)
         h = nn.silu(GroupNorm(**norm, name="norm_in")(x))
         if self.resample:
-            resize = upsample_nearest if self.resample == "up" else downsample_average
-            h, x = resize(h), resize(x)
+            resize = upsample if self.resample == "up" else downsample
+            h, x = resize(h, self.taps), resize(x, self.taps)
         h = conv(self.features, 3, "conv_in", self.dtype)(h)
         adaptive = self.conditioning == "adagn"
         width = 2 * self.features if adaptive else self.features
@@ -54,8 +61,8 @@ class ResidualBlock(nn.Module):
         else:
             h = GroupNorm(**norm, name="norm_out")(h + injected[:, None, None].astype(self.dtype))
         h = Dropout(self.dropout, name="dropout")(nn.silu(h), train)
-        h = conv(self.features, 3, "conv_out", self.dtype, zero=True)(h)
-        if x.shape[-1] != self.features:
+        h = conv(self.features, 3, "conv_out", self.dtype, init=self.out_init)(h)
+        if x.shape[-1] != self.features or (self.resample and self.project_resampled):
             x = conv(self.features, 1, "shortcut", self.dtype)(x)
         return (x + h) * self.skip_scale if self.skip_scale != 1.0 else x + h
 
@@ -66,6 +73,7 @@ class AttentionBlock(nn.Module):
     Args:
       heads: the number of heads.
       skip_scale: as in `ResidualBlock`.
+      qkv_init, out_init: the scales (of the variance) at which the projections start.
 
     Source: Dhariwal & Nichol 2021 (arXiv 2105.05233); tokens among the keys as in Imagen, section D.3.1
     (arXiv 2205.11487), normalised by LayerNorm.
@@ -76,13 +84,16 @@ class AttentionBlock(nn.Module):
     epsilon: float
     dtype: Any
     skip_scale: float = 1.0
+    qkv_init: float = 1.0
+    out_init: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, text: dict[str, jax.Array] | None = None) -> jax.Array:
         x = constrain(x)
         batch, height, width, channels = x.shape
         split = lambda y: y.reshape(batch, y.shape[1], self.heads, channels // self.heads)  # noqa: E731
-        project = lambda name, n, y: nn.Dense(n, kernel_init=dense_init(), dtype=self.dtype, name=name)(y)  # noqa: E731
+        init = dense_init(self.qkv_init)
+        project = lambda name, n, y: nn.Dense(n, kernel_init=init, dtype=self.dtype, name=name)(y)  # noqa: E731
         h = GroupNorm(self.groups, self.epsilon, self.dtype, name="norm")(x).reshape(batch, -1, channels)
         query, key, value = map(split, jnp.split(project("qkv", 3 * channels, h), 3, axis=-1))
         mask = None
@@ -93,6 +104,6 @@ class AttentionBlock(nn.Module):
             seen = jnp.pad(text["mask"].astype(bool), ((0, 0), (0, h.shape[1])), constant_values=True)
             mask = seen[:, None, None, :]
         attended = jax.nn.dot_product_attention(query, key, value, mask=mask)
-        out = nn.Dense(channels, kernel_init=dense_init(0.0), dtype=self.dtype, name="out")
+        out = nn.Dense(channels, kernel_init=dense_init(self.out_init), dtype=self.dtype, name="out")
         x = x + out(attended.reshape(batch, -1, channels)).reshape(x.shape)
         return x * self.skip_scale if self.skip_scale != 1.0 else x

@@ -94,7 +94,7 @@ class GroupNorm(nn.Module):
 
     Reducing over space first, then over the channels of a group, keeps the large reductions contiguous. Called with
     `scale` and `shift` [B, C], float32, it returns norm(x) * (1 + scale) + shift: the adaptive norm of ADM, still one
-    multiply-add and rounded to `dtype` once.
+    multiply-add and rounded to `dtype` once. `groups` 0 stands for one group for every 4 channels, at most 32 (EDM).
     """
 
     groups: int
@@ -112,7 +112,8 @@ class GroupNorm(nn.Module):
         channel_mean = wide.mean(space)
         centred = wide - channel_mean.reshape(x.shape[0], *(1,) * len(space), channels)
         channel_var = jnp.square(centred).mean(space)
-        grouped = (x.shape[0], self.groups, channels // self.groups)
+        groups = self.groups or max(min(32, channels // 4), 1)
+        grouped = (x.shape[0], groups, channels // groups)
         group_mean = channel_mean.reshape(grouped).mean(-1, keepdims=True)
         spread = jnp.square(channel_mean.reshape(grouped) - group_mean)
         variance = (channel_var.reshape(grouped) + spread).mean(-1, keepdims=True)
@@ -124,9 +125,12 @@ class GroupNorm(nn.Module):
         return (wide * factor.reshape(broadcast) + offset.reshape(broadcast)).astype(self.dtype)
 
 
-def conv(features: int, kernel: int, name: str, dtype: Dtype, *, zero: bool = False, **kwargs: Any) -> nn.Conv:
-    """A square convolution with DDPM's initialiser, float32 parameters and `dtype` compute."""
-    return nn.Conv(features, (kernel, kernel), kernel_init=dense_init(0.0 if zero else 1.0), dtype=dtype, name=name, **kwargs)
+def conv(
+    features: int, kernel: int, name: str, dtype: Dtype, *, zero: bool = False, init: float = 1.0, **kwargs: Any
+) -> nn.Conv:
+    """A square convolution with DDPM's initialiser (at the scale `init`), float32 parameters and `dtype` compute."""
+    kernel_init = dense_init(0.0 if zero else init)
+    return nn.Conv(features, (kernel, kernel), kernel_init=kernel_init, dtype=dtype, name=name, **kwargs)
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:

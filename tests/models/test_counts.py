@@ -29,6 +29,16 @@ PUBLISHED = [
     ("unet_adm512", {"num_classes": 1000}, 558_997_638),
     ("unet_adm_upsampler256", {"num_classes": 1000}, 311_795_910),
     ("unet_adm_upsampler512", {"num_classes": 1000}, 308_835_270),
+    ("song_ddpmpp_cifar10", {}, 61_804_419),
+    ("song_ddpmpp_cifar10", {"num_res_blocks": 8}, 106_632_579),
+    ("song_ncsnpp_cifar10", {}, 62_758_787),
+    ("edm_ddpmpp_cifar10", {}, 55_733_891),
+    ("edm_ddpmpp_cifar10", {"num_classes": 10}, 55_735_299),
+    ("edm_ncsnpp_cifar10", {}, 56_397_827),
+    ("edm_ncsnpp_cifar10", {"num_classes": 10}, 56_400_643),
+    ("edm_ddpmpp64", {}, 61_805_571),
+    ("edm_ncsnpp64", {}, 62_761_091),
+    ("edm_adm64", {"num_classes": 1000}, 295_899_267),
 ]
 
 

@@ -12,7 +12,7 @@ import pytest
 def peer(name: str) -> ModuleType:
     """A module that is compared with, or a skip that names it."""
     package = name.partition(".")[0]
-    if package in ("torchvision", "torch_fidelity", "pytorch_fid", "cleanfid", "transformers"):
+    if package in ("torchvision", "torch_fidelity", "pytorch_fid", "cleanfid", "transformers", "diffusers"):
         _mend_torchvision()
     return pytest.importorskip(name, reason=f"compares with {package}, which is not installed", exc_type=ImportError)
 

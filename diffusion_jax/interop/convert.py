@@ -1,10 +1,14 @@
-"""Weights of other libraries by table: each named tensor goes to its place in the parameters, and none is left over."""
+"""Weights of other libraries by table: each named tensor goes to its place in the parameters, and none is left over.
+
+A table either knows names by patterns (`Table` of `Rule`), or it lists every tensor of one network (`Link`). A list also
+serves the way back, `export`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,14 +46,31 @@ def linear_of_image(height: int, width: int) -> Change:
 
 
 @dataclasses.dataclass(frozen=True)
+class Link:
+    """The same numbers there and here.
+
+    Attributes:
+      names: of tensors; several are joined along the last axis, each after its change.
+      paths: of parameters, with "/" between parts; several share the tensor in equal parts along its last axis, after
+        the change, as for stacked queries, keys and values.
+      change: from a tensor's layout to the parameter's.
+      back: the inverse of `change`, for `export`.
+    """
+
+    names: tuple[str, ...]
+    paths: tuple[str, ...]
+    change: Change = same
+    back: Change = same
+
+
+@dataclasses.dataclass(frozen=True)
 class Rule:
     r"""Where tensors of some names go.
 
     Attributes:
       pattern: a regular expression for a tensor's whole name, such as r"blocks\.(\d+)\.norm1\.weight".
       path: the parameter's path with "/" between its parts and the pattern's groups as \1, such as r"block\1/norm1/scale";
-        dots that come with a group become "/". Several paths share the tensor in equal parts along its last axis, after
-        the change, as for stacked queries, keys and values.
+        dots that come with a group become "/". Several paths share the tensor, see `Link`.
       change: from the tensor's layout to the parameter's.
     """
 
@@ -70,15 +91,30 @@ class Table:
     rules: Sequence[Rule]
     ignored: Sequence[str] = ()
 
+    def links(self, names: Iterable[str]) -> list[Link]:
+        """A link for each name that a rule knows, and one without a path for each that is ignored."""
+        found = []
+        for name in names:
+            if any(re.fullmatch(pattern, name) for pattern in self.ignored):
+                found.append(Link((name,), ()))
+                continue
+            for rule in self.rules:
+                if match := re.fullmatch(rule.pattern, name):
+                    templates = (rule.path,) if isinstance(rule.path, str) else rule.path
+                    paths = tuple(match.expand(template).replace(".", "/") for template in templates)
+                    found.append(Link((name,), paths, rule.change))
+                    break
+        return found
+
 
 def convert(
-    tensors: Mapping[str, np.ndarray], table: Table, shapes: Mapping[str, Any], source: str = "weights"
+    tensors: Mapping[str, np.ndarray], table: Table | Sequence[Link], shapes: Mapping[str, Any], source: str = "weights"
 ) -> dict[str, Any]:
     """The parameters of a network from named tensors, each of which must be used and each parameter of which be found.
 
     Args:
       tensors: by name, in the layout of their library.
-      table: see `Table`.
+      table: see `Table`; or every tensor of the network with its place.
       shapes: the network's parameters as a nested dict of shapes and dtypes, as from `eval_shape`.
       source: what an error calls the tensors, such as the file's path.
 
@@ -88,48 +124,74 @@ def convert(
     Raises:
       DataError: names that no rule knows, parameters that no tensor gives or that several give, tensors of another shape.
     """
-    wanted = {_path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]}
+    wanted = leaves_by_path(shapes)
+    links = table.links(tensors) if isinstance(table, Table) else table
     found: dict[str, np.ndarray] = {}
-    unknown, twice, misshapen = [], [], []
-    for name, tensor in tensors.items():
-        if any(re.fullmatch(pattern, name) for pattern in table.ignored):
+    used: set[str] = set()
+    absent: dict[str, str] = {}  # tensors that a list names, by the parameter that lacks them
+    twice, misshapen = [], []
+    for link in links:
+        if not wanted.keys() >= set(link.paths):
             continue
-        placed = _placed(name, tensor, table.rules)
-        if not placed or not placed.keys() <= wanted.keys():
-            unknown.append(name)
+        used.update(link.names)
+        lacking = [name for name in link.names if name not in tensors]
+        if lacking:
+            absent |= {path: f"{', '.join(lacking)} (for {path})" for path in link.paths}
             continue
-        for path, part in placed.items():
+        for path, part in _parts(link, tensors).items():
+            named = " + ".join(f"{name} {tensors[name].shape}" for name in link.names)
             if path in found:
-                twice.append(f"{name} (for {path})")
+                twice.append(f"{', '.join(link.names)} (for {path})")
             elif part is None or part.shape != wanted[path].shape:
-                misshapen.append(f"{name} {tensor.shape} (for {path} {wanted[path].shape})")
+                misshapen.append(f"{named} (for {path} {wanted[path].shape})")
             found[path] = part
-    missing = [path for path in wanted if path not in found]
-    problems = {"unknown": unknown, "given twice": twice, "of another shape": misshapen, "missing": missing}
+    unknown = [name for name in tensors if name not in used]
+    lost = [*absent.values(), *(path for path in wanted if path not in found and path not in absent)]
+    problems = {"unknown": unknown, "given twice": twice, "of another shape": misshapen, "missing": lost}
     if any(problems.values()):
         listed = "; ".join(f"{kind}: {_some(names)}" for kind, names in problems.items() if names)
         raise DataError(f"{source}: these are not the weights of this network: {listed}")
     return _nested({path: np.ascontiguousarray(found[path], dtype=leaf.dtype) for path, leaf in wanted.items()})
 
 
-def _placed(name: str, tensor: np.ndarray, rules: Sequence[Rule]) -> dict[str, Any]:
-    """The parts of a tensor by path; empty without a rule, and None for a tensor whose axes do not suit its rule."""
-    for rule in rules:
-        match = re.fullmatch(rule.pattern, name)
-        if match:
-            templates = (rule.path,) if isinstance(rule.path, str) else rule.path
-            paths = [match.expand(template).replace(".", "/") for template in templates]
-            try:
-                changed = rule.change(np.asarray(tensor))
-                parts = np.split(changed, len(paths), axis=-1) if len(paths) > 1 else [changed]
-            except (ValueError, IndexError):
-                parts = [None] * len(paths)
-            return dict(zip(paths, parts, strict=True))
-    return {}
+def export(params: Mapping[str, Any], links: Sequence[Link]) -> dict[str, np.ndarray]:
+    """Named tensors in the layout of another library: the inverse of `convert`.
+
+    Args:
+      params: nested dict of arrays.
+      links: with a place for every parameter.
+
+    Raises:
+      DataError: parameters that the layout has no name for.
+    """
+    leaves, tensors = leaves_by_path(params), {}
+    used = {path for link in links for path in link.paths}
+    if unnamed := [path for path in leaves if path not in used]:
+        raise DataError(f"the layout has no names for these parameters: {_some(unnamed)}")
+    for link in links:
+        if not leaves.keys() >= set(link.paths):
+            continue
+        whole = np.concatenate([np.asarray(leaves[path]) for path in link.paths], axis=-1)
+        parts = np.split(whole, len(link.names), axis=-1)
+        tensors |= {name: np.ascontiguousarray(link.back(part)) for name, part in zip(link.names, parts, strict=True)}
+    return tensors
 
 
-def _path_name(path: Sequence[Any]) -> str:
-    return "/".join(str(part.key) for part in path)
+def _parts(link: Link, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The parameters of a link by path; None for tensors whose axes do not suit its change."""
+    try:
+        changed = [link.change(np.asarray(tensors[name])) for name in link.names]
+        whole = np.concatenate(changed, axis=-1) if len(changed) > 1 else changed[0]
+        parts = np.split(whole, len(link.paths), axis=-1) if len(link.paths) > 1 else [whole] * len(link.paths)
+    except (ValueError, IndexError):
+        parts = [None] * len(link.paths)
+    return dict(zip(link.paths, parts, strict=True))
+
+
+def leaves_by_path(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of a nested dict by their path, with "/" between its parts."""
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {"/".join(str(part.key) for part in path): leaf for path, leaf in flat}
 
 
 def _some(names: Sequence[str]) -> str:

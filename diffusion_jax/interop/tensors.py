@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.interop.pickles import Refused, asked_for, read_modules
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".pkl", ".bin")
 _WRAPPERS = ("state_dict", "model", "teacher")  # keys under which training programs put their weights
@@ -62,7 +64,8 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
 
     Args:
       path: `.safetensors`; or `.pt`, `.pth`, `.pkl`, `.bin` with a state dict, which needs PyTorch (the extra "parity").
-        A state dict inside of "state_dict", "model" or "teacher" is found.
+        A state dict inside of "state_dict", "model" or "teacher" is found; so are the tensors of a pickled module, or of
+        "ema" in a training snapshot such as EDM's, whose code does not run (see `pickles`).
 
     Returns:
       Arrays in the file's own layout and dtype; bfloat16 is float32 when it comes from PyTorch's files.
@@ -109,12 +112,11 @@ def _read_torch(path: Path) -> Any:
             f"{path}: reading {path.suffix} needs PyTorch: pip install 'diffusion_jax[parity]', or convert it to safetensors"
         ) from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the protocol of pickles that are no archives
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise DataError(
-            f"{path} is damaged, or holds more than tensors and would run code when it is read, which is refused; "
-            "save its state dict alone, best as safetensors"
-        ) from error
+        return _read_modules(path, error)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         if "TorchScript" in str(error):
             raise DataError(
@@ -123,6 +125,31 @@ def _read_torch(path: Path) -> Any:
             ) from error
         reason = str(error).strip().partition("\n")[0]
         raise DataError(f"{path} is no file of PyTorch tensors, or is cut short ({reason}); fetch it again") from error
+
+
+def _read_modules(path: Path, error: pickle.UnpicklingError) -> dict[str, Any]:
+    """The tensors of a file that holds more than tensors: of pickled modules, taken without running their code."""
+    refused, tensors = asked_for(error), {}
+    if not _is_archive(path):
+        try:
+            tensors = read_modules(path)
+        except Refused as found:
+            refused = str(found)
+        except Exception:  # whatever a damaged pickle makes of itself
+            refused = None
+    if tensors:
+        return tensors
+    asks = f" (it asks for {refused})" if refused else ""
+    raise DataError(
+        f"{path} is damaged, or holds more than tensors and would run code when it is read{asks}, which is refused; "
+        "save its state dict alone, best as safetensors"
+    ) from error
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether torch.save wrote the file, as a zip archive; it begins with one, other pickles may have one inside."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _named_arrays(path: Path, found: Any) -> dict[str, np.ndarray]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -54,7 +57,6 @@ class Trap:
         return (open, (str(self.path), "w"))
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("writer", ["torch", "pickle"])
 def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, writer):
     torch = peer("torch")
@@ -62,8 +64,78 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, writer):
         torch.save({"a": Trap(tmp_path / "ran")}, tmp_path / "w.pkl")
     else:
         (tmp_path / "w.pkl").write_bytes(pickle.dumps({"a": Trap(tmp_path / "ran")}))
-    with pytest.raises(DataError, match="w.pkl .*would run code when it is read, which is refused.*safetensors"):
+    asked = "w.pkl .*would run code when it is read .it asks for .*io.open., which is refused.*safetensors"
+    with pytest.raises(DataError, match=asked):
         read_tensors(tmp_path / "w.pkl")
+    assert not (tmp_path / "ran").exists()
+
+
+def edm_snapshot(monkeypatch, network, **entries):
+    """A training snapshot as EDM pickles it: each object is a record of its class's source code and its state."""
+    torch = peer("torch")
+    persistence, util = types.ModuleType("torch_utils.persistence"), types.ModuleType("dnnlib.util")
+
+    def _reconstruct_persistent_obj(meta):
+        raise AssertionError("the code in the file ran")
+
+    class EasyDict(dict):
+        pass
+
+    for module, part in ((persistence, _reconstruct_persistent_obj), (util, EasyDict)):
+        part.__module__, part.__qualname__ = module.__name__, part.__name__
+        setattr(module, part.__name__, part)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(sys.modules, module.__name__.partition(".")[0], types.ModuleType("package"))
+
+    class Persistent(type(network)):
+        def __reduce__(self):
+            state = {**super().__reduce__()[2], "_init_kwargs": EasyDict(sigma=0.5, dtype=torch.float32)}
+            meta = {"type": "class", "module_src": "raise SystemExit", "class_name": "SongUNet", "state": state}
+            return _reconstruct_persistent_obj, (meta,), None
+
+    network.__class__ = Persistent
+    data = pickle.dumps({"ema": network, "dataset_kwargs": EasyDict(path="cifar10.zip"), **entries})
+    monkeypatch.undo()
+    return data
+
+
+def edm_network():
+    torch = peer("torch")
+    network = torch.nn.Module()
+    network.model = torch.nn.ModuleDict({"8x8_conv": torch.nn.Conv2d(2, 3, 1), "map": torch.nn.Linear(2, 3, bias=False)})
+    network.register_buffer("freqs", torch.arange(3.0))
+    network.register_buffer("scratch", torch.ones(2), persistent=False)
+    return network
+
+
+def test_the_tensors_of_a_pickled_module_are_taken_and_its_code_does_not_run(tmp_path, monkeypatch):
+    network = edm_network()
+    expected = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    assert expected.keys() == {"model.8x8_conv.weight", "model.8x8_conv.bias", "model.map.weight", "freqs"}
+    (tmp_path / "snapshot.pkl").write_bytes(edm_snapshot(monkeypatch, network))
+    found = read_tensors(tmp_path / "snapshot.pkl")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(found[name], tensor)
+
+
+@pytest.mark.parametrize("where", ["beside the network", "in a tensor's bytes"])
+def test_a_trap_in_a_pickled_module_is_refused(tmp_path, monkeypatch, where):
+    torch = peer("torch")
+    if where == "beside the network":
+        data = edm_snapshot(monkeypatch, edm_network(), loss_fn=Trap(tmp_path / "ran"))
+    else:  # PyTorch's own function reads these bytes as a pickle of anything
+        inner = io.BytesIO()
+        torch.save(Trap(tmp_path / "ran"), inner)
+
+        class Loads:
+            def __reduce__(self):
+                return torch.storage._load_from_bytes, (inner.getvalue(),)
+
+        data = edm_snapshot(monkeypatch, edm_network(), loss_fn=Loads())
+    (tmp_path / "snapshot.pkl").write_bytes(data)
+    with pytest.raises(DataError, match="would run code when it is read .it asks for .*io.open., which is refused"):
+        read_tensors(tmp_path / "snapshot.pkl")
     assert not (tmp_path / "ran").exists()
 
 

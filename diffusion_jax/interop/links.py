@@ -1,0 +1,167 @@
+"""Links for the layers that image networks are made of, and what a U-Net consists of, in order."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.interop.convert import Change, Link, convolution, linear, same
+from diffusion_jax.models.network import Network
+from diffusion_jax.models.unet import UNet
+
+QkvOrder = Literal["legacy", "new"]
+"""How the 3C outputs of a stacked projection are ordered: [head][q, k, v][d], or [q, k, v][head][d] as here."""
+
+
+# The ways an array is stored, each with its inverse -------------------------------------------------------------------
+
+
+def pointwise(tensor: np.ndarray) -> np.ndarray:
+    """A 1x1 convolution in one or two dimensions, or a linear map: (out, in, ...) -> (in, out)."""
+    return tensor.reshape(tensor.shape[:2]).T
+
+
+def _as_conv1d(kernel: np.ndarray) -> np.ndarray:
+    return kernel.T[..., None]
+
+
+def _pointwise_2d(tensor: np.ndarray) -> np.ndarray:
+    return pointwise(tensor)[None, None]
+
+
+def _convolution_back(kernel: np.ndarray) -> np.ndarray:
+    return kernel.transpose(3, 2, 0, 1)
+
+
+def norm(name: str, path: str) -> list[Link]:
+    """Scale and bias."""
+    return [Link((f"{name}.weight",), (f"{path}/scale",)), Link((f"{name}.bias",), (f"{path}/bias",))]
+
+
+def dense(names: str | tuple[str, ...], path: str, rows: Change = same) -> list[Link]:
+    """Kernel and bias of a linear map; several names are stacked along the outputs.
+
+    Args:
+      rows: applied to the kernel (in, out), and its own inverse.
+    """
+    names = (names,) if isinstance(names, str) else names
+    kernel = Link(
+        tuple(f"{name}.weight" for name in names),
+        (f"{path}/kernel",),
+        lambda tensor: rows(pointwise(tensor)),
+        lambda kernel: linear(rows(kernel)),
+    )
+    return [kernel, Link(tuple(f"{name}.bias" for name in names), (f"{path}/bias",))]
+
+
+def conv(name: str, path: str) -> list[Link]:
+    """Kernel and bias of a convolution."""
+    kernel = Link((f"{name}.weight",), (f"{path}/kernel",), convolution, _convolution_back)
+    return [kernel, Link((f"{name}.bias",), (f"{path}/bias",))]
+
+
+def conv_1x1(name: str, path: str) -> list[Link]:
+    """Kernel and bias of a 1x1 convolution that is one here too; the file may have it as a linear map."""
+    kernel = Link((f"{name}.weight",), (f"{path}/kernel",), _pointwise_2d, _convolution_back)
+    return [kernel, Link((f"{name}.bias",), (f"{path}/bias",))]
+
+
+def dense_of_conv1d(name: str, path: str, there: Change = same, back: Change = same) -> list[Link]:
+    """Kernel and bias of a convolution of size 1 along a sequence that is a linear map here.
+
+    Args:
+      there: applied to the last axis of kernel (in, out) and bias (out) after the change of layout.
+      back: its inverse.
+    """
+    kernel = Link(
+        (f"{name}.weight",),
+        (f"{path}/kernel",),
+        lambda tensor: there(pointwise(tensor)),
+        lambda kernel: _as_conv1d(back(kernel)),
+    )
+    return [kernel, Link((f"{name}.bias",), (f"{path}/bias",), there, back)]
+
+
+def ungroup_heads(heads: int) -> tuple[Change, Change]:
+    """From [head][q, k, v][d] to [q, k, v][head][d] along the last axis, and back."""
+
+    def change(tensor: np.ndarray, first: int, second: int) -> np.ndarray:
+        grouped = tensor.reshape(*tensor.shape[:-1], first, second, -1)
+        return grouped.swapaxes(-3, -2).reshape(tensor.shape)
+
+    return lambda tensor: change(tensor, heads, 3), lambda tensor: change(tensor, 3, heads)
+
+
+# What a U-Net consists of ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """One resolution of a `models.unet`.
+
+    Attributes:
+      index: from the largest feature maps on.
+      blocks: residual blocks on the way down; one more on the way up.
+      attends: whether attention follows each.
+      heads: of attention at this width.
+      last: whether it is the level of the smallest feature maps.
+    """
+
+    index: int
+    blocks: int
+    attends: bool
+    heads: int
+    last: bool
+
+
+def unet_of(network: Network, layout: str) -> UNet:
+    """The U-Net inside of a network.
+
+    Raises:
+      ConfigError: another kind of network.
+    """
+    if not isinstance(network.module, UNet):
+        raise ConfigError(
+            f"layout {layout!r} is that of the U-Net family (network 'unet' and its presets), but the network is a "
+            f"{type(network.module).__name__}: name another recipe or another --layout"
+        )
+    return network.module
+
+
+def levels(module: Any) -> list[Level]:
+    """The levels of a U-Net, from the largest feature maps on."""
+    count = len(module.multipliers)
+    widths = [round(module.channels * multiplier) for multiplier in module.multipliers]
+    return [
+        Level(
+            index=level,
+            blocks=module.num_res_blocks[level],
+            attends=module.image_size // 2**level in module.attention_resolutions,
+            heads=width // module.head_channels if module.head_channels else module.num_heads,
+            last=level == count - 1,
+        )
+        for level, width in enumerate(widths)
+    ]
+
+
+def check_fields(layout: str, module: Any, wanted: Mapping[str, Any]) -> None:
+    """Raise a `ConfigError` where a field without weights of its own would silently change what the weights mean."""
+    for field, value in wanted.items():
+        given = getattr(module, field)
+        if given != value:
+            raise ConfigError(
+                f"weights of layout {layout!r} were trained with {field}={value!r}, but the recipe's network has {given!r}: "
+                f"set --config.system.network.{field}={value}"
+            )
+
+
+Part = Callable[[str, str], list[Link]]
+
+
+def parts(names: Mapping[str, tuple[Part, str]], name: str, path: str) -> list[Link]:
+    """Links of a block from those of its layers: their names there -> (kind, name here)."""
+    return [link for there, (kind, here) in names.items() for link in kind(f"{name}.{there}", f"{path}/{here}")]

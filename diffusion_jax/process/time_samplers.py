@@ -40,13 +40,18 @@ class TimeSampler(Protocol):
 
 
 def snap(process: Process, t: PerExample) -> PerExample:
-    """Times rounded up to the steps of a discrete schedule; in continuous time, kept from the earliest."""
+    """Times rounded up to the steps of a discrete schedule; in continuous time, kept from the earliest.
+
+    A schedule that names its own earliest time is trusted; a time may carry a rounding above its step.
+    """
     if process.num_steps is None:
-        return jnp.clip(t, max(_EARLIEST, process.schedule.t_min), 1.0)
-    return jnp.clip(jnp.ceil(t * process.num_steps), 1, process.num_steps) / process.num_steps
+        return jnp.clip(t, process.schedule.t_min or _EARLIEST, 1.0)
+    return jnp.clip(jnp.ceil(t * process.num_steps - 1e-3), 1, process.num_steps) / process.num_steps
 
 
-class _Stateless:
+class Stateless:
+    """A sampler that carries nothing from step to step."""
+
     def init_state(self, process: Process) -> dict:
         return {}
 
@@ -56,7 +61,7 @@ class _Stateless:
 
 @register("times", "uniform")
 @dataclasses.dataclass(frozen=True)
-class Uniform(_Stateless):
+class Uniform(Stateless):
     """Independent uniform times.
 
     Args:
@@ -90,8 +95,28 @@ class LowDiscrepancy(Uniform):
         return 1.0 - (jax.random.uniform(key) + jnp.arange(count) / count) % 1.0
 
 
+@register("times", "antithetic")
 @dataclasses.dataclass(frozen=True)
-class _Normal(_Stateless):
+class Antithetic(Uniform):
+    """Uniform times in pairs: step i of a chain with T - 1 - i, t with 1 - t; the second half of a batch pairs the first.
+
+    Source: the published code of DDIM (arXiv 2010.02502).
+    """
+
+    def _unit(self, key: jax.Array, count: int) -> PerExample:
+        first = 1.0 - jax.random.uniform(key, ((count + 1) // 2,))
+        return jnp.concatenate([first, 1.0 - first])[:count]
+
+    def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
+        if process.num_steps is None:
+            return super().sample(process, key, count, state)
+        first = jax.random.randint(key, ((count + 1) // 2,), 0, process.num_steps)
+        index = jnp.concatenate([first, process.num_steps - 1 - first])[:count]
+        return (index + 1) / process.num_steps, jnp.ones(count)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Normal(Stateless):
     mean: float
     std: float
 

@@ -5,7 +5,8 @@
 
 One workdir draws from one run. Several, in order of resolution, are a cascade: each stage after the first is a
 super-resolution run that takes the images of the one before. A super-resolution run alone takes low-resolution images
-made from its own held-out data, or yours with --input.
+made from its own held-out data, or yours with --input. A run that was trained with text takes held-out texts, or yours
+with --text.
 
 Out come 000000.png, 000001.png, ... and labels.json (or one samples.npz with --format=npz: arr_0 uint8 [N, H, W, C],
 arr_1 the labels), grid.png with the first 64, and samples.json with the settings. A run that was interrupted continues
@@ -36,7 +37,7 @@ from diffusion_jax import programs
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation import command_line
 from diffusion_jax.evaluation.generate import Generator
-from diffusion_jax.evaluation.requests import LabelRule, Rows, label_rule, low_res_from, low_res_of
+from diffusion_jax.evaluation.requests import LabelRule, Rows, label_rule, low_res_from, requests_of, texts_from
 from diffusion_jax.evaluation.runs import Runs, find
 from diffusion_jax.evaluation.samples import SampleFolder
 from diffusion_jax.systems import SuperResolution
@@ -53,6 +54,7 @@ class Options:
     num: int | None = None
     labels: str | None = None
     input: str | None = None
+    text: str | None = None
     format: str = "png"
     seed: int = 0
     batch_size: int = 64
@@ -73,7 +75,7 @@ def sample(runs: Runs, options: Options) -> Path:
         "seed": options.seed,
         "labels": options.labels or ("all" if rule else None),
         "input": options.input,
-    }
+    } | ({"text": options.text} if options.text else {})
     with SampleFolder(options.out, settings, options.format, runs.cascade.image_shape) as folder:
         missing = folder.missing(num)
         if 0 < len(missing) < num:
@@ -96,15 +98,17 @@ def _labels(runs: Runs, options: Options) -> tuple[int, LabelRule | None]:
 
 
 def _requests(runs: Runs, options: Options, num: int, rule: LabelRule | None) -> Rows:
-    first = runs.cascade.stages[0].system
-    if not isinstance(first, SuperResolution):
-        if options.input is not None:
-            raise ConfigError("--input is for super-resolution, but the first run draws from noise alone")
-        return Rows({}, rule)
+    first, columns = runs.cascade.stages[0].system, {}
+    if options.input is not None and not isinstance(first, SuperResolution):
+        raise ConfigError("--input is for super-resolution, but the first run draws from noise alone")
+    if options.text is not None and not hasattr(first, "text_dim"):
+        raise ConfigError("--text is for runs that were trained with text, but the first was not")
     if options.input is not None:
-        columns = low_res_from(options.input, first.low_res_shape)
-    else:
-        columns = low_res_of(first, runs.pipeline(0, "test"), num)
+        columns |= low_res_from(options.input, first.low_res_shape)
+    if options.text is not None:
+        columns |= texts_from(options.text)
+    elif options.input is None and first.needs_data:
+        columns |= requests_of(first, runs.pipeline(0, "test"), num)
     # Labels that come with the images describe them; those asked for go before.
     return Rows(columns, rule if options.labels or "label" not in columns else None)
 
@@ -135,6 +139,7 @@ def define_flags() -> None:
         "labels", None, "Classes: 'all' (in turn), '0,1,2' (in turn) or '10-per-class' (sorted); all if left out."
     )
     flags.DEFINE_string("input", None, "Low-resolution images: a folder, or an npz of arr_0 and, for labels, arr_1.")
+    flags.DEFINE_string("text", None, "Text embeddings: an npz of tokens [N, L, D] and mask [N, L]; held-out ones if left out.")
     flags.DEFINE_enum("format", "png", ["png", "npz"], "One image file each, or one npz.")
     flags.DEFINE_integer("seed", 0, "Of all noise.")
     flags.DEFINE_integer("batch_size", 64, "Images at a time, over all devices.", lower_bound=1)

@@ -11,6 +11,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from diffusion_jax.data.embeddings import PARTS
 from diffusion_jax.data.sources.base import Example, Source
 from diffusion_jax.data.transforms import Crop, Fit
 from diffusion_jax.errors import ConfigError, DataError
@@ -65,7 +66,7 @@ def _finish(example: Example, crop: Crop, rng: np.random.Generator | None) -> Ex
         finished["label"] = np.int32(example["label"])
     if "caption" in example:
         finished["caption"] = np.asarray(example["caption"], dtype=object)
-    return finished
+    return finished | {key: np.asarray(example[key]) for key in PARTS.values() if key in example}
 
 
 class _Augment(grain.transforms.RandomMap):
@@ -166,7 +167,7 @@ class Pipeline:
 
         Returns:
           {"image": uint8 [b, H, W, C], and where the source has them "label": int32 [b], "mask": uint8 [b, H, W, 1],
-          "caption": object [b]}.
+          "caption": object [b], "text": floating [b, L, D], "text_mask": bool [b, L], "text_pooled": floating [b, D']}.
         """
         return self._batches[step]
 

@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.evaluation.generate import Generator
-from diffusion_jax.evaluation.requests import Rows, low_res_of
+from diffusion_jax.evaluation.requests import Rows, requests_of
 from diffusion_jax.evaluation.runs import Runs
 from diffusion_jax.evaluation.sample_sets import SampleSet, open_samples
 from diffusion_jax.evaluation.samples import SampleFolder
-from diffusion_jax.systems import Cascade, SuperResolution
+from diffusion_jax.systems import Cascade
 
 _LOG = logging.getLogger(__name__)
 
 
 def requests(runs: Runs, num: int) -> Rows:
-    """Classes in turn; for super-resolution, held-out images with their own classes."""
+    """Classes in turn; where more is needed (low-resolution images, texts), that of held-out images, with their classes."""
     first, classes = runs.cascade.stages[0].system, runs.cascade.num_classes
-    columns = low_res_of(first, runs.pipeline(0, "test"), num) if isinstance(first, SuperResolution) else {}
+    columns = requests_of(first, runs.pipeline(0, "test"), num) if getattr(first, "needs_data", False) else {}
     in_turn = (lambda indices: (indices % classes).astype(np.int32)) if classes and "label" not in columns else None
     return Rows(columns, in_turn)
 

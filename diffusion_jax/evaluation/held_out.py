@@ -37,7 +37,7 @@ def held_out_loss(
     for number, batch in enumerate(pipeline.one_pass(batch_size, limit=limit)):
         if len(batch["image"]) < batch_size:
             break
-        numeric = {name: batch[name] for name in ("image", "label", "mask") if name in batch}
+        numeric = {name: value for name, value in batch.items() if value.dtype != object}
         for again in range(passes):
             values.append(loss(params, numeric, number, again))
     return float(np.mean([np.asarray(value) for value in values]))
@@ -104,7 +104,7 @@ def _of_first(
 ) -> Any:
     """A measure (denoiser, images in [-1, 1], key) of the first images, each with its own conditioning, unguided."""
     batch = next(iter(pipeline.one_pass(limit, limit=limit)))
-    numeric = {name: batch[name] for name in ("image", "label") if name in batch}
+    numeric = {name: value for name, value in batch.items() if value.dtype != object}
 
     @jax.jit
     def measured(params: Any, batch: Any, key: jax.Array) -> Any:

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from diffusion_jax import data
+from diffusion_jax.data.embeddings import PARTS
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.systems import Cascade, SuperResolution, labels, to_float, to_uint8
+from diffusion_jax.systems import Cascade, Diffusion, labels, to_uint8
 
 LabelRule = Callable[[np.ndarray], np.ndarray]
 """Sample indices int [N] -> labels int32 [N]."""
@@ -51,15 +52,39 @@ def label_rule(spec: str, num_classes: int) -> tuple[LabelRule, int | None]:
     return lambda indices: cycle[indices % len(cycle)].astype(np.int32), None
 
 
-def low_res_of(system: SuperResolution, pipeline: data.Pipeline, num: int) -> dict[str, np.ndarray]:
-    """The low-resolution images, as bytes, of the first `num` images of a pipeline, and labels where it has them."""
-    shrink = jax.jit(lambda images: to_uint8(system.low_res(to_float(images))))
-    columns: dict[str, list[np.ndarray]] = {"low_res": [], "label": []}
+def requests_of(system: Diffusion, pipeline: data.Pipeline, num: int) -> dict[str, np.ndarray]:
+    """What the first `num` images of a pipeline would be asked for by, and their labels where there are any.
+
+    Low-resolution images are kept as bytes.
+    """
+
+    @jax.jit
+    def ask(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        asked = {name: batch[name] for name in ("label",) if name in batch} | dict(system.request(batch))
+        return {name: to_uint8(value) if name == "low_res" else value for name, value in asked.items()}
+
+    parts = []
     for batch in pipeline.one_pass(256, limit=num):
-        columns["low_res"].append(np.asarray(shrink(batch["image"])))
-        if "label" in batch:
-            columns["label"].append(batch["label"])
-    return {name: np.concatenate(parts) for name, parts in columns.items() if parts}
+        numeric = {name: np.asarray(value) for name, value in batch.items() if np.asarray(value).dtype != object}
+        parts.append(jax.tree.map(np.asarray, ask(numeric)))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def texts_from(path: str) -> dict[str, np.ndarray]:
+    """A user's texts: an npz of tokens [N, L, D], mask [N, L] and perhaps pooled [N, D'], one text for each image.
+
+    Raises:
+      DataError: nothing there, or no texts in it.
+    """
+    try:
+        with np.load(path) as arrays:
+            found = {name: arrays[part] for part, name in PARTS.items() if part in arrays}
+            shapes = found["text"].shape, found["text_mask"].shape
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"cannot read {path}: an npz with tokens [N, L, D] and mask [N, L] is needed ({error})") from error
+    if len(shapes[0]) != 3 or shapes[1] != shapes[0][:2] or not shapes[0][0]:
+        raise DataError(f"{path}: tokens {shapes[0]} and mask {shapes[1]} should be [N, L, D] and [N, L]")
+    return {**found, "text_mask": found["text_mask"].astype(bool)}
 
 
 def low_res_from(path: str, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:

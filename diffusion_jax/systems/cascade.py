@@ -94,7 +94,7 @@ class Cascade:
         for number, (stage, weights) in enumerate(zip(self.stages, params, strict=True)):
             wanted = dict(request)
             if number:
-                wanted = {**_labels(request), **_handed_on(outputs[-1], self.stages[number - 1].system, stage)}
+                wanted = {**_shared(request), **_handed_on(outputs[-1], self.stages[number - 1].system, stage)}
             end = self._end(number)
             outputs.append(stage.system.sample(weights, named(key, "stage", number), wanted, indices, stage.sampling, end=end))
         return outputs
@@ -137,8 +137,9 @@ def _handed_on(image: jax.Array, before: Any, stage: Stage) -> dict[str, jax.Arr
     return {"corrupted": image * jnp.float32(alpha_after / alpha_before)}
 
 
-def _labels(request: Request) -> dict[str, Any]:
-    return {"label": request["label"]} if "label" in request else {}
+def _shared(request: Request) -> dict[str, Any]:
+    """What every stage is told: labels and texts."""
+    return {name: value for name, value in request.items() if name == "label" or "text" in name}
 
 
 def _check_pair(number: int, before: Stage, after: Stage) -> None:

@@ -49,6 +49,7 @@ class SuperResolution(Diffusion):
     blur_sigma: tuple[float, float] = (0.4, 0.6)
 
     name = "super_resolution"
+    needs_data = True
 
     def __post_init__(self) -> None:
         self._check_sizes()

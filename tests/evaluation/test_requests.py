@@ -8,7 +8,7 @@ from PIL import Image
 
 from diffusion_jax import data
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.evaluation.requests import Rows, label_rule, low_res_from, low_res_of
+from diffusion_jax.evaluation.requests import Rows, label_rule, low_res_from, requests_of
 from diffusion_jax.systems import Cascade, Sampling, Stage
 from tests.tiny_systems import make_super_resolution
 
@@ -43,9 +43,9 @@ def test_bad_labels(spec, classes, message):
         label_rule(spec, classes)
 
 
-def test_low_res_of_data_is_pils_box_resize_rounded():
+def test_requests_of_data_is_pils_box_resize_rounded():
     pipeline = data.from_config({"source": "digits", "image_size": 16, "channels": 1, "batch_size": 4, "resize": "bicubic"})
-    columns = low_res_of(make_super_resolution(), pipeline, 5)
+    columns = requests_of(make_super_resolution(), pipeline, 5)
     (batch,) = pipeline.one_pass(5, limit=5)
     assert columns["label"].tolist() == batch["label"].tolist()
     for small, image in zip(columns["low_res"], batch["image"], strict=True):

@@ -10,7 +10,8 @@ import numpy as np
 from diffusion_jax.errors import ConfigError, DataError, nearest
 
 Example = dict[str, Any]
-"""{"image": uint8 [h, w, c], and where the source has them "label": int, "caption": str, "mask": uint8 [h, w, 1]}."""
+"""{"image": uint8 [h, w, c], and where the source has them "label": int, "caption": str, "mask": uint8 [h, w, 1],
+"text": floating [L, D], "text_mask": bool [L], "text_pooled": floating [D']}."""
 
 
 class Source(Protocol):

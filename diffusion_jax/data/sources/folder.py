@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from diffusion_jax.data.embeddings import Embeddings
 from diffusion_jax.data.sources.base import Example, check_split
 from diffusion_jax.errors import ConfigError, DataError, nearest
 from diffusion_jax.registry import register
@@ -60,6 +61,8 @@ class Folder:
       seed: of the split.
       verify: decode every image once at the start, so that a bad one is found before training.
       skip_corrupt: leave bad images out (they are counted in `skipped` and logged) instead of stopping.
+      embeddings: text embeddings of the images, made beforehand: a file or folder as `data.embeddings.Embeddings` reads
+        it, with names relative to `path`.
 
     Raises:
       DataError: no such directory, no images, a bad image, a metadata file that does not fit.
@@ -71,6 +74,7 @@ class Folder:
     seed: int = 0
     verify: bool = True
     skip_corrupt: bool = False
+    embeddings: str | None = None
 
     name = "folder"
 
@@ -92,6 +96,10 @@ class Folder:
             skipped = 0
         if not rows:
             raise DataError(f"no images are left in the split {self.split!r} of {str(root)!r}; change test_fraction")
+        texts = Embeddings(self.embeddings) if self.embeddings else None
+        if texts is not None:
+            texts.check(row["file_name"] for row in rows)
+        object.__setattr__(self, "_texts", texts)
         object.__setattr__(self, "_root", root)
         object.__setattr__(self, "_rows", rows)
         object.__setattr__(self, "skipped", skipped)
@@ -115,7 +123,7 @@ class Folder:
             example["label"] = self.class_names.index(row["label"])
         if "caption" in row:
             example["caption"] = row["caption"]
-        return example
+        return example if self._texts is None else {**example, **self._texts[row["file_name"]]}
 
 
 def _plain_rows(root: Path) -> list[dict[str, str]]:

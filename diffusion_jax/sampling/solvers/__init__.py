@@ -12,6 +12,7 @@ from diffusion_jax.sampling.solvers.ddim import ddim, ddim_inversion, euler, eul
 from diffusion_jax.sampling.solvers.dpmpp_multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
 from diffusion_jax.sampling.solvers.dpmpp_singlestep import dpmpp_2s, dpmpp_sde
 from diffusion_jax.sampling.solvers.heun import heun
+from diffusion_jax.sampling.solvers.in_time import in_time
 from diffusion_jax.sampling.solvers.lcm import lcm
 from diffusion_jax.sampling.solvers.pndm import pndm
 from diffusion_jax.sampling.solvers.unipc import unipc
@@ -30,6 +31,7 @@ __all__ = [
     "euler",
     "euler_ancestral",
     "heun",
+    "in_time",
     "lcm",
     "pndm",
     "unipc",

@@ -1,0 +1,110 @@
+"""The sampling half of EDM's design space: each column's time steps as a grid, and its solver, to be mixed freely.
+
+The steps are noise levels sigma / alpha, whatever process the network was trained with; a process of discrete levels rounds
+them to its own (`process.edm_design.iddpm_levels`).
+
+Source: Karras et al. 2022, table 1 and appendix C (arXiv 2206.00364).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.process.edm_design import COLUMNS, iddpm_table
+from diffusion_jax.process.process import Process
+from diffusion_jax.process.schedules import vp_sde
+from diffusion_jax.registry import register
+from diffusion_jax.sampling.grids import Grid
+
+_SAMPLERS: dict[str, dict[str, Any]] = {
+    "vp": {"solver": {"name": "in_time", "schedule": {"name": "vp_sde"}}, "grid": {"name": "edm_vp"}},
+    "ve": {"solver": {"name": "in_time", "schedule": {"name": "ve"}}, "grid": {"name": "edm_ve"}},
+    "iddpm": {"solver": {"name": "euler"}, "grid": {"name": "edm_iddpm"}},
+    "edm": {"solver": {"name": "heun", "space": "sigma"}, "grid": {"name": "karras", "sigma_min": 0.002, "sigma_max": 80.0}},
+}
+
+
+def column(name: str) -> dict[str, Any]:
+    """How a column is sampled, as fields of `Sampling`: "solver" and "grid". Nothing is clipped.
+
+    Args:
+      name: "vp", "ve", "iddpm" or "edm".
+
+    >>> column("edm")["solver"]["name"]
+    'heun'
+    """
+    if name not in _SAMPLERS:
+        raise ConfigError(f"the design table has no column {name!r} (known: {', '.join(COLUMNS)})")
+    return {field: dict(part) for field, part in _SAMPLERS[name].items()} | {"threshold": "none"}
+
+
+def _of_levels(name: str, num_steps: int, levels: np.ndarray) -> Grid:
+    """The grid of descending levels sigma / alpha, then 0."""
+    if num_steps < 1:
+        raise ConfigError(f"grid {name!r}: num_steps must be at least 1, got {num_steps}")
+
+    def grid(process: Process) -> np.ndarray:
+        largest = float(np.exp(-0.5 * process.schedule.log_snr(np.float64(1.0))))
+        if levels[0] > largest * (1 + 1e-6):
+            raise ConfigError(
+                f"grid {name!r} starts at the level {levels[0]:g}, above {largest:g}, the largest level sigma / alpha of "
+                f"the schedule {process.schedule.name!r}: set sigma_max"
+            )
+        times = np.unique(process.schedule.inverse(-2 * np.log(levels)))[::-1]  # rounded levels may meet
+        return np.append(times[times > 0], 0.0)
+
+    return grid
+
+
+def _fractions(num_steps: int) -> np.ndarray:
+    """0 to 1 in N steps."""
+    return np.arange(num_steps) / max(num_steps - 1, 1)
+
+
+def _check_range(name: str, sigma_min: float, sigma_max: float) -> None:
+    if not 0 < sigma_min < sigma_max:
+        raise ConfigError(f"grid {name!r}: needs 0 < sigma_min < sigma_max, got {sigma_min:g} and {sigma_max:g}")
+
+
+@register("grid", "edm_vp")
+def edm_vp(num_steps: int, sigma_min: float | None = None, sigma_max: float | None = None, t_min: float = 1e-3) -> Grid:
+    """The column VP: evenly spaced times of the VP SDE from 1 to t_min.
+
+    Args:
+      sigma_min, sigma_max: the levels at those ends; where one is given, the SDE's two constants are fitted to both, and
+        its own levels, about 0.0105 and 152, stand for the other.
+    """
+    levels = np.exp(-0.5 * vp_sde().log_snr(np.array([t_min, 1.0])))
+    low = levels[0] if sigma_min is None else sigma_min
+    high = levels[1] if sigma_max is None else sigma_max
+    _check_range("edm_vp", low, high)
+    early, late = math.log1p(low**2), math.log1p(high**2)
+    slope = 2 * (early / t_min - late) / (t_min - 1)
+    offset = late - slope / 2
+    t = 1 + _fractions(num_steps) * (t_min - 1)
+    return _of_levels("edm_vp", num_steps, np.sqrt(np.expm1(0.5 * slope * t**2 + offset * t)))
+
+
+@register("grid", "edm_ve")
+def edm_ve(num_steps: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Grid:
+    """The column VE: a geometric sequence of levels."""
+    _check_range("edm_ve", sigma_min, sigma_max)
+    return _of_levels("edm_ve", num_steps, sigma_max * (sigma_min / sigma_max) ** _fractions(num_steps))
+
+
+@register("grid", "edm_iddpm")
+def edm_iddpm(num_steps: int, first: int = 8, num_levels: int = 1000) -> Grid:
+    """The column of improved DDPM: evenly spaced indices of its levels, rounded half up.
+
+    Args:
+      first: the index of the noisiest level visited; 8 is the level 80.2.
+      num_levels: of the chain.
+    """
+    if not 0 <= first < num_levels:
+        raise ConfigError(f"grid 'edm_iddpm': first must lie in [0, {num_levels}), got {first}")
+    indices = np.floor(first + (num_levels - 1 - first) * _fractions(num_steps) + 0.5).astype(int)
+    return _of_levels("edm_iddpm", num_steps, iddpm_table(num_levels)[indices])

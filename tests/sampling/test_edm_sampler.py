@@ -1,0 +1,263 @@
+"""EDM's samplers beside the paper's algorithms, written in numpy float64 and fed the same noise; its time steps in numbers."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.process import Denoised, Denoiser, Process, edm_design
+from diffusion_jax.registry import build
+from diffusion_jax.rng import named
+from diffusion_jax.sampling import edm_design as sampling_design
+from diffusion_jax.sampling import grids, sample, solvers
+from diffusion_jax.systems import Sampling
+from tests.oracles import QUICK
+
+MODE, VARIANCE = 0.7, 0.02
+U = edm_design.iddpm_table()
+
+
+def posterior_mean(xp, y, sigma):
+    """E[x0 | y] of two narrow modes: far from linear in y."""
+    total = VARIANCE + sigma**2
+    return (sigma**2 * MODE * xp.tanh(MODE * y / total) + VARIANCE * y) / total
+
+
+def denoiser(process):
+    """The exact one of a process, through x = alpha y."""
+
+    def function(x, t):
+        alpha, sigma = (value[:, None] for value in process.alpha_sigma(t))
+        x0 = posterior_mean(jnp, x / alpha, sigma / alpha)
+        return Denoised(x0, (x - alpha * x0) / sigma)
+
+    return Denoiser(function, process)
+
+
+def levels_of(process, times):
+    return np.exp(-0.5 * process.schedule.log_snr(np.asarray(times)))
+
+
+# The steps ------------------------------------------------------------------------------------------------------------
+
+PUBLISHED = [
+    80, 57.585985, 40.785574, 28.374585, 19.352453, 12.910082, 8.4009353, 5.3151945, 3.2568215, 1.9233398, 1.0881706,
+    0.58534812, 0.29644228, 0.13951647, 0.059947311, 0.022934518, 0.0075280200, 0.002, 0,
+]  # fmt: skip
+
+
+def test_edm_steps():
+    process = Process("edm", "edm")
+    np.testing.assert_allclose(levels_of(process, grids.karras(18)(process)), PUBLISHED, rtol=1e-7)
+    forty = levels_of(process, grids.karras(40)(process))
+    assert len(forty) == 41
+    np.testing.assert_allclose(forty[[0, 1, 2]], [80, 69.450946, 60.117395], rtol=1e-7)
+    np.testing.assert_allclose(forty[[-4, -3, -2, -1]], [0.0064371, 0.0036766, 0.002, 0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("home", ["own", "elsewhere"])
+def test_steps_of_the_other_columns(home):
+    """On a column's own process and on another: the levels are the same."""
+    at = lambda name, own, **fields: (  # noqa: E731
+        lambda process: levels_of(process, build("grid", {"name": name, "num_steps": 5, **fields})(process))
+    )(Process(own if home == "own" else {"name": "ve", "sigma_max": 3e4}, "edm"))
+    times = np.array([1, 0.75025, 0.5005, 0.25075, 0.001])
+    vp = np.sqrt(np.exp(19.9 * times**2 / 2 + 0.1 * times) - 1)
+    np.testing.assert_allclose(at("edm_vp", "vp_sde"), [*vp, 0], rtol=1e-7)
+    np.testing.assert_allclose(vp[[0, -1]], [152.16697, 0.010485993], rtol=1e-7)
+    ve = [100 * 5000 ** (-i / 4) for i in range(5)]
+    np.testing.assert_allclose(at("edm_ve", "ve"), [*ve, 0], rtol=1e-7)
+    # Indices 8 + 991 i / 4 + 1/2, rounded down.
+    np.testing.assert_allclose(at("edm_iddpm", "iddpm_levels"), [*U[[8, 256, 504, 751, 999]], 0], rtol=1e-7)
+
+
+def test_vp_steps_between_other_levels_keep_the_times():
+    """The refitted SDE has the wanted levels at its ends: sigma^2 + 1 = exp(bd t^2 / 2 + bm t)."""
+    process = Process({"name": "edm", "sigma_max": 200.0}, "edm")
+    found = levels_of(process, sampling_design.edm_vp(3, 0.002, 80.0)(process))
+    t = 0.5005
+    slope = 2 * (math.log(0.002**2 + 1) / 1e-3 - math.log(80**2 + 1)) / (1e-3 - 1)
+    offset = math.log(80**2 + 1) - slope / 2
+    np.testing.assert_allclose(found, [80, math.sqrt(math.exp(slope * t**2 / 2 + offset * t) - 1), 0.002, 0], rtol=1e-6)
+
+
+def test_a_network_of_discrete_levels_is_asked_for_no_others():
+    process = Process(**edm_design.column("iddpm")["process"])
+    times = grids.karras(18, 0.002, 80.0)(process)
+    found = levels_of(process, times)
+    wanted = [U[np.argmin(np.abs(U[:-1] - level))] for level in PUBLISHED[:-1]]
+    wanted = [*dict.fromkeys(wanted), 0]  # levels that meet are one step
+    np.testing.assert_allclose(found[:-1], wanted[:-1], rtol=1e-9)
+    assert process.noise_level(jnp.float32(times[0])) == 999 - 8
+
+
+# The algorithms -------------------------------------------------------------------------------------------------------
+
+
+def algorithm_2(x, levels, noise, churn=0.0, low=0.0, high=math.inf, deviation=1.0, rounded=lambda level: level):
+    """Algorithm 2 of the paper in y = x; with churn 0, algorithm 1."""
+    steps = len(levels) - 1
+    for i, (t, s) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+        gamma = min(churn / steps, math.sqrt(2) - 1) if low <= t <= high else 0.0
+        raised = rounded(t * (1 + gamma)) if gamma else t
+        x = x + math.sqrt(max(raised**2 - t**2, 0)) * deviation * noise[i]
+        d = (x - posterior_mean(np, x, raised)) / raised
+        following = x + (s - raised) * d
+        if s > 0:
+            d_next = (following - posterior_mean(np, following, s)) / s
+            following = x + (s - raised) * (d + d_next) / 2
+        x = following
+    return x
+
+
+CHURNS = {
+    "deterministic": {},
+    "churn-0": dict(s_churn=0.0, s_min=0.05, s_max=50.0, s_noise=1.003),
+    "imagenet64": dict(s_churn=40.0, s_min=0.05, s_max=50.0, s_noise=1.003),
+    "cifar10-vp": dict(s_churn=30.0, s_min=0.01, s_max=1.0, s_noise=1.007),
+}
+PROCESSES = {
+    # Above the first level, so that churn has room.
+    "edm": {"schedule": {"name": "edm", "sigma_max": 200.0}, "prediction": "edm"},
+    "vp": edm_design.column("vp")["process"],
+    "ve": edm_design.column("ve")["process"] | {"schedule": {"name": "ve", "sigma_max": 200.0}},
+    "iddpm": edm_design.column("iddpm")["process"],
+}
+
+
+@pytest.mark.parametrize("churn", CHURNS)
+@pytest.mark.parametrize("kind", PROCESSES)
+def test_heun_is_the_papers_on_networks_of_every_column(kind, churn):
+    """sigma = sigma_t / alpha_t and y = x / alpha_t: a network of any column under EDM's sampler."""
+    process, fields = Process(**PROCESSES[kind]), CHURNS[churn]
+    grid = {"name": "karras", "num_steps": 18, "sigma_min": 0.002 if kind == "edm" else 0.02, "sigma_max": 80.0}
+    times = build("grid", grid)(process)
+    levels = levels_of(process, times)
+    levels[-1] = 0
+    key, shape = jax.random.key(5), (64, 3)
+    with jax.enable_x64(True):
+        keys = [jax.random.fold_in(key, i) for i in range(shape[0])]
+        noise = np.array(
+            jax.vmap(lambda k: jax.vmap(lambda n: jax.random.normal(named(k, "churn", n), shape[1:], jnp.float64))(
+                jnp.arange(len(times) - 1)))(jnp.stack(keys))
+        ).swapaxes(0, 1)  # fmt: skip
+        y = levels[0] * np.random.default_rng(0).normal(size=shape)
+        start = jnp.asarray(y * process.schedule.alpha_sigma(times[0])[0])
+        run = jax.jit(
+            lambda x: sample(denoiser(process), solvers.heun(space="sigma", **fields), times, key, shape, initial=x),
+            compiler_options=QUICK,
+        )
+        found = np.asarray(run(start))
+    names = {"s_churn": "churn", "s_min": "low", "s_max": "high", "s_noise": "deviation"}
+    nearest = (lambda level: U[np.argmin(np.abs(U[:-1] - level))]) if kind == "iddpm" else (lambda level: level)
+    wanted = algorithm_2(y, levels, noise, rounded=nearest, **{names[name]: value for name, value in fields.items()})
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+    if churn == "churn-0":
+        np.testing.assert_allclose(found, algorithm_2(y, levels, noise), atol=2e-5)
+
+
+def table_ode(y, taus, sigma, sigma_slope, s, s_slope, order, alpha):
+    """Algorithm 3: equation 4's slope, the family of order 2 with its parameter, Euler at the end."""
+
+    def slope(x, t):
+        kept = sigma_slope(t) / sigma(t) + s_slope(t) / s(t)
+        return kept * x - sigma_slope(t) * s(t) / sigma(t) * posterior_mean(np, x / s(t), sigma(t))
+
+    x = s(taus[0]) * y
+    for t, following in zip(taus[:-1], taus[1:], strict=True):
+        h, d = following - t, slope(x, t)
+        if order == 2 and following > 0:
+            between = slope(x + alpha * h * d, t + alpha * h)
+            d = (1 - 1 / (2 * alpha)) * d + 1 / (2 * alpha) * between
+        x = x + h * d
+    return x  # s(0) = 1
+
+
+def exponent(t):
+    return 19.9 * t**2 / 2 + 0.1 * t
+
+
+VP_SIGMA = lambda t: np.sqrt(np.exp(exponent(t)) - 1)  # noqa: E731
+VP_SLOPE = lambda t: (19.9 * t + 0.1) * np.exp(exponent(t)) / (2 * VP_SIGMA(t))  # noqa: E731
+VP_S = lambda t: np.exp(-exponent(t) / 2)  # noqa: E731
+VP_S_SLOPE = lambda t: -(19.9 * t + 0.1) / 2 * VP_S(t)  # noqa: E731
+ONE, ZERO = (lambda t: 1.0), (lambda t: 0.0)
+
+
+@pytest.mark.parametrize(("order", "alpha"), [(1, 1.0), (2, 1.0), (2, 0.5)])
+@pytest.mark.parametrize("row", ["vp", "vp-unscaled", "ve", "vp-on-edm"])
+def test_steps_in_a_schedules_own_time(row, order, alpha):
+    """The columns VP and VE as they were sampled, and a mixture: the VP's time on an EDM network."""
+    kind = {"vp-unscaled": "vp", "vp-on-edm": "edm"}.get(row, row)
+    process = Process(**PROCESSES[kind])
+    schedule, name = ({"name": "ve", "sigma_max": 100.0}, "edm_ve") if row == "ve" else ({"name": "vp_sde"}, "edm_vp")
+    times = build("grid", {"name": name, "num_steps": 12})(process)
+    levels = levels_of(process, times)[:-1]
+    solver = solvers.in_time(schedule, scaled=row != "vp-unscaled", order=order, alpha=alpha)
+    with jax.enable_x64(True):
+        y = levels[0] * np.random.default_rng(0).normal(size=(16, 3))
+        start = jnp.asarray(y * process.schedule.alpha_sigma(times[0])[0])
+        run = jax.jit(
+            lambda x: sample(denoiser(process), solver, times, jax.random.key(0), x.shape, initial=x), compiler_options=QUICK
+        )
+        found = np.asarray(run(start))
+    if row == "ve":
+        taus, parts = levels**2, (np.sqrt, lambda t: 0.5 / np.sqrt(t), ONE, ZERO)
+    else:
+        taus = (np.sqrt(0.01 + 39.8 * np.log1p(levels**2)) - 0.1) / 19.9
+        parts = (VP_SIGMA, VP_SLOPE, VP_S, VP_S_SLOPE) if row != "vp-unscaled" else (VP_SIGMA, VP_SLOPE, ONE, ZERO)
+    wanted = table_ode(y, np.append(taus, 0), *parts, order, alpha)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=2e-5)
+
+
+def test_in_the_time_of_the_straight_line_it_is_the_flows_heun():
+    """A process's own time is the default: on the straight line the slope is eps - x0."""
+    process, t, s = Process("straight_line", "velocity"), 0.8, 0.5
+    noisy = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+    mine = denoiser(process)
+    first = mine(noisy, t)
+    predicted = noisy + (s - t) * (first.eps - first.x0)
+    second = mine(predicted, s)
+    wanted = noisy + (s - t) / 2 * (first.eps - first.x0 + second.eps - second.x0)
+    found, _ = solvers.in_time(order=2).step(mine, noisy, (), jnp.float32(t), jnp.float32(s), None)
+    np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", edm_design.COLUMNS)
+@pytest.mark.parametrize("sampler", edm_design.COLUMNS)
+def test_every_column_samples_networks_of_every_column(training, sampler):
+    """4 x 4 rows, by name: all end on the two modes."""
+    process = Process(**PROCESSES[training])
+    # Euler's steps in the variance, geometric in it, need many.
+    sampling = Sampling.from_config(sampling_design.column(sampler), steps=512 if sampler == "ve" else 64)
+    run = jax.jit(
+        lambda key: sample(denoiser(process), build("solver", sampling.solver), sampling.build_grid(), key, (256, 2)),
+        compiler_options=QUICK,
+    )
+    x = np.asarray(run(jax.random.key(0)))
+    few = sampler == "ve" and training == "iddpm"  # the chain has no more levels to give
+    assert abs(np.abs(x).mean() - MODE) < (0.1 if few else 0.03), np.abs(x).mean()
+    assert 0.08 < np.std(np.abs(x)) < 0.18, np.std(np.abs(x))  # the square root of 0.02 is 0.14
+    assert abs((x > 0).mean() - 0.5) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("build_it", "message"),
+    [
+        (lambda: sampling_design.column("ddim"), "no column 'ddim'.*known: vp, ve, iddpm, edm"),
+        (lambda: sampling_design.edm_ve(0)(Process("ve", "edm_ve")), "num_steps must be at least 1"),
+        (lambda: sampling_design.edm_ve(4, 2.0, 1.0), "0 < sigma_min < sigma_max"),
+        (lambda: sampling_design.edm_vp(4)(Process("edm", "edm")), "starts at the level 152.*above 80.*set sigma_max"),
+        (lambda: sampling_design.edm_iddpm(4, first=1000), r"first must lie in \[0, 1000\)"),
+        (lambda: solvers.in_time(order=3), "order must be 1 or 2"),
+        (lambda: solvers.in_time(order=2, alpha=0.0), r"alpha must lie in \(0, 1\]"),
+    ],
+)
+def test_misfits_are_named(build_it, message):
+    with pytest.raises(ConfigError, match=message):
+        build_it()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffusion_jax.models.adm_classifier import unet_classifier
 from diffusion_jax.models.classifier import Classifier, small_classifier
 from diffusion_jax.models.edm2 import edm2
 from diffusion_jax.models.edm_presets import (
@@ -17,6 +18,10 @@ from diffusion_jax.models.efficient_unet import efficient_unet, text_unet
 from diffusion_jax.models.network import Network
 from diffusion_jax.models.partitioning import activation_sharding
 from diffusion_jax.models.presets import (
+    adm_classifier64,
+    adm_classifier128,
+    adm_classifier256,
+    adm_classifier512,
     unet_adm64,
     unet_adm128,
     unet_adm256,
@@ -42,6 +47,10 @@ __all__ = [
     "Classifier",
     "Network",
     "activation_sharding",
+    "adm_classifier128",
+    "adm_classifier256",
+    "adm_classifier512",
+    "adm_classifier64",
     "edm2",
     "efficient_unet",
     "edm_adm64",
@@ -71,5 +80,6 @@ __all__ = [
     "unet_imagen_base64",
     "unet_imagen_sr1024",
     "unet_imagen_sr256",
+    "unet_classifier",
     "unet_palette256",
 ]

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from diffusion_jax.models.adm_classifier import unet_classifier
 from diffusion_jax.models.efficient_unet import efficient_unet, text_unet
 from diffusion_jax.models.network import Network
 from diffusion_jax.models.unet import unet
@@ -148,4 +149,28 @@ unet_imagen_sr1024 = _preset(
     "Imagen's 256 -> 1024 Efficient U-Net, trained on 64 -> 256 crops (arXiv 2205.11487, appendix F): text cross-attention "
     "but no self-attention; published as 400M parameters.",
     _IMAGEN_SR, network=efficient_unet, self_attention=(False,) * 4,
+)  # fmt: skip
+
+adm_classifier64 = _preset(
+    "adm_classifier64",
+    "ADM's noisy classifier for ImageNet-64: 65,438,568 parameters (arXiv 2105.05233, appendix I).",
+    {}, network=unet_classifier, image_size=64, num_res_blocks=4, multipliers=(1, 2, 3, 4),
+)  # fmt: skip
+
+adm_classifier128 = _preset(
+    "adm_classifier128",
+    "ADM's noisy classifier for ImageNet-128: 42,568,040 parameters (arXiv 2105.05233, appendix I).",
+    {}, network=unet_classifier, image_size=128, multipliers=(1, 1, 2, 3, 4),
+)  # fmt: skip
+
+adm_classifier256 = _preset(
+    "adm_classifier256",
+    "ADM's noisy classifier for ImageNet-256: 54,096,360 parameters (arXiv 2105.05233, appendix I).",
+    {}, network=unet_classifier, image_size=256, multipliers=(1, 1, 2, 2, 4, 4),
+)  # fmt: skip
+
+adm_classifier512 = _preset(
+    "adm_classifier512",
+    "ADM's noisy classifier for ImageNet-512: 54,448,360 parameters (arXiv 2105.05233, appendix I).",
+    {}, network=unet_classifier, image_size=512, multipliers=(0.5, 1, 1, 2, 2, 4, 4),
 )  # fmt: skip

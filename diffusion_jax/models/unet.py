@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,13 @@ from diffusion_jax.models import checks, layers
 from diffusion_jax.models.blocks import AttentionBlock, Conditioning, ResidualBlock
 from diffusion_jax.models.network import Network
 from diffusion_jax.registry import register
+
+
+class Embedded(NamedTuple):
+    """What every block is told: the embedding [B, 4 * channels], and a text whose tokens join the attention's keys."""
+
+    emb: jax.Array
+    text: dict[str, jax.Array] | None
 
 
 class UNet(nn.Module):
@@ -78,41 +85,51 @@ class UNet(nn.Module):
         parts += [cond[key] for key in ("image", "mask") if key in cond]
         return jnp.concatenate(parts, axis=-1)
 
-    @nn.compact
-    def __call__(self, x: jax.Array, noise: jax.Array, cond: dict[str, Any], train: bool = False) -> jax.Array:
+    def _stage(self, h: jax.Array, width: int, attend: bool, name: str, embedded: Embedded, train: bool) -> jax.Array:
+        """A residual block, and attention after it where the level has it."""
+        h = self._block(width, f"{name}_res")(h, embedded.emb, train)
+        return self._attention(width, f"{name}_attn")(h, embedded.text) if attend else h
+
+    @property
+    def levels(self) -> list[tuple[int, bool]]:
+        """The width of each level, and whether its blocks are followed by attention."""
+        sizes = [self.image_size // 2**level for level in range(len(self.multipliers))]
+        return [
+            (round(self.channels * m), size in self.attention_resolutions)
+            for m, size in zip(self.multipliers, sizes, strict=True)
+        ]
+
+    def encode(self, x: jax.Array, noise: jax.Array, cond: dict[str, Any], train: bool) -> tuple[list[jax.Array], Embedded]:
+        """From the image to the middle: the features after each part, the middle's last, and what was embedded."""
         checks.check_sizes(x, cond, 2 ** (len(self.multipliers) - 1))
         emb = self._embed(noise, cond)
-        text = cond["text"] if "tokens" in cond.get("text", {}) else None
-        widths = [round(self.channels * m) for m in self.multipliers]
-        last = len(widths) - 1
-        attends = [self.image_size // 2**level in self.attention_resolutions for level in range(len(widths))]
-
-        def stage(h: jax.Array, width: int, attend: bool, name: str) -> jax.Array:
-            h = self._block(width, f"{name}_res")(h, emb, train)
-            return self._attention(width, f"{name}_attn")(h, text) if attend else h
-
-        h = layers.conv(widths[0], 3, "stem", self.dtype)(self._stem_input(x, cond).astype(self.dtype))
-        skips = [h]
-        for level, width in enumerate(widths):
+        embedded = Embedded(emb, cond["text"] if "tokens" in cond.get("text", {}) else None)
+        levels = self.levels
+        h = layers.conv(levels[0][0], 3, "stem", self.dtype)(self._stem_input(x, cond).astype(self.dtype))
+        found = [h]
+        for level, (width, attend) in enumerate(levels):
             for i in range(self.num_res_blocks[level]):
-                h = stage(h, width, attends[level], f"down{level}_{i}")
-                skips.append(h)
-            if level < last:
+                h = self._stage(h, width, attend, f"down{level}_{i}", embedded, train)
+                found.append(h)
+            if level < len(levels) - 1:
                 if self.resample == "resblock":
                     h = self._block(width, f"down{level}_resample", "down")(h, emb, train)
                 else:
                     h = layers.Downsample(self.down_padding, self.dtype, name=f"down{level}_resample")(h)
-                skips.append(h)
+                found.append(h)
+        width = levels[-1][0]
+        h = self._stage(h, width, True, "middle_0", embedded, train)
+        return [*found, self._block(width, "middle_1_res")(h, emb, train)], embedded
 
-        h = stage(h, widths[-1], True, "middle_0")
-        h = self._block(widths[-1], "middle_1_res")(h, emb, train)
-
-        for level in reversed(range(len(widths))):
+    @nn.compact
+    def __call__(self, x: jax.Array, noise: jax.Array, cond: dict[str, Any], train: bool = False) -> jax.Array:
+        (*skips, h), embedded = self.encode(x, noise, cond, train)
+        for level, (width, attend) in reversed(list(enumerate(self.levels))):
             for i in range(self.num_res_blocks[level] + 1):
-                h = stage(jnp.concatenate([h, skips.pop()], -1), widths[level], attends[level], f"up{level}_{i}")
+                h = self._stage(jnp.concatenate([h, skips.pop()], -1), width, attend, f"up{level}_{i}", embedded, train)
             if level > 0:
                 if self.resample == "resblock":
-                    h = self._block(widths[level], f"up{level}_resample", "up")(h, emb, train)
+                    h = self._block(width, f"up{level}_resample", "up")(h, embedded.emb, train)
                 else:
                     h = layers.Upsample(self.dtype, name=f"up{level}_resample")(h)
 

@@ -1,4 +1,4 @@
-"""Consistency sampling in several steps: predict clean data, noise it again, lower."""
+"""Latent consistency models: predict clean data, noise it again, lower."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.types import Data, Denoiser
 from diffusion_jax.registry import register
-from diffusion_jax.sampling.solvers.base import Noise, Solver, serves_all, stateless
+from diffusion_jax.sampling.solvers.base import Noise, Solver, stateless
 
 
 @register("solver", "lcm")
-def lcm(boundary: bool = True, timestep_scaling: float = 10.0, sigma_data: float = 0.5) -> Solver:
-    """Jump to the predicted x0, then draw q(x_s | x0): no solver of the ODE, but how consistency models are run.
+def lcm(timestep_scaling: float = 10.0, sigma_data: float = 0.5) -> Solver:
+    """Jump to f = c_skip x_t + c_out x0, then draw q(x_s | f), as latent consistency models are run.
+
+    It solves no ODE: its samples are as good as the jumps, which a network must have learnt to make. With u =
+    timestep_scaling * index, c_skip = sigma_data^2 / (u^2 + sigma_data^2) and c_out = u / sqrt(u^2 + sigma_data^2); the
+    index, of 1,000 (1000 t in continuous time), is 0 at a chain's first time, where f = x_t.
 
     Args:
-      boundary: mix f = c_skip x_t + c_out x0, as latent consistency models do, with c_skip = sigma_data^2 / (u^2 +
-        sigma_data^2), c_out = u / sqrt(u^2 + sigma_data^2) and u = timestep_scaling * index, which is 0 at the first
-        index of a chain of 1000 (1000 t in continuous time). False: f = x0, for networks that meet the boundary
-        condition themselves, and for any process.
-      timestep_scaling, sigma_data: of that mix.
+      timestep_scaling, sigma_data: of the mix.
 
-    Source: Luo et al. 2023, section 4 (arXiv 2310.04378); Song et al. 2023, algorithm 1 (arXiv 2303.01469).
+    Source: Luo et al. 2023, section 4 (arXiv 2310.04378).
     """
     if timestep_scaling <= 0 or sigma_data <= 0:
         raise ConfigError(
@@ -37,7 +37,7 @@ def lcm(boundary: bool = True, timestep_scaling: float = 10.0, sigma_data: float
         if process.schedule.family != "vp":
             raise ConfigError(
                 f"solver 'lcm': the boundary scalings are defined on variance-preserving processes, and the schedule "
-                f"{process.schedule.name!r} is not one; use boundary=False, or a solver such as 'ddim' or 'dpmpp_2m'"
+                f"{process.schedule.name!r} is not one; use 'consistency', or a solver of the flow such as 'ddim' or 'dpmpp_2m'"
             )
 
     def mixed(process: Process, x: Data, x0: Data, t: jax.Array) -> Data:
@@ -48,8 +48,7 @@ def lcm(boundary: bool = True, timestep_scaling: float = 10.0, sigma_data: float
 
     def step(denoiser: Denoiser, x: Data, state: Any, t: jax.Array, s: jax.Array, noise: Noise) -> tuple[Data, Any]:
         process, x0 = denoiser.process, denoiser(x, t).x0
-        clean = mixed(process, x, x0, t) if boundary else x0
         alpha, sigma = process.alpha_sigma(s)
-        return alpha * clean + sigma * noise("step"), state
+        return alpha * mixed(process, x, x0, t) + sigma * noise("step"), state
 
-    return Solver(stateless, step, check=check if boundary else serves_all)
+    return Solver(stateless, step, check=check)

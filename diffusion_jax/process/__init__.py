@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffusion_jax.process import likelihood, losses, parameterisations, schedules, time_samplers, weightings
+from diffusion_jax.process import consistency, likelihood, losses, parameterisations, schedules, time_samplers, weightings
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.schedules import Schedule
 from diffusion_jax.process.types import Denoised, Denoiser, expand
@@ -12,6 +12,7 @@ __all__ = [
     "Denoiser",
     "Process",
     "Schedule",
+    "consistency",
     "expand",
     "likelihood",
     "losses",

@@ -44,7 +44,7 @@ class Process:
         arXiv 2102.09672); "learned_diagonal" reads the log-variance from them.
       noise_input: the number that tells the network the noise level. "timestep": the index 0..T-1;
         "rescaled_timestep": that times 1000 / T, or 1000 * t in continuous time; "log_snr"; "log_sigma":
-        ln(sigma / alpha) / 4 (EDM). "auto": log_sigma for EDM, else rescaled_timestep.
+        ln(sigma / alpha) / 4 (EDM). "auto": log_sigma for EDM and consistency models, else rescaled_timestep.
 
     Raises:
       ConfigError: unknown names, or a prediction of noise with a schedule that ends in zero SNR.
@@ -72,7 +72,7 @@ class Process:
             )
         noise_input = self.noise_input
         if noise_input == "auto":
-            noise_input = "log_sigma" if prediction.name == "edm" else "rescaled_timestep"
+            noise_input = "log_sigma" if prediction.name in ("edm", "consistency") else "rescaled_timestep"
         if noise_input == "timestep" and schedule.num_steps is None:
             raise ConfigError(
                 f"process: the schedule {schedule.name!r} has no discrete timesteps; use noise_input='rescaled_timestep'"

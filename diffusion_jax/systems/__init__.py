@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from diffusion_jax.systems.base import Batch, Request, System, from_config
 from diffusion_jax.systems.cascade import Cascade, Stage
+from diffusion_jax.systems.consistency import Consistency
 from diffusion_jax.systems.diffusion import Diffusion
+from diffusion_jax.systems.distillation import ProgressiveDistillation
 from diffusion_jax.systems.generation import Generation
 from diffusion_jax.systems.images import to_float, to_uint8
 from diffusion_jax.systems.sampling import Sampling
@@ -13,8 +15,10 @@ from diffusion_jax.systems.super_resolution import SuperResolution
 __all__ = [
     "Batch",
     "Cascade",
+    "Consistency",
     "Diffusion",
     "Generation",
+    "ProgressiveDistillation",
     "Request",
     "Sampling",
     "Stage",

@@ -18,7 +18,12 @@ Request = Mapping[str, Any]
 
 
 class System(Protocol):
-    """What is trained and sampled together. Trainers and programs know nothing else."""
+    """What is trained and sampled together. Trainers and programs know nothing else.
+
+    A system may offer more. `advance(params, state) -> state` is called once a step, before its gradient. A system whose
+    `needs_teacher` is true has the fields `teacher`, `teacher_weights` and `teacher_step`, `check_teacher(system)`, and
+    `start(frozen) -> params`; its `loss` takes the keyword `frozen`: {"teacher": parameters}, or None in evaluation.
+    """
 
     image_shape: tuple[int, int, int]
     num_classes: int

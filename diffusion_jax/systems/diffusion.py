@@ -120,11 +120,7 @@ class Diffusion:
           (loss, (state, {"per_example": unweighted losses [B], "log_snr": [B]})).
         """
         x0 = to_float(batch["image"])
-        cond = self._extra_cond(x0, named(key, "conditioning"), train)
-        if self.num_classes:
-            cond["label"] = jnp.asarray(batch["label"])
-            if train and self.cond_drop:
-                cond["label"] = labels.drop(cond["label"], self.num_classes, self.cond_drop, named(key, "condition dropout"))
+        cond = self._training_cond(x0, batch, key, train)
         loss, output = losses.denoising(
             self.process,
             self.network.apply,
@@ -140,6 +136,15 @@ class Diffusion:
             apply_kwargs={"train": train, "rngs": {"dropout": named(key, "dropout")}},
         )
         return loss, (output.sampler_state, {"per_example": output.per_example, "log_snr": output.log_snr})
+
+    def _training_cond(self, x0: jax.Array, batch: Batch, key: jax.Array, train: bool) -> dict[str, jax.Array]:
+        """The conditioning of a training batch, with labels dropped at random."""
+        cond = self._extra_cond(x0, named(key, "conditioning"), train)
+        if self.num_classes:
+            cond["label"] = jnp.asarray(batch["label"])
+            if train and self.cond_drop:
+                cond["label"] = labels.drop(cond["label"], self.num_classes, self.cond_drop, named(key, "condition dropout"))
+        return cond
 
     def request(self, batch: Batch) -> dict[str, Any]:
         """The labels of the batch, where there are classes."""

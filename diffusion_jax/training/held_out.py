@@ -38,16 +38,17 @@ class HeldOut:
         self._batches = list(pipeline.one_pass(size, limit // size * size))
         key = named(jax.random.key(config["seed"]), "held out")
 
-        def loss(params: Any, state: Any, batch: Any, number: Any) -> jax.Array:
-            return system.loss(params, state, batch, named(key, number), train=False)[0]
+        def loss(params: Any, state: Any, batch: Any, number: Any, frozen: Any) -> jax.Array:
+            more = {"frozen": frozen} if frozen else {}
+            return system.loss(params, state, batch, named(key, number), train=False, **more)[0]
 
         self._loss = jax.jit(loss, out_shardings=meshes.replicated(program.mesh))
 
-    def __call__(self, params: Any, system_state: Any) -> float:
+    def __call__(self, params: Any, system_state: Any, frozen: Any = None) -> float:
         """The mean loss; all processes must call this."""
         with activation_sharding(self._sharding if self._sharding.mesh.size > 1 else None):
             losses = [
-                self._loss(params, system_state, jax.device_put(meshes.numeric(batch), self._sharding), number)
+                self._loss(params, system_state, jax.device_put(meshes.numeric(batch), self._sharding), number, frozen)
                 for number, batch in enumerate(self._batches)
             ]
         return float(np.mean(jax.device_get(losses)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -12,6 +13,7 @@ import jax
 
 from diffusion_jax.systems import Sampling
 from diffusion_jax.training import config as configs
+from diffusion_jax.training import teachers
 from diffusion_jax.training.checkpoints import Checkpointer
 from diffusion_jax.training.collapse import CollapseWatch
 from diffusion_jax.training.grids import GridWriter, fixed_batch
@@ -52,7 +54,8 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
         state = checkpointer.restore_latest(program.target)
         start = 0 if state is None else int(state.step)
         sums = zero_metrics() if state is None else checkpointer.restore_sums(start, zero_metrics())
-        state = program.init() if state is None else state
+        frozen = teachers.load(program, workdir)
+        state = dataclasses.replace(program.init(frozen) if state is None else state, frozen=frozen)
         logger.info(
             "%s step %d of %d in %s: %s parameters, %d examples, %d device(s)",
             "Resuming at" if start else "Starting at", start, training["steps"], workdir,
@@ -159,7 +162,7 @@ class _Loop:
         began, row = time.perf_counter(), {}
         average = self._program.averages[0].label
         if self._held_out and step % self._training["eval_every"] == 0:
-            row["held_out_loss"] = self._held_out(state.ema[average], state.system_state)
+            row["held_out_loss"] = self._held_out(state.ema[average], state.system_state, state.frozen)
         if self._grid and step % self._training["grid_every"] == 0:
             picture = self._grid.write(step, {f"EMA {average}": state.ema[average], "raw weights": state.params})
             self._writers.image(step, "samples", picture)

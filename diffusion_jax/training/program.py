@@ -17,6 +17,7 @@ from diffusion_jax.training import config as configs
 from diffusion_jax.training import ema as emas
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training import optimizer as optimizers
+from diffusion_jax.training import teachers
 from diffusion_jax.training.state import TrainState, init_state
 from diffusion_jax.training.step import make_step, zero_metrics
 
@@ -42,13 +43,17 @@ class Program:
     rate: Any
     target: TrainState
 
-    def init(self) -> TrainState:
-        """A fresh state, sharded from the start: no array is ever whole on one device."""
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.target)
-        return jax.jit(self._fresh, out_shardings=shardings)()
+    def init(self, frozen: Any = None) -> TrainState:
+        """A fresh state, sharded from the start: no array is ever whole on one device.
 
-    def _fresh(self) -> TrainState:
-        return init_state(self.system, self.optimizer, self.averages, self.config["seed"])
+        Args:
+          frozen: see `TrainState`; the state returned is still without it.
+        """
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, dataclasses.replace(self.target, frozen={}))
+        return jax.jit(self._fresh, out_shardings=shardings)(frozen)
+
+    def _fresh(self, frozen: Any) -> TrainState:
+        return init_state(self.system, self.optimizer, self.averages, self.config["seed"], frozen)
 
     @functools.cached_property
     def step(self) -> Any:
@@ -114,7 +119,9 @@ def prepare(config: Any, devices: Any = None) -> Program:
     host, hosts = meshes.host_share(mesh)
     pipeline = data.from_config(config["data"], seed=config["seed"], host=host, hosts=hosts)
     system.check(pipeline)
+    teachers.check(system)
     abstract = jax.eval_shape(lambda: init_state(system, optimizer, averages, config["seed"]))
+    abstract = dataclasses.replace(abstract, frozen=teachers.shapes(system))
     shardings = meshes.state_shardings(mesh, abstract, config["mesh"]["rules"])
     target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
     return Program(config, system, pipeline, mesh, averages, optimizer, rate, target)

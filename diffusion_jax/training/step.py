@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,9 +39,10 @@ def _microbatches(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.A
     return jax.tree.map(split, dict(batch))
 
 
-def _gradient(system: Any, params: Any, state: Any, batch: Any, key: jax.Array, accumulate: int) -> tuple:
+def _gradient(system: Any, params: Any, state: Any, batch: Any, key: jax.Array, accumulate: int, frozen: Any) -> tuple:
     """(loss, system state, {"per_example", "log_snr"}, gradient), averaged over microbatches."""
-    grad = jax.value_and_grad(system.loss, has_aux=True)
+    loss_of = functools.partial(system.loss, frozen=frozen) if frozen else system.loss
+    grad = jax.value_and_grad(loss_of, has_aux=True)
     if accumulate == 1:
         (loss, (state, aux)), gradient = grad(params, state, batch, key)
         return loss, state, aux, gradient
@@ -67,12 +69,15 @@ def make_step(
     """(state, metric sums, global batch) -> (state, metric sums); to be jitted with the first two donated.
 
     The key of a step is a function of (seed, step): the same numbers on any number of devices. A step whose loss or
-    gradient is not finite changes nothing but the counts.
+    gradient is not finite changes nothing but the counts. A system that offers `advance` has its state advanced once a
+    step, before the gradient.
     """
+    advance = getattr(system, "advance", lambda params, state: state)
 
     def step(state: TrainState, metrics: dict[str, jax.Array], batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         key = named(jax.random.key(seed), "step", state.step)
-        loss, system_state, aux, gradient = _gradient(system, state.params, state.system_state, batch, key, accumulate)
+        began = advance(state.params, state.system_state)
+        loss, system_state, aux, gradient = _gradient(system, state.params, began, batch, key, accumulate, state.frozen)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
@@ -88,6 +93,7 @@ def make_step(
             opt_state=keep(opt_state, state.opt_state),
             system_state=keep(system_state, state.system_state),
             skipped=state.skipped + ~finite,
+            frozen=state.frozen,
         )
         return new, _accumulate(metrics, loss, norm, optax.tree.norm(new.params), aux, finite)
 

@@ -11,6 +11,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from diffusion_jax.data.augment import NonLeaky
 from diffusion_jax.data.embeddings import PARTS
 from diffusion_jax.data.sources.base import Example, Source
 from diffusion_jax.data.transforms import Crop, Fit
@@ -72,11 +73,14 @@ def _finish(example: Example, crop: Crop, rng: np.random.Generator | None) -> Ex
 class _Augment(grain.transforms.RandomMap):
     """The random part, its generator tied to the example's global position."""
 
-    def __init__(self, crop: Crop) -> None:
-        self._crop = crop
+    def __init__(self, crop: Crop, augment: NonLeaky | None) -> None:
+        self._crop, self._augment = crop, augment
 
     def random_map(self, element: Example, rng: np.random.Generator) -> Example:
-        return _finish(element, self._crop, rng)
+        finished = _finish(element, self._crop, rng)
+        if self._augment is not None:
+            finished["image"], finished["augment"] = self._augment(finished["image"], rng)
+        return finished
 
 
 def _stack(examples: list[Example]) -> Batch:
@@ -93,6 +97,8 @@ class Pipeline:
       batch_size: of the global batch, over all hosts; epochs run together inside a batch.
       channels: 1 or 3.
       resize, pad: see `Fit`; crop, flip: see `Crop`.
+      augment: above 0, the probability of EDM's non-leaky augmentation, see `augment.NonLeaky`: images of training batches
+        are then float32 in [-1, 1], and "augment" float32 [b, 9] says what was done to each.
       seed: of shuffles and augmentation.
       host, hosts: which rows of every global batch this process takes.
       num_threads, prefetch: threads that prepare batches ahead, and how many batches ahead.
@@ -112,6 +118,7 @@ class Pipeline:
     pad: int = 0
     crop: str = "center"
     flip: bool = False
+    augment: float = 0.0
     seed: int = 0
     host: int = 0
     hosts: int = 1
@@ -128,11 +135,14 @@ class Pipeline:
             )
         if not len(self.source):
             raise DataError(f"the source {self.source.name!r} has no examples")
+        if self.augment and self.flip:
+            raise ConfigError("data: augment flips images itself, and says so: set flip to False")
+        augment = NonLeaky(self.augment) if self.augment else None
         crop = Crop(self.image_size, self.crop, self.flip)
         fit = Fit(self.image_size, self.channels, self.resize, self.pad)
         prepared = _Prepared(self.source, fit, self.cache)
         examples = grain.MapDataset.source(prepared).seed(self.seed).shuffle().repeat(_EPOCHS)
-        batches = examples.random_map(_Augment(crop)).batch(self.batch_size // self.hosts, batch_fn=_stack)
+        batches = examples.random_map(_Augment(crop, augment)).batch(self.batch_size // self.hosts, batch_fn=_stack)
         # Batch first, then every hosts-th: consecutive slices of a global batch go to consecutive hosts.
         object.__setattr__(self, "_batches", batches[self.host :: self.hosts])
         object.__setattr__(self, "_prepared", prepared)

@@ -12,8 +12,9 @@ from typing import Any
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.interop import links
-from diffusion_jax.interop.convert import Link
+from diffusion_jax.interop.convert import Link, linear
 from diffusion_jax.interop.layouts import Layout
+from diffusion_jax.models.adm_classifier import UNetClassifier
 from diffusion_jax.models.network import Network
 from diffusion_jax.registry import register
 
@@ -27,12 +28,12 @@ _RESIDUAL = {
 }
 
 
-def residual(name: str, path: str) -> list[Link]:
+def _residual(name: str, path: str) -> list[Link]:
     """A residual block, resampling or not."""
     return links.parts(_RESIDUAL, name, path)
 
 
-def attention(name: str, path: str, heads: int, order: links.QkvOrder) -> list[Link]:
+def _attention(name: str, path: str, heads: int, order: links.QkvOrder) -> list[Link]:
     """An attention block."""
     changes = links.ungroup_heads(heads) if order == "legacy" else ()
     return [
@@ -42,7 +43,7 @@ def attention(name: str, path: str, heads: int, order: links.QkvOrder) -> list[L
     ]
 
 
-def embeddings() -> list[Link]:
+def _embeddings() -> list[Link]:
     """Of the noise level, and of the class where there is one."""
     return [
         *links.dense("time_embed.0", "time_embedding/in"),
@@ -51,7 +52,7 @@ def embeddings() -> list[Link]:
     ]
 
 
-def encoder(module: Any, order: links.QkvOrder) -> Iterator[Link]:
+def _encoder(module: Any, order: links.QkvOrder) -> Iterator[Link]:
     """From the first convolution to the middle: what the U-Net and the noisy classifier share."""
     yield from links.conv("input_blocks.0.0", "stem")
     number, levels = 1, links.levels(module)
@@ -62,9 +63,9 @@ def encoder(module: Any, order: links.QkvOrder) -> Iterator[Link]:
         if not level.last:
             yield from _resampling(module, f"input_blocks.{number}.0", f"down{level.index}_resample", ".op")
             number += 1
-    yield from residual("middle_block.0", "middle_0_res")
-    yield from attention("middle_block.1", "middle_0_attn", levels[-1].heads, order)
-    yield from residual("middle_block.2", "middle_1_res")
+    yield from _residual("middle_block.0", "middle_0_res")
+    yield from _attention("middle_block.1", "middle_0_attn", levels[-1].heads, order)
+    yield from _residual("middle_block.2", "middle_1_res")
 
 
 def _decoder(module: Any, order: links.QkvOrder) -> Iterator[Link]:
@@ -79,21 +80,35 @@ def _decoder(module: Any, order: links.QkvOrder) -> Iterator[Link]:
 
 
 def _stage(name: str, path: str, level: links.Level, order: links.QkvOrder) -> Iterator[Link]:
-    yield from residual(f"{name}.0", f"{path}_res")
+    yield from _residual(f"{name}.0", f"{path}_res")
     if level.attends:
-        yield from attention(f"{name}.1", f"{path}_attn", level.heads, order)
+        yield from _attention(f"{name}.1", f"{path}_attn", level.heads, order)
 
 
 def _resampling(module: Any, name: str, path: str, suffix: str) -> list[Link]:
     if module.resample == "resblock":
-        return residual(name, path)
+        return _residual(name, path)
     return links.conv(name + suffix, f"{path}/conv")
+
+
+_POOLS = {
+    "attention": [
+        *links.norm("out.0", "pool_norm"),
+        Link(("out.2.positional_embedding",), ("pool/positions",), linear, linear),
+        *links.dense_of_conv1d("out.2.qkv_proj", "pool/qkv"),  # always in the new order of heads
+        *links.dense_of_conv1d("out.2.c_proj", "pool/out"),
+    ],
+    "adaptive": [*links.norm("out.0", "pool_norm"), *links.dense_of_conv2d("out.3", "pool_out")],
+    "spatial": [*links.dense("out.0", "pool_in"), *links.dense("out.2", "pool_out")],
+    "spatial_v2": [*links.dense("out.0", "pool_in"), *links.norm("out.1", "pool_norm"), *links.dense("out.3", "pool_out")],
+}
+"""Of the classifier: what makes logits of the encoder's features."""
 
 
 @register("layout", "guided_diffusion")
 @dataclasses.dataclass(frozen=True)
 class GuidedDiffusion(Layout):
-    """ADM's U-Nets and upsamplers.
+    """ADM's U-Nets, upsamplers and noisy classifiers.
 
     Args:
       attention_order: "legacy" in all published checkpoints but that of ImageNet 64x64, which has "new"; see
@@ -113,14 +128,16 @@ class GuidedDiffusion(Layout):
         Raises:
           ConfigError: another kind of network, or fields that such weights were not trained with.
         """
-        module = links.unet_of(network, self.name)
+        classifies = isinstance(network.module, UNetClassifier)
+        module = network.module if classifies else links.unet_of(network, self.name)
         wanted = {"embedding": "adm", "norm_epsilon": 1e-5}
         links.check_fields(self.name, module, wanted | ({"down_padding": "symmetric"} if module.resample == "conv" else {}))
-        order = self.attention_order
+        trunk = [*_embeddings(), *_encoder(module, self.attention_order)]
+        if classifies:
+            return [*trunk, *_POOLS[module.pool]]
         return [
-            *embeddings(),
-            *encoder(module, order),
-            *_decoder(module, order),
+            *trunk,
+            *_decoder(module, self.attention_order),
             *links.norm("out.0", "head_norm"),
             *links.conv("out.2", "head"),
         ]

@@ -86,6 +86,12 @@ def dense_of_conv1d(name: str, path: str, there: Change = same, back: Change = s
     return [kernel, Link((f"{name}.bias",), (f"{path}/bias",), there, back)]
 
 
+def dense_of_conv2d(name: str, path: str) -> list[Link]:
+    """Kernel and bias of a 1x1 convolution that is a linear map here."""
+    kernel = Link((f"{name}.weight",), (f"{path}/kernel",), pointwise, lambda kernel: kernel.T[..., None, None])
+    return [kernel, Link((f"{name}.bias",), (f"{path}/bias",))]
+
+
 def ungroup_heads(heads: int) -> tuple[Change, Change]:
     """From [head][q, k, v][d] to [q, k, v][head][d] along the last axis, and back."""
 
@@ -122,9 +128,9 @@ def unet_of(network: Network, layout: str) -> UNet:
     """The U-Net inside of a network.
 
     Raises:
-      ConfigError: another kind of network.
+      ConfigError: another kind of network, such as a classifier made of half a U-Net.
     """
-    if not isinstance(network.module, UNet):
+    if type(network.module) is not UNet:
         raise ConfigError(
             f"layout {layout!r} is that of the U-Net family (network 'unet' and its presets), but the network is a "
             f"{type(network.module).__name__}: name another recipe or another --layout"

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.errors import ConfigError, nearest
-from diffusion_jax.training.config import apply_overrides, complete
+from diffusion_jax.training.config import apply_overrides, complete, read
 
 
 def load_recipe(spec: str, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The complete configuration of "FILE.py" or "FILE.py:VARIANT".
+    """The complete configuration of "FILE.py", "FILE.py:VARIANT", or the config.json of a run.
 
     Args:
       overrides: dotted fields to replace, such as {"training.steps": 100}.
@@ -25,6 +25,8 @@ def load_recipe(spec: str, overrides: dict[str, Any] | None = None) -> dict[str,
     path, _, variant = spec.partition(":")
     if not Path(path).is_file():
         raise ConfigError(f"no recipe {path!r}: --config takes FILE.py or FILE.py:VARIANT, such as configs/mnist.py:base")
+    if Path(path).name == "config.json":
+        return complete(apply_overrides(complete(read(Path(path).parent)), overrides))
     module_spec = importlib.util.spec_from_file_location(f"recipe_{Path(path).stem}", path)
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)

@@ -142,3 +142,65 @@ class UNet(nn.Module):
             for layer in layers:
                 x = layer(x, emb)
         return self.out(x)
+
+
+class AttentionPool(nn.Module):
+    def __init__(self, side, width, head_channels, classes):
+        super().__init__()
+        self.heads = width // head_channels
+        self.positional_embedding = nn.Parameter(torch.randn(width, side * side + 1))
+        self.qkv_proj = nn.Conv1d(width, 3 * width, 1)
+        self.c_proj = nn.Conv1d(width, classes, 1)
+
+    def forward(self, x):
+        batch, width, *_ = x.shape
+        flat = x.flatten(2)
+        tokens = torch.cat([flat.mean(dim=2, keepdim=True), flat], dim=2) + self.positional_embedding
+        query, key, value = self.qkv_proj(tokens).reshape(batch, 3, self.heads, width // self.heads, -1).unbind(1)
+        weight = torch.softmax(torch.einsum("bhdq,bhdk->bhqk", query, key) / math.sqrt(width // self.heads), dim=-1)
+        mixed = torch.einsum("bhqk,bhdk->bhdq", weight, value).reshape(batch, width, -1)
+        return self.c_proj(mixed)[:, :, 0]
+
+
+class Classifier(UNet):
+    """The encoder with a pool; the spatial pools see the mean of every part's output."""
+
+    def __init__(self, *args, pool, head_channels, outputs, **kwargs):
+        super().__init__(*args, head_channels=head_channels, **kwargs)
+        del self.output_blocks
+        size, channels, multipliers, *_ = args
+        width, groups = int(channels * multipliers[-1]), kwargs.get("groups", 4)
+        self.pool = pool
+        if pool == "attention":
+            side = size // 2 ** (len(multipliers) - 1)
+            self.out = nn.Sequential(nn.GroupNorm(groups, width), nn.SiLU(), AttentionPool(side, width, head_channels, outputs))
+        elif pool == "adaptive":
+            last = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, outputs, 1), nn.Flatten()]
+            self.out = nn.Sequential(nn.GroupNorm(groups, width), nn.SiLU(), *last)
+        else:
+            seen = self.seen(size)
+            inner = [nn.ReLU()] if pool == "spatial" else [nn.GroupNorm(32, 2048), nn.SiLU()]
+            self.out = nn.Sequential(nn.Linear(seen, 2048), *inner, nn.Linear(2048, outputs))
+
+    def seen(self, size):
+        with torch.no_grad():
+            return sum(part.shape[1] for part in self.parts(torch.zeros(1, 3, size, size), torch.zeros(1)))
+
+    def parts(self, x, times):
+        half = self.channels // 2
+        angles = times[:, None] * torch.exp(-math.log(10000) * torch.arange(half) / half)
+        emb = self.time_embed(torch.cat([angles.cos(), angles.sin()], dim=1))
+        found = []
+        for layers in self.input_blocks:
+            for layer in layers:
+                x = layer(x, emb)
+            found.append(x)
+        for layer in self.middle_block:
+            x = layer(x, emb)
+        return [*found, x]
+
+    def forward(self, x, times):
+        parts = self.parts(x, times)
+        if self.pool in ("attention", "adaptive"):
+            return self.out(parts[-1])
+        return self.out(torch.cat([part.mean(dim=(2, 3)) for part in parts], dim=1))

@@ -107,6 +107,35 @@ def test_half_precision_and_pointwise_kernels_in_any_shape():
             np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * 1e-2)
 
 
+@pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
+def test_the_noisy_classifier(pool):
+    torch = peer("torch")
+    from tests.interop.adm_in_torch import Classifier
+
+    module = shaken(Classifier(16, 8, (1, 2), 1, (8,), head_channels=4, resblocks=True, pool=pool, outputs=5), 3)
+    network = models.unet_classifier(
+        16,
+        3,
+        5,
+        channels=8,
+        groups=4,
+        multipliers=(1, 2),
+        num_res_blocks=1,
+        attention_resolutions=(8,),
+        head_channels=4,
+        pool=pool,
+    )
+    links, tensors = layout.GuidedDiffusion().links(network), arrays(module)
+    params = convert(tensors, links, network.shapes())
+    back = export(params, links)
+    assert back.keys() == tensors.keys() and all(np.array_equal(back[key], tensors[key]) for key in tensors)
+    x = np.random.default_rng(3).standard_normal((2, *network.image_shape)).astype(np.float32)
+    times = np.array([12.0, 640.0], np.float32)
+    with torch.no_grad():
+        theirs = module(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(times)).numpy()
+    assert relative(jax.jit(network.apply)(params, x, times), theirs) <= 1e-4
+
+
 # Misfits --------------------------------------------------------------------------------------------------------------
 
 

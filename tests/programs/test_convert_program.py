@@ -147,6 +147,21 @@ def test_a_folder_of_diffusers_says_what_its_network_is(recipe, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_noisy_classifier_is_a_run_too(tmp_path):
+    recipe = tmp_path / "classifier.py"
+    network = {"name": "unet_classifier", "channels": 8, "groups": 4, "multipliers": (1, 2), "num_res_blocks": 1}
+    network |= {"attention_resolutions": (4,), "head_channels": 8}
+    system = {"name": "noisy_classifier", "process": {"schedule": "cosine"}, "network": network, "num_classes": 10}
+    data = {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 8}
+    recipe.write_text(f"def get_config():\n    return {{'system': {system}, 'data': {data}}}\n")
+    network = system_of(load_recipe(str(recipe))).network
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), network.shapes())
+    save_file(export(params, build("layout", "guided_diffusion").links(network)), tmp_path / "classifier.safetensors")
+    made = {"layout": "guided_diffusion", "config": str(recipe), "weights": str(tmp_path / "classifier.safetensors")}
+    found = load_run(convert.convert(options(tmp_path / "run", **made))).params
+    assert found["pool"]["positions"].shape == (17, 16) and np.all(found["pool"]["positions"] == 0.5)
+
+
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 

@@ -69,9 +69,11 @@ def make_step(
     """(state, metric sums, global batch) -> (state, metric sums); to be jitted with the first two donated.
 
     The key of a step is a function of (seed, step): the same numbers on any number of devices. A step whose loss or
-    gradient is not finite changes nothing but the counts. A system that offers `advance` has its state advanced once a
-    step, before the gradient.
+    gradient is not finite changes nothing but the counts. A system that offers `project` has its parameters projected
+    after each update, before they are averaged. A system that offers `advance` has its state advanced once a step,
+    before the gradient.
     """
+    project = getattr(system, "project", lambda params: params)
     advance = getattr(system, "advance", lambda params, state: state)
 
     def step(state: TrainState, metrics: dict[str, jax.Array], batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -83,7 +85,7 @@ def make_step(
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
 
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = project(optax.apply_updates(state.params, updates))
         taken = state.step + 1 - state.skipped  # averages count the steps that were taken
         ema = {a.label: emas.update(a, state.ema[a.label], params, taken) for a in averages}
         new = TrainState(

@@ -1,0 +1,131 @@
+"""Imagen's networks: text as keys and pooled, the Efficient U-Net on sizes that it was not made for."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import models
+from diffusion_jax.errors import ConfigError
+from tests.models.helpers import TINY, inputs, perturbed, run
+
+SMALL = dict(
+    image_size=16, in_channels=2, channels=8, groups=4, multipliers=(1, 2), num_res_blocks=(1, 1), strides=(1, 2), num_heads=2,
+    low_res_channels=2, aug_level=True, context_dim=5, context_length=4,
+)  # fmt: skip
+FLAGS = {
+    "self": {"self_attention": (False, True), "text_attention": (False, True)},
+    "cross": {"self_attention": (False, False), "text_attention": (False, True)},
+}
+
+
+def small(kind, **fields):
+    return models.efficient_unet(**(SMALL | FLAGS[kind] | fields))
+
+
+def text_unet(**fields):
+    return models.text_unet(**(TINY | {"context_dim": 5, "context_length": 4} | fields))
+
+
+NETWORKS = {"self": lambda: small("self"), "cross": lambda: small("cross"), "base": text_unet}
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "published"),
+    [
+        pytest.param("unet_imagen_base64", 2_416_613_379, 2.0e9, marks=pytest.mark.slow),
+        ("unet_imagen_sr256", 496_647_939, 6e8),
+        ("unet_imagen_sr1024", 488_251_139, 4e8),
+    ],
+)
+def test_the_three_sizes(name, count, published):
+    """The paper leaves the embeddings' layout open: its rounded counts are near, not met."""
+    assert getattr(models, name)().num_params() == count
+    assert abs(count / published - 1) < 0.25
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_text_is_a_set_of_unmasked_tokens(kind):
+    network = NETWORKS[kind]()
+    params = perturbed(network)
+    x, noise, cond = inputs(network)
+    tokens, mask = np.random.default_rng(1).standard_normal((2, 4, 5)).astype(np.float32), np.array([[1, 1, 1, 0]] * 2, bool)
+    out = lambda tokens, mask: np.asarray(run(network, params, x, noise, {**cond, "text": {"tokens": tokens, "mask": mask}}))  # noqa: E731
+    expected = out(tokens, mask)
+    hidden, other = tokens.copy(), tokens.copy()
+    hidden[:, 3] += 7
+    other[:, 0] += 7 * np.arange(5)
+    np.testing.assert_array_equal(out(hidden, mask), expected)
+    assert np.abs(out(other, mask) - expected).max() > 1e-3
+    order = [2, 0, 3, 1]
+    np.testing.assert_allclose(out(tokens[:, order], mask[:, order]), expected, atol=2e-4)
+    # Longer sequences are taken too, and what lies beyond the mask does not matter.
+    longer = np.pad(tokens, ((0, 0), (0, 3), (0, 0)), constant_values=5), np.pad(mask, ((0, 0), (0, 3)))
+    np.testing.assert_allclose(out(*longer), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_no_text_at_all_is_finite(kind):
+    network = NETWORKS[kind]()
+    x, noise, cond = inputs(network)
+    null = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), cond["text"])
+    params = perturbed(network)
+    loss = lambda params: jnp.sum(network.apply(params, x, noise, {**cond, "text": null}) ** 2)  # noqa: E731
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    assert np.isfinite(value) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_parameters_do_not_depend_on_the_size():
+    shapes = [small("cross", image_size=size, low_res_size=size // 4).shapes() for size in (16, 64)]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_crop_and_the_whole_agree_inside():
+    """Trained on crops, applied to 4 times the pixels: where neither border is in sight, a repeated crop gives what it gave.
+
+    Group normalisation sees borders from everywhere, so that a small difference is left.
+    """
+    network = small("cross")
+    params = perturbed(network)
+    rng = np.random.default_rng(0)
+    text = {"tokens": rng.standard_normal((1, 4, 5)).astype(np.float32), "mask": np.ones((1, 4), bool)}
+
+    def out(x, low_res):
+        cond = {"low_res": low_res, "aug_level": jnp.full(1, 30.0), "text": text}
+        return np.asarray(run(network, params, x, jnp.full(1, 300.0), cond))[0]
+
+    x, low_res = rng.standard_normal((1, 64, 64, 2)), rng.standard_normal((1, 16, 16, 2))
+    crop, inside = out(np.float32(x), np.float32(low_res)), slice(26, 38)
+    whole = out(np.float32(np.tile(x, (1, 2, 2, 1))), np.float32(np.tile(low_res, (1, 2, 2, 1))))
+    assert whole.shape == (128, 128, 2)
+    for rows in (0, 64):
+        for columns in (0, 64):
+            tile = whole[rows : rows + 64, columns : columns + 64]
+            assert np.abs(tile - crop)[inside, inside].max() < 0.05 * np.abs(crop).max()
+    assert np.abs(whole[:64, :64] - crop)[:, -2:].max() > 0.1 * np.abs(crop).max()  # the border itself differs
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"strides": (2,)}, "strides has 1 entries, multipliers has 2"),
+        ({"strides": (1, 3)}, "strides are 1 or 2"),
+        ({"image_size": 15}, "not divisible by 2"),
+        ({"num_heads": 3}, "num_heads"),
+        ({"groups": 3}, "groups"),
+    ],
+)
+def test_what_cannot_be_built(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        small("self", **fields)
+
+
+def test_text_unets_need_text():
+    with pytest.raises(ConfigError, match="context_dim"):
+        models.text_unet(**TINY)
+    with pytest.raises(ConfigError, match="did you mean 'channels'"):
+        from diffusion_jax.registry import build
+
+        build("network", {"name": "text_unet", "image_size": 8, "context_dim": 4, "chanels": 8})

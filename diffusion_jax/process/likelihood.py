@@ -70,7 +70,7 @@ def vlb_term(process: Process, denoised: Denoised, x0: Data, x_t: Data, s: Time,
     """
     s = jnp.broadcast_to(jnp.asarray(s), x_t.shape[:1])
     true_mean, true_log_variance = process.posterior(x0, x_t, s, t)
-    mean, _ = process.posterior(denoised.x0, x_t, s, t)
+    mean = process.reverse_mean(denoised, x_t, s, t)
     log_variance = process.reverse_log_variance(denoised, s, t)
     kl = _per_example(normal_kl(true_mean, true_log_variance, mean, log_variance))
     decoder = _per_example(-discretized_gaussian_log_likelihood(x0, mean, log_variance, tanh))
@@ -92,13 +92,14 @@ class BitsPerDim(NamedTuple):
       total: [B].
       terms: [B, T], from data (the decoder) to noise.
       prior: [B].
-      x0_mse: [B, T], the squared error of the predicted x0.
+      x0_mse, eps_mse: [B, T], the mean squared errors of the predicted x0 and eps.
     """
 
     total: PerExample
     terms: Float[Array, "batch steps"]
     prior: PerExample
     x0_mse: Float[Array, "batch steps"]
+    eps_mse: Float[Array, "batch steps"]
 
 
 def bits_per_dim(
@@ -126,16 +127,16 @@ def bits_per_dim(
     if count < 2:
         raise ConfigError(f"bits_per_dim needs num_steps of at least 2, got {count}")
 
-    def step(carry: None, index: jax.Array) -> tuple[None, tuple[jax.Array, jax.Array]]:
+    def step(carry: None, index: jax.Array) -> tuple[None, tuple[jax.Array, ...]]:
         s, t = index / count, (index + 1) / count
         eps = jax.random.normal(named(key, "noise", index.astype(int)), x0.shape)
         x_t = process.diffuse(x0, t, eps)
         denoised = denoiser(x_t, t)
         if clip:
-            denoised = process.with_x0(denoised, jnp.clip(denoised.x0, -1, 1), x_t, t)
-        mse = _per_example((denoised.x0 - x0) ** 2)
-        return None, (vlb_term(process, denoised, x0, x_t, s, t, tanh), mse)
+            denoised = process.clipped(denoised, x_t, t)
+        errors = [_per_example(difference**2) for difference in (denoised.x0 - x0, denoised.eps - eps)]
+        return None, (vlb_term(process, denoised, x0, x_t, s, t, tanh), *errors)
 
-    _, (terms, mse) = jax.lax.scan(step, None, jnp.arange(count, dtype=jnp.float32))
+    _, (terms, x0_mse, eps_mse) = jax.lax.scan(step, None, jnp.arange(count, dtype=jnp.float32))
     prior = prior_term(process, x0)
-    return BitsPerDim(terms.sum(0) + prior, terms.T, prior, mse.T)
+    return BitsPerDim(terms.sum(0) + prior, terms.T, prior, x0_mse.T, eps_mse.T)

@@ -16,7 +16,17 @@ from diffusion_jax.process.types import Data, PerExample
 from diffusion_jax.registry import build
 from diffusion_jax.rng import named
 
-DISTANCES: dict[str, Callable[[jax.Array], jax.Array]] = {"l2": jnp.square, "l1": jnp.abs}
+
+def _flat(difference: jax.Array) -> jax.Array:
+    return difference.reshape(difference.shape[0], -1)
+
+
+DISTANCES: dict[str, Callable[[jax.Array], PerExample]] = {
+    "l2": lambda difference: jnp.square(_flat(difference)).mean(-1),
+    "l1": lambda difference: jnp.abs(_flat(difference)).mean(-1),
+    "l2_sum": lambda difference: jnp.square(_flat(difference)).sum(-1),
+}
+"""difference [B, ...] -> distance [B]: squares or magnitudes averaged over positions, or squares summed, as DDIM has it."""
 
 
 class LossOutput(NamedTuple):
@@ -34,6 +44,15 @@ class LossOutput(NamedTuple):
     sampler_state: Any
 
 
+def _distance(name: str, difference: jax.Array, where: jax.Array | None) -> PerExample:
+    """One of `DISTANCES` over the positions that count: averages are divided by their share."""
+    if where is None:
+        return DISTANCES[name](difference)
+    where = jnp.broadcast_to(where, difference.shape)
+    over_all = DISTANCES[name](jnp.where(where, difference, 0.0))
+    return over_all if name == "l2_sum" else over_all / jnp.maximum(_flat(where).mean(-1), 1e-12)
+
+
 def check(process: Process, weighting: Any, distance: str, vlb_weight: float) -> None:
     """Raise a `ConfigError` for objectives that do not train what the process needs."""
     weigh = build("weighting", "simple" if weighting is None else weighting)
@@ -45,6 +64,11 @@ def check(process: Process, weighting: Any, distance: str, vlb_weight: float) ->
         raise ConfigError(
             f"the variance {process.variance!r} is learned through the variational bound: set vlb_weight (0.001 is "
             "L_hybrid), or weighting 'vlb' (L_vlb), or use a fixed variance"
+        )
+    if vlb_weight and not process.learns_variance and weigh is not weightings.bound_only:
+        raise ConfigError(
+            f"vlb_weight {vlb_weight:g} trains a learned variance and nothing else, but the variance {process.variance!r} is "
+            "fixed: set vlb_weight to 0, or variance 'learned_range' (L_hybrid), or weighting 'vlb' (L_vlb)"
         )
 
 
@@ -63,6 +87,7 @@ def denoising(
     vlb_steps: int = 1000,
     sampler_state: Any = None,
     apply_kwargs: Mapping[str, Any] | None = None,
+    where: jax.Array | None = None,
 ) -> tuple[jax.Array, LossOutput]:
     """The training loss of a batch.
 
@@ -73,11 +98,12 @@ def denoising(
       cond: conditioning for `apply`.
       weighting: a name, configuration or function; None is "simple"; see `weightings`.
       times: a name, configuration or `TimeSampler`.
-      distance: "l2" or "l1", averaged over positions.
+      distance: "l2" or "l1", averaged over positions, or "l2_sum"; see `DISTANCES`.
       vlb_weight: of the variational bound, bits per dimension, estimated by T times one term; 0.001 is L_hybrid. Unless
         the weighting is "vlb", where 0 stands for 1, its gradient reaches the variance channels only.
       vlb_steps: T of a continuous process; a chain has its own.
       sampler_state: of the time sampler; its initial state if None.
+      where: bool, broadcasting against x0: the positions that count. Averages are over these alone.
 
     Returns:
       (scalar loss, `LossOutput`).
@@ -108,16 +134,14 @@ def denoising(
     output = apply(params, x, level, cond, **(apply_kwargs or {})).astype(jnp.float32)
     prediction, raw_variance = process.split(output, x_t)
 
-    error = DISTANCES[distance](process.target(x0, eps, t) - prediction)
-    per_example = error.reshape(x0.shape[0], -1).mean(-1)
+    per_example = _distance(distance, process.target(x0, eps, t) - prediction, where)
     if only_bound:
         per_example = _bound(process, output, x0, x_t, t, vlb_steps)
         losses = (vlb_weight or 1.0) * per_example
     else:
         losses = per_example * weightings.in_target_space(weigh, process, t)
         if vlb_weight:
-            fixed = jax.lax.stop_gradient(prediction)
-            output = fixed if raw_variance is None else jnp.concatenate([fixed, raw_variance], axis=-1)
+            output = jnp.concatenate([jax.lax.stop_gradient(prediction), raw_variance], axis=-1)
             losses += vlb_weight * _bound(process, output, x0, x_t, t, vlb_steps)
     state = sampler.update(process, state, t, losses)
     return (time_weight * losses).mean(), LossOutput(per_example, t, process.log_snr(t), state)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.process.schedules import Schedule
 from diffusion_jax.registry import register
 
 Pair = tuple[jax.Array, jax.Array]
@@ -188,3 +189,58 @@ class Edm:
 
     def x0_error_scale(self, alpha, sigma):
         return 1 / self._coefficients(alpha, sigma)[1]
+
+
+@register("prediction", "mu")
+@dataclasses.dataclass(frozen=True)
+class Mu(_Unscaled):
+    """Predict mu~ = c1 * x0 + c2 * x_t, the mean of the posterior of x one step of the chain earlier.
+
+    With betas, c1 = beta_t sqrt(alpha_bar_s) / (1 - alpha_bar_t) and c2 = sqrt(1 - beta_t) (1 - alpha_bar_s) /
+    (1 - alpha_bar_t). Its squared error is the bound's term times twice the posterior's variance. Ancestral steps of the
+    whole chain use the prediction as it is; longer ones, and other solvers, use the x0 that it implies.
+
+    Args:
+      schedule: the chain; filled in by `Process`.
+
+    Source: Ho et al. 2020, equations 7 and 8 (arXiv 2006.11239).
+    """
+
+    schedule: Schedule | None = None
+
+    name = "mu"
+
+    def on(self, schedule: Schedule) -> Mu:
+        """This parameterisation on a chain.
+
+        Raises:
+          ConfigError: a continuous schedule, in which no step is the one before.
+        """
+        if schedule.num_steps is None:
+            raise ConfigError(
+                "the prediction 'mu' is of the step before, but the schedule "
+                f"{schedule.name!r} is continuous; use a chain such as 'linear' or 'cosine', or the prediction 'eps'"
+            )
+        return dataclasses.replace(self, schedule=schedule)
+
+    def _weights(self, alpha, sigma):
+        """(c1, c2) of the step that has these coefficients, which log-SNR tells since it falls from step to step."""
+        steps = self.schedule.num_steps
+        index = jnp.round(self.schedule.inverse(2 * (jnp.log(alpha) - jnp.log(sigma))) * steps)
+        index = jnp.clip(index, 1, steps)
+        t, s = index / steps, (index - 1) / steps
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.schedule.alpha_sigma(t), self.schedule.alpha_sigma(s)
+        c1 = -jnp.expm1(self.schedule.log_snr(t) - self.schedule.log_snr(s)) * alpha_s
+        return c1, alpha_t / alpha_s * (sigma_s / sigma_t) ** 2
+
+    def target(self, x0, eps, alpha, sigma):
+        c1, c2 = self._weights(alpha, sigma)
+        return c1 * x0 + c2 * (alpha * x0 + sigma * eps)
+
+    def decode(self, output, x_t, alpha, sigma):
+        c1, c2 = self._weights(alpha, sigma)
+        x0 = (output - c2 * x_t) / c1
+        return x0, (x_t - alpha * x0) / sigma
+
+    def x0_error_scale(self, alpha, sigma):
+        return self._weights(alpha, sigma)[0]

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import ConfigError, nearest
-from diffusion_jax.process.parameterisations import Parameterisation
+from diffusion_jax.process.parameterisations import Mu, Parameterisation
 from diffusion_jax.process.schedules import Schedule
 from diffusion_jax.process.types import Data, Denoised, Denoiser, Time, expand
-from diffusion_jax.registry import build, register
+from diffusion_jax.registry import build, known, register
 
 VARIANCES = ("fixed_small", "fixed_large", "learned_range", "learned_diagonal")
 NOISE_INPUTS = ("auto", "timestep", "rescaled_timestep", "log_snr", "log_sigma")
@@ -38,16 +38,18 @@ class Process:
 
     Args:
       schedule: a `Schedule`, its name or its configuration.
-      prediction: "eps", "x0", "v", "score", "velocity", "edm", or a `Parameterisation`.
+      prediction: "eps", "x0", "v", "score", "velocity", "edm", "mu", or a `Parameterisation`.
       variance: of the reverse step. "fixed_small" is the posterior's variance given x0, "fixed_large" the forward
         variance; "learned_range" interpolates their logarithms by extra output channels (Nichol & Dhariwal 2021,
         arXiv 2102.09672); "learned_diagonal" reads the log-variance from them.
       noise_input: the number that tells the network the noise level. "timestep": the index 0..T-1;
         "rescaled_timestep": that times 1000 / T, or 1000 * t in continuous time; "log_snr"; "log_sigma":
-        ln(sigma / alpha) / 4 (EDM). "auto": log_sigma for EDM and consistency models, else rescaled_timestep.
+        ln(sigma / alpha) / 4 (EDM). "auto": log_sigma for EDM and consistency models, else rescaled_timestep. Others are
+        in `edm_design`, or any function (process, t [B]) -> [B].
 
     Raises:
-      ConfigError: unknown names, or a prediction of noise with a schedule that ends in zero SNR.
+      ConfigError: unknown names, a prediction of noise with a schedule that ends in zero SNR, or "mu" in continuous
+        time.
 
     >>> from diffusion_jax.process import schedules
     >>> process = Process(schedules.cosine(), prediction="v")
@@ -58,19 +60,25 @@ class Process:
     schedule: Any
     prediction: Any = "eps"
     variance: str = "fixed_small"
-    noise_input: str = "auto"
+    noise_input: Any = "auto"
 
     def __post_init__(self) -> None:
         schedule: Schedule = build("schedule", self.schedule)
         prediction: Parameterisation = build("prediction", self.prediction)
+        if isinstance(prediction, Mu):
+            prediction = prediction.on(schedule)
         _check_known("variance", self.variance, VARIANCES)
-        _check_known("noise_input", self.noise_input, NOISE_INPUTS)
+        noise_input = self.noise_input
+        if isinstance(noise_input, str) and noise_input not in NOISE_INPUTS:
+            _check_known("noise_input", noise_input, (*NOISE_INPUTS, *known("noise_input")))
+            noise_input = {"name": noise_input}
+        if not isinstance(noise_input, str):
+            noise_input = build("noise_input", noise_input)
         if prediction.needs_signal and not np.isfinite(schedule.log_snr(1.0)):
             raise ConfigError(
                 f"process: the prediction {prediction.name!r} is undefined at zero SNR, where the schedule "
                 f"{schedule.name!r} ends; use 'v', 'x0' or 'velocity'"
             )
-        noise_input = self.noise_input
         if noise_input == "auto":
             noise_input = "log_sigma" if prediction.name in ("edm", "consistency") else "rescaled_timestep"
         if noise_input == "timestep" and schedule.num_steps is None:
@@ -146,6 +154,8 @@ class Process:
     def noise_level(self, t: Time) -> jax.Array:
         """What the network is told of the noise level, shaped like t (see `noise_input`)."""
         t = jnp.asarray(t, jnp.float32)
+        if callable(self.noise_input):
+            return self.noise_input(self, t)
         if self.noise_input == "log_snr":
             return self.log_snr(t)
         if self.noise_input == "log_sigma":
@@ -188,17 +198,33 @@ class Process:
         """The network's output [B, ..., C or 2C] as (x0, eps, raw variance channels)."""
         prediction, raw = self.split(output, x_t)
         x0, eps = self.prediction.decode(prediction, x_t, *self._coefficients(t, x_t))
-        return Denoised(x0, eps, raw)
+        return Denoised(x0, eps, raw, prediction if isinstance(self.prediction, Mu) else None)
 
     def with_x0(self, denoised: Denoised, x0: Data, x_t: Data, t: Time) -> Denoised:
-        """Another x0 (clipped, say), with eps derived anew so that the two stay consistent with x_t."""
+        """Another x0 (guided, say), with eps derived anew so that the two stay consistent with x_t."""
         alpha, sigma = self._coefficients(t, x_t)
-        return denoised._replace(x0=x0, eps=(x_t - alpha * x0) / sigma)
+        return denoised._replace(x0=x0, eps=(x_t - alpha * x0) / sigma, mean=None, tilt=None)
+
+    def clipped(self, denoised: Denoised, x_t: Data, t: Time, low: float = -1.0, high: float = 1.0) -> Denoised:
+        """x0 clipped to a range; a mean that the network itself predicted stays, as DDPM has it."""
+        clipped = self.with_x0(denoised, jnp.clip(denoised.x0, low, high), x_t, t)
+        return clipped._replace(mean=denoised.mean)
 
     def with_eps(self, denoised: Denoised, eps: Data, x_t: Data, t: Time) -> Denoised:
         """Another eps (tilted by a classifier, say), with x0 derived anew."""
         alpha, sigma = self._coefficients(t, x_t)
-        return denoised._replace(x0=(x_t - sigma * eps) / alpha, eps=eps)
+        return denoised._replace(x0=(x_t - sigma * eps) / alpha, eps=eps, mean=None, tilt=None)
+
+    def reverse_mean(self, denoised: Denoised, x_t: Data, s: Time, t: Time) -> jax.Array:
+        """Mean of the reverse step from t to s: the posterior's at the predicted x0.
+
+        Where the network predicts that mean itself ("mu") and s is one step of the chain before t, it is used as it is.
+        """
+        mean, _ = self.posterior(denoised.x0, x_t, s, t)
+        if denoised.mean is None:
+            return mean
+        one_step = jnp.abs((jnp.asarray(t) - jnp.asarray(s)) * self.num_steps - 1) < 1e-2
+        return jnp.where(expand(one_step, x_t), denoised.mean, mean)
 
     def reverse_log_variance(self, denoised: Denoised, s: Time, t: Time, variance: str | None = None) -> jax.Array:
         """Log-variance of the reverse step from t to s, broadcasting against x.

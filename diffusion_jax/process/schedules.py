@@ -115,6 +115,38 @@ def quadratic(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float =
     return _squared_linspace(num_steps, beta_start, beta_end, "quadratic")
 
 
+@register("schedule", "constant")
+def constant(num_steps: int = 1000, beta: float = 0.02) -> Schedule:
+    """One beta throughout, as an option of DDPM's published code (arXiv 2006.11239)."""
+    return from_betas(np.full(num_steps, beta), "constant")
+
+
+@register("schedule", "warmup")
+def warmup(num_steps: int = 1000, fraction: float = 0.1, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """Betas evenly spaced over the first steps, then constant: options of DDPM's published code (arXiv 2006.11239).
+
+    Args:
+      fraction: of the steps that rise: 0.1 is its "warmup10", 0.5 its "warmup50".
+
+    Raises:
+      ConfigError: a fraction outside [0, 1].
+    """
+    if not 0 <= fraction <= 1:
+        raise ConfigError(f"schedule 'warmup': fraction must lie in [0, 1], got {fraction}")
+    betas, rising = np.full(num_steps, beta_end), int(num_steps * fraction)
+    betas[:rising] = np.linspace(beta_start, beta_end, rising)
+    return from_betas(betas, "warmup")
+
+
+@register("schedule", "jsd")
+def jsd(num_steps: int = 1000) -> Schedule:
+    """Betas 1/T, 1/(T - 1), ..., 1: alpha_bar falls evenly to zero SNR (Sohl-Dickstein et al. 2015, arXiv 1503.03585).
+
+    An option of DDPM's published code. As it ends in zero SNR, noise cannot be predicted: "x0", "v" and "mu" can.
+    """
+    return from_betas(1 / np.arange(num_steps, 0, -1), "jsd")
+
+
 @register("schedule", "cosine")
 def cosine(num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
     """The discrete cosine schedule with capped betas (Nichol & Dhariwal 2021, section 3.2, arXiv 2102.09672)."""

@@ -31,11 +31,16 @@ class Denoised(NamedTuple):
       x0: the predicted clean data, shaped like x_t; not clipped unless a guidance clipped it.
       eps: the predicted noise, consistent with x0 through x_t.
       raw_variance: the network's variance channels, shaped like x_t, where the process learns its reverse variance.
+      mean: of x one step of the chain earlier, where that is what the network predicts; None where guidance moved x0.
+      tilt: what a classifier added to the score, which x0 and eps already contain: scale * grad log p(label | x_t). Solvers
+        that draw from a Gaussian move its mean by it. None where there was no classifier, or other guidance came after it.
     """
 
     x0: Data
     eps: Data
     raw_variance: Data | None = None
+    mean: Data | None = None
+    tilt: Data | None = None
 
 
 @dataclasses.dataclass(frozen=True)

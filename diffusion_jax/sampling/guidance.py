@@ -37,7 +37,7 @@ def classifier_free(cond: Denoiser, uncond: Denoiser, scale: float | jax.Array) 
 
     def function(x_t: Data, t: Time) -> Denoised:
         c, u, factor = cond(x_t, t), uncond(x_t, t), expand(scale, x_t)
-        return c._replace(x0=u.x0 + factor * (c.x0 - u.x0), eps=u.eps + factor * (c.eps - u.eps))
+        return c._replace(x0=u.x0 + factor * (c.x0 - u.x0), eps=u.eps + factor * (c.eps - u.eps), mean=None, tilt=None)
 
     return cond.replace(function)
 
@@ -103,24 +103,21 @@ def interval(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Deno
         strong, weak = guided(x_t, t), plain(x_t, t)
         level = jnp.exp(-0.5 * guided.process.log_snr(t))
         within = expand((level > low) & (level <= high), x_t)
-        return strong._replace(x0=jnp.where(within, strong.x0, weak.x0), eps=jnp.where(within, strong.eps, weak.eps))
+        x0, eps = (jnp.where(within, *pair) for pair in ((strong.x0, weak.x0), (strong.eps, weak.eps)))
+        return strong._replace(x0=x0, eps=eps, mean=None, tilt=None)
 
     return guided.replace(function)
-
-
-def _threshold(denoise: Denoiser, clip: Callable[[jax.Array], jax.Array]) -> Denoiser:
-    def function(x_t: Data, t: Time) -> Denoised:
-        denoised = denoise(x_t, t)
-        return denoise.process.with_x0(denoised, clip(denoised.x0), x_t, t)
-
-    return denoise.replace(function)
 
 
 def static_threshold(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
     """Clip the predicted x0 to the range of the data, and derive eps anew."""
     if not low < high:
         raise ConfigError(f"static threshold: needs low < high, got {low} and {high}")
-    return _threshold(denoise, lambda x0: jnp.clip(x0, low, high))
+
+    def function(x_t: Data, t: Time) -> Denoised:
+        return denoise.process.clipped(denoise(x_t, t), x_t, t, low, high)
+
+    return denoise.replace(function)
 
 
 def dynamic_threshold(denoise: Denoiser, percentile: float = 99.5) -> Denoiser:
@@ -134,12 +131,13 @@ def dynamic_threshold(denoise: Denoiser, percentile: float = 99.5) -> Denoiser:
     if not 0 < percentile <= 100:
         raise ConfigError(f"dynamic threshold: percentile must lie in (0, 100], got {percentile}")
 
-    def clip(x0: jax.Array) -> jax.Array:
-        flat = jnp.abs(x0.reshape(x0.shape[0], -1))
-        limit = expand(jnp.maximum(jnp.percentile(flat, percentile, axis=-1), 1.0), x0)
-        return jnp.clip(x0, -limit, limit) / limit
+    def function(x_t: Data, t: Time) -> Denoised:
+        denoised = denoise(x_t, t)
+        flat = jnp.abs(denoised.x0.reshape(x_t.shape[0], -1))
+        limit = expand(jnp.maximum(jnp.percentile(flat, percentile, axis=-1), 1.0), x_t)
+        return denoise.process.with_x0(denoised, jnp.clip(denoised.x0, -limit, limit) / limit, x_t, t)
 
-    return _threshold(denoise, clip)
+    return denoise.replace(function)
 
 
 def classifier(denoise: Denoiser, log_prob: Callable[[Data, Time], jax.Array], scale: float = 1.0) -> Denoiser:
@@ -150,8 +148,10 @@ def classifier(denoise: Denoiser, log_prob: Callable[[Data, Time], jax.Array], s
       scale: 0 leaves the denoiser, 1 gives the exact conditional where both are exact. At zero SNR, where x_t says
         nothing of the label, the prediction is left as it is.
 
-    Source: Dhariwal & Nichol 2021, algorithm 2 (arXiv 2105.05233), for every solver. Their shift of the ancestral mean
-    (algorithm 1) is the same to first order in the step.
+    The gradient is taken at x_t. Solvers of the flow take the shifted eps and the x0 that belongs to it, which is not clipped
+    again; `ddpm` keeps the mean of the untilted x0 and moves it by its variance times the tilt. Apply thresholds before.
+
+    Source: Dhariwal & Nichol 2021, algorithms 1 (`ddpm`) and 2 (all others), arXiv 2105.05233.
     """
     if isinstance(scale, int | float) and scale == 0:
         return denoise
@@ -160,8 +160,8 @@ def classifier(denoise: Denoiser, log_prob: Callable[[Data, Time], jax.Array], s
         denoised = denoise(x_t, t)
         gradient = jax.grad(lambda x: log_prob(x, t).sum())(x_t)
         alpha, sigma = (expand(coefficient, x_t) for coefficient in denoise.process.alpha_sigma(t))
-        shift = scale * sigma * jnp.where(alpha > 0, gradient, 0.0)
-        x0 = denoised.x0 + sigma / jnp.where(alpha > 0, alpha, 1.0) * shift
-        return denoised._replace(x0=x0, eps=denoised.eps - shift)
+        tilt = scale * jnp.where(alpha > 0, gradient, 0.0)
+        x0 = denoised.x0 + sigma**2 / jnp.where(alpha > 0, alpha, 1.0) * tilt
+        return denoised._replace(x0=x0, eps=denoised.eps - sigma * tilt, mean=None, tilt=tilt)
 
     return denoise.replace(function)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,3 +155,44 @@ def test_numbers_of_steps_that_make_no_chain(num_steps, message):
 def test_pixels_must_be_scaled():
     with pytest.raises(DataError, match="uint8.*127.5"):
         likelihood.check_data(jnp.zeros(3, jnp.uint8))
+
+
+def test_an_exact_reverse_chain_reaches_the_entropy():
+    """Bits per dimension of Gaussian data are their entropy to 1e-3, for ten steps, with variances exact as well.
+
+    Then p(x_s | x_t) = q(x_s | x_t) at every step, and the terms sum to the entropy of x0 in bins of 2/255 plus
+    KL(q(x_1) || p(x_1)).
+    """
+    steps, std, count = 10, 0.2, 400_000
+    chain = schedules.from_betas(np.linspace(0.01, 0.5, steps))
+    alpha, sigma = (np.append(start, v) for start, v in zip((1.0, 0.0), chain.alpha_sigma(np.arange(1, 11) / 10), strict=True))
+    marginal = alpha**2 * std**2 + sigma**2
+    covariance = alpha[1:] / alpha[:-1] * marginal[:-1]
+    log_variance = jnp.asarray(np.log(marginal[:-1] - covariance**2 / marginal[1:]), jnp.float32)
+    means = Mixture.gaussian([0.0], [std**2]).denoiser(Process(chain))
+
+    def function(x, t):
+        return means(x, t)._replace(raw_variance=0 * x + log_variance[jnp.round(t * steps).astype(int) - 1][:, None])
+
+    denoiser = Denoiser(function, Process(chain, variance="learned_diagonal"))
+    x0 = jnp.asarray(std * stats.norm.ppf((np.arange(count) + 0.5) / count)[:, None], jnp.float32)
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})  # much to compute
+    def run(key):
+        found = likelihood.bits_per_dim(denoiser, x0, key, clip=False)
+        return found.terms.mean(0).sum() + found.prior.mean(), found.total.mean()
+
+    sums, totals = np.mean([run(key) for key in jax.random.split(jax.random.key(0), 10)], axis=0)
+    entropy = 0.5 * np.log2(2 * np.pi * np.e * std**2) - np.log2(2 / 255)
+    prior = 0.5 * (marginal[-1] - 1 - np.log(marginal[-1])) / np.log(2)
+    assert abs(sums - (entropy + prior)) < 1e-3, (sums, entropy + prior)
+    np.testing.assert_allclose(totals, sums, rtol=1e-5)
+
+
+def test_the_error_of_eps_is_that_of_x0_in_other_units():
+    process = Process({"name": "cosine", "num_steps": 6})
+    denoiser = process.bind(lambda params, x, noise, cond: 0.3 * x, {})
+    x0 = jnp.linspace(-0.9, 0.9, 32).reshape(2, 4, 4, 1)
+    found = likelihood.bits_per_dim(denoiser, x0, jax.random.key(0))
+    snr = np.exp(process.schedule.log_snr(np.arange(1, 7) / 6))
+    np.testing.assert_allclose(found.eps_mse, snr * np.asarray(found.x0_mse), rtol=1e-3)

@@ -231,3 +231,11 @@ def test_the_history_sees_the_unweighted_loss():
     )
     seen = output.sampler_state["losses"][output.sampler_state["count"] > 0]
     assert set(np.round(np.ravel(seen), 4)) <= set(np.round(np.asarray(output.per_example), 4))
+
+
+def test_squares_summed_over_positions():
+    """As DDIM has it: the mean's loss times the number of positions."""
+    run = lambda distance: losses.denoising(  # noqa: E731
+        Process("cosine"), lambda *a: 0.5 * a[1], {}, X0, jax.random.key(0), distance=distance
+    )[0]
+    np.testing.assert_allclose(run("l2_sum"), X0[0].size * run("l2"), rtol=1e-5)

@@ -18,6 +18,9 @@ ALL = {
     "linear_4000": schedules.linear(4000),
     "scaled_linear": schedules.scaled_linear(),
     "quadratic": schedules.quadratic(),
+    "constant": schedules.constant(400),
+    "warmup": schedules.warmup(),
+    "jsd": schedules.jsd(200),
     "cosine": schedules.cosine(),
     "cosine_continuous": schedules.cosine_continuous(),
     "edm": schedules.edm(),
@@ -53,6 +56,19 @@ def test_published_tables():
     np.testing.assert_allclose(ends, [4.1284225e-5, 9.8658188e-6], rtol=1e-7)
     zero = schedules.zero_terminal_snr("linear")
     np.testing.assert_allclose(alpha_bar(zero, [0, 500, 998, 999]), [0.9999, 0.0752462, 4.2133e-9, 0], rtol=1e-5)
+
+
+def test_other_betas_of_ddpm():
+    """Products of betas written out, and jsd's alpha_bar, which falls by 1/T a step to 0."""
+    np.testing.assert_allclose(alpha_bar(schedules.constant(), [0, 99]), [0.98, 0.98**100], rtol=1e-12)
+    np.testing.assert_allclose(alpha_bar(schedules.jsd(50), np.arange(50)), 1 - np.arange(1, 51) / 50, atol=1e-12)
+    for fraction in (0.1, 0.5):
+        chain, rising = schedules.warmup(fraction=fraction), int(1000 * fraction)
+        betas = [1e-4 + (0.02 - 1e-4) * min(i / (rising - 1), 1) for i in range(1000)]
+        for index in (0, 1, rising // 2, rising - 1, rising, 600):
+            np.testing.assert_allclose(alpha_bar(chain, index), np.prod(1 - np.array(betas[: index + 1])), rtol=1e-10)
+    roots = np.linspace(0.01, 0.02**0.5, 1000)
+    np.testing.assert_allclose(alpha_bar(schedules.quadratic(), 499), np.prod(1 - roots[:500] ** 2), rtol=1e-10)
 
 
 def test_published_levels():

@@ -16,7 +16,7 @@ from diffusion_jax.process import Process, time_samplers
 from diffusion_jax.registry import build
 
 
-@pytest.mark.parametrize("name", ["uniform", "low_discrepancy"])
+@pytest.mark.parametrize("name", ["uniform", "low_discrepancy", "antithetic"])
 @pytest.mark.parametrize("schedule", ["linear", "vp_sde"])
 def test_uniform_marginals(name, schedule):
     process = Process(schedule)
@@ -126,3 +126,15 @@ def test_times_stay_where_training_has_digits(name):
 def test_fields_out_of_range(config):
     with pytest.raises(ConfigError, match=list(config)[1]):
         build("times", config)
+
+
+@pytest.mark.parametrize("count", [8, 7])
+def test_antithetic_times_come_in_pairs(count):
+    """Step i with T - 1 - i on a chain, t with 1 - t in continuous time."""
+    sampler = build("times", "antithetic")
+    t = np.asarray(sampler.sample(Process("linear"), jax.random.key(0), count, {})[0])
+    index, half = np.round(t * 1000).astype(int) - 1, (count + 1) // 2
+    np.testing.assert_array_equal(index[: count - half] + index[half:], 999)
+    assert index.min() >= 0 and index.max() <= 999 and len(set(index)) == count
+    t = np.asarray(sampler.sample(Process("vp_sde"), jax.random.key(0), count, {})[0])
+    np.testing.assert_allclose(t[: count - half] + t[half:], 1.0, atol=1e-3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from diffusion_jax.training import config as configs
 from diffusion_jax.training import ema as emas
 from diffusion_jax.training.checkpoints import Checkpointer
 from diffusion_jax.training.state import TrainState
+from tests import processes
 
 NETWORK = {
     "name": "unet",
@@ -137,6 +137,5 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def start_program(*arguments: str, program: str = "sample") -> subprocess.Popen:
     """The program in a process of its own, on one device."""
-    environment = {**os.environ, "XLA_FLAGS": ""}
     command = [sys.executable, "-m", f"diffusion_jax.{program}", *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=processes.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from diffusion_jax.errors import DataError
 from diffusion_jax.evaluation.metrics import Moments, add_features, local_rows, merge_processes
+from tests import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH, BATCH = 24, 64
@@ -88,9 +88,7 @@ def test_two_processes(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
+    environment = processes.environment(4, PYTHONPATH=str(ROOT))
     outs = [tmp_path / f"{rank}.npz" for rank in range(2)]
     command = lambda rank: [sys.executable, "-c", _PROCESS, str(port), str(rank), str(outs[rank])]  # noqa: E731
     running = [

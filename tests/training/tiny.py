@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from diffusion_jax import training
 from diffusion_jax.registry import register
 from diffusion_jax.rng import named
 from diffusion_jax.training.config import apply_overrides, complete
+from tests import processes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -148,11 +148,7 @@ def command(program: str, *arguments: Any) -> list[str]:
 
 def environment(devices: int = 1) -> dict[str, str]:
     """Of a program that sees so many devices."""
-    return {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    return processes.environment(devices, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
 
 
 def run(program: str, *arguments: Any, devices: int = 1, timeout: float = 300) -> subprocess.CompletedProcess:

@@ -9,7 +9,7 @@ import pytest
 
 from diffusion_jax import models
 from diffusion_jax.errors import ConfigError
-from tests.models.helpers import TINY, inputs, perturbed, run
+from tests.models.helpers import TINY, inputs, perturbed
 
 SMALL = dict(
     image_size=16, in_channels=2, channels=8, groups=4, multipliers=(1, 2), num_res_blocks=(1, 1), strides=(1, 2), num_heads=2,
@@ -52,7 +52,8 @@ def test_text_is_a_set_of_unmasked_tokens(kind):
     params = perturbed(network)
     x, noise, cond = inputs(network)
     tokens, mask = np.random.default_rng(1).standard_normal((2, 4, 5)).astype(np.float32), np.array([[1, 1, 1, 0]] * 2, bool)
-    out = lambda tokens, mask: np.asarray(run(network, params, x, noise, {**cond, "text": {"tokens": tokens, "mask": mask}}))  # noqa: E731
+    apply = jax.jit(network.apply)
+    out = lambda tokens, mask: np.asarray(apply(params, x, noise, {**cond, "text": {"tokens": tokens, "mask": mask}}))  # noqa: E731
     expected = out(tokens, mask)
     hidden, other = tokens.copy(), tokens.copy()
     hidden[:, 3] += 7
@@ -92,9 +93,11 @@ def test_a_crop_and_the_whole_agree_inside():
     rng = np.random.default_rng(0)
     text = {"tokens": rng.standard_normal((1, 4, 5)).astype(np.float32), "mask": np.ones((1, 4), bool)}
 
+    apply = jax.jit(network.apply)
+
     def out(x, low_res):
         cond = {"low_res": low_res, "aug_level": jnp.full(1, 30.0), "text": text}
-        return np.asarray(run(network, params, x, jnp.full(1, 300.0), cond))[0]
+        return np.asarray(apply(params, x, jnp.full(1, 300.0), cond))[0]
 
     x, low_res = rng.standard_normal((1, 64, 64, 2)), rng.standard_normal((1, 16, 16, 2))
     crop, inside = out(np.float32(x), np.float32(low_res)), slice(26, 38)

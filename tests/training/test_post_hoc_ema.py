@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy import integrate
 
+from diffusion_jax import post_hoc_ema as program
 from diffusion_jax import systems
 from diffusion_jax.errors import CheckpointError, ConfigError
+from diffusion_jax.evaluation.runs import find
 from diffusion_jax.training import config as configs
 from diffusion_jax.training import ema, load_run, post_hoc_ema
 from diffusion_jax.training.checkpoints import Checkpointer
@@ -127,6 +129,16 @@ def test_a_reconstruction_is_a_run(run, tmp_path):
     np.testing.assert_allclose(raw[0].ravel()[0], values[-1], rtol=1e-6)
     earlier = post_hoc_ema.reconstruct(workdir, 0.05, step=17)
     np.testing.assert_allclose(jax.tree.leaves(earlier.params)[0].ravel()[0], averages["power_0.05"][15], rtol=1e-4)
+
+
+def test_the_program_writes_what_programs_can_load(run, tmp_path):
+    values = {"workdir": str(run[0]), "out": str(tmp_path / "out"), "sigma_rel": 0.05, "step": 17}
+    assert program._work(values, {}) == values["out"]
+    params, steps = find([values["out"]]).load()
+    np.testing.assert_allclose(jax.tree.leaves(params[0])[0].ravel()[0], run[2]["power_0.05"][15], rtol=1e-4)
+    assert steps == [17]
+    with pytest.raises(ConfigError, match="leave out --config.seed"):
+        program._work(values, {"seed": 1})
 
 
 def test_bad_requests(run, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffusion_jax.data import sources, transforms
+from diffusion_jax.data import degradations, sources, transforms
 from diffusion_jax.data.pipeline import Pipeline, from_config
 
-__all__ = ["Pipeline", "from_config", "sources", "transforms"]
+__all__ = ["Pipeline", "degradations", "from_config", "sources", "transforms"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +11,7 @@ import grain
 import numpy as np
 from absl import flags
 
+import diffusion_jax.data.degradations  # noqa: F401  (registers them by name)
 from diffusion_jax.data.augment import NonLeaky
 from diffusion_jax.data.embeddings import PARTS
 from diffusion_jax.data.sources.base import Example, Source
@@ -20,6 +21,10 @@ from diffusion_jax.registry import build, check_fields
 
 Batch = dict[str, Any]
 
+Degradation = Callable[[np.ndarray, np.random.Generator], dict[str, Any]]
+"""(image uint8 [H, W, C], generator) -> what an example gets beside its image."""
+
+_DEGRADATION = 7919  # keeps these draws apart from others of the same seed
 _EPOCHS = 10**8  # for ever; an endless repetition has no length that can be sliced by host
 
 
@@ -71,16 +76,20 @@ def _finish(example: Example, crop: Crop, rng: np.random.Generator | None) -> Ex
 
 
 class _Augment(grain.transforms.RandomMap):
-    """The random part, its generator tied to the example's global position."""
+    """The random part, its generator tied to the example's global position: another one each epoch."""
 
-    def __init__(self, crop: Crop, augment: NonLeaky | None) -> None:
-        self._crop, self._augment = crop, augment
+    def __init__(self, crop: Crop, augment: NonLeaky | None, degradation: Degradation | None) -> None:
+        self._crop, self._augment, self._degradation = crop, augment, degradation
 
     def random_map(self, element: Example, rng: np.random.Generator) -> Example:
         finished = _finish(element, self._crop, rng)
         if self._augment is not None:
             finished["image"], finished["augment"] = self._augment(finished["image"], rng)
-        return finished
+        return _degrade(finished, self._degradation, rng)
+
+
+def _degrade(example: Example, degradation: Degradation | None, rng: np.random.Generator) -> Example:
+    return example if degradation is None else {**example, **degradation(example["image"], rng)}
 
 
 def _stack(examples: list[Example]) -> Batch:
@@ -104,6 +113,8 @@ class Pipeline:
       num_threads, prefetch: threads that prepare batches ahead, and how many batches ahead.
       num_workers: processes instead of threads, for large images.
       cache: keep the fitted images in memory; for small data sets.
+      degradation: a name or configuration of `data.degradations`: what it makes of the finished image joins the example.
+        In training it is drawn anew each epoch; in `one_pass` it depends on (seed, index) alone.
 
     Raises:
       ConfigError: a batch that the hosts cannot share, unknown transforms.
@@ -126,6 +137,7 @@ class Pipeline:
     prefetch: int = 4
     num_workers: int = 0
     cache: bool = False
+    degradation: Any = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.batch_size % self.hosts:
@@ -139,14 +151,19 @@ class Pipeline:
             raise ConfigError("data: augment flips images itself, and says so: set flip to False")
         augment = NonLeaky(self.augment) if self.augment else None
         crop = Crop(self.image_size, self.crop, self.flip)
-        fit = Fit(self.image_size, self.channels, self.resize, self.pad)
+        degradation = None if self.degradation is None else build("degradation", self.degradation)
+        if degradation is not None and self.augment:
+            raise ConfigError("data: degradations are made of plain images: leave augment at 0, or degradation out")
+        fit = Fit(crop.source_size, self.channels, self.resize, self.pad)
         prepared = _Prepared(self.source, fit, self.cache)
         examples = grain.MapDataset.source(prepared).seed(self.seed).shuffle().repeat(_EPOCHS)
-        batches = examples.random_map(_Augment(crop, augment)).batch(self.batch_size // self.hosts, batch_fn=_stack)
+        examples = examples.random_map(_Augment(crop, augment, degradation))
+        batches = examples.batch(self.batch_size // self.hosts, batch_fn=_stack)
         # Batch first, then every hosts-th: consecutive slices of a global batch go to consecutive hosts.
         object.__setattr__(self, "_batches", batches[self.host :: self.hosts])
         object.__setattr__(self, "_prepared", prepared)
         object.__setattr__(self, "_crop", crop)
+        object.__setattr__(self, "_degradation", degradation)
 
     @property
     def num_classes(self) -> int:
@@ -177,7 +194,8 @@ class Pipeline:
 
         Returns:
           {"image": uint8 [b, H, W, C], and where the source has them "label": int32 [b], "mask": uint8 [b, H, W, 1],
-          "caption": object [b], "text": floating [b, L, D], "text_mask": bool [b, L], "text_pooled": floating [b, D']}.
+          "caption": object [b], "text": floating [b, L, D], "text_mask": bool [b, L], "text_pooled": floating [b, D']},
+          and what the degradation makes.
         """
         return self._batches[step]
 
@@ -200,7 +218,12 @@ class Pipeline:
         total = len(self.source) if limit is None else min(limit, len(self.source))
         for start in range(0, total, batch_size):
             indices = range(start, min(start + batch_size, total))
-            yield _stack([_finish(self._prepared[index], self._crop, None) for index in indices])
+            yield _stack([self._plain(index) for index in indices])
+
+    def _plain(self, index: int) -> Example:
+        """An example without augmentation, degraded as its index says."""
+        rng = np.random.default_rng([self.seed, _DEGRADATION, index])
+        return _degrade(_finish(self._prepared[index], self._crop, None), self._degradation, rng)
 
 
 def from_config(

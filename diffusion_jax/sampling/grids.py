@@ -41,7 +41,7 @@ def _need_chain(name: str, process: Process) -> int:
     if process.num_steps is None:
         raise ConfigError(
             f"grid {name!r} picks indices of a discrete chain, but the schedule {process.schedule.name!r} is continuous; "
-            "use 'uniform', 'trailing' or 'karras'"
+            "use 'uniform', 'trailing', 'log_snr' or 'karras'"
         )
     return process.num_steps
 
@@ -65,18 +65,29 @@ def uniform(num_steps: int) -> Grid:
 
 
 @register("grid", "leading")
-def leading(num_steps: int) -> Grid:
+def leading(num_steps: int, offset: int = 0) -> Grid:
     """Indices 0, c, 2c, ... with c = T // N: the last index is not visited (Song et al. 2021, arXiv 2010.02502).
 
     In continuous time, evenly spaced from 1 - 1 / N to 0. Needs two steps: one would start at the data's end.
+
+    Args:
+      offset: added to every index of a chain; latent diffusion has 1 (Rombach et al. 2022, arXiv 2112.10752).
     """
     _check_steps("leading", num_steps, least=2)
+    if offset < 0:
+        raise ConfigError(f"grid 'leading': offset must not be negative, got {offset}")
 
     def grid(process: Process) -> np.ndarray:
         if process.num_steps is None:
             return np.linspace(1.0 - 1.0 / num_steps, 0.0, num_steps + 1)
         _check_steps("leading", num_steps, process.num_steps)
-        return _from_indices(process, np.arange(num_steps) * (process.num_steps // num_steps))
+        stride = process.num_steps // num_steps
+        last = (num_steps - 1) * stride + offset
+        if last >= process.num_steps:
+            raise ConfigError(
+                f"grid 'leading': the offset {offset} takes the last index to {last}, of a chain of {process.num_steps}"
+            )
+        return _from_indices(process, np.arange(num_steps) * stride + offset)
 
     return grid
 
@@ -145,6 +156,38 @@ def karras(num_steps: int, sigma_min: float | None = None, sigma_max: float | No
             )
         ramp = np.linspace(high ** (1 / rho), low ** (1 / rho), max(num_steps, 2))[:num_steps]
         return _closed(process.schedule.inverse(-2 * rho * np.log(ramp)))
+
+    return grid
+
+
+@register("grid", "log_snr")
+def log_snr(num_steps: int, lowest: float | None = None, highest: float | None = None) -> Grid:
+    """Evenly spaced in log-SNR, then 0: what DPM-Solver takes for small images.
+
+    Args:
+      lowest, highest: the ends, by default the schedule's own range from t = 1 to a chain's first time (1/1000, or the
+        schedule's earliest worth training on, in continuous time), within -20 and 20 where it is wider.
+
+    Raises:
+      ConfigError: ends out of order, or (with the process) below the schedule's log-SNR at t = 1.
+
+    Source: Lu et al. 2022, section 3.4 (arXiv 2206.00927).
+    """
+    _check_steps("log_snr", num_steps)
+
+    def grid(process: Process) -> np.ndarray:
+        schedule = process.schedule
+        first = 1 / process.num_steps if process.num_steps else max(schedule.t_min, 1e-3)
+        bottom = float(schedule.log_snr(1.0))
+        low = lowest if lowest is not None else max(bottom, -20.0)
+        high = highest if highest is not None else min(float(schedule.log_snr(first)), 20.0)
+        if not low < high:
+            raise ConfigError(f"grid 'log_snr': needs lowest < highest, got {low:g} and {high:g}")
+        if low < bottom - 1e-6:
+            raise ConfigError(
+                f"grid 'log_snr': lowest {low:g} lies below {bottom:g}, where the schedule {schedule.name!r} ends"
+            )
+        return _closed(schedule.inverse(np.linspace(low, high, max(num_steps, 2))[:num_steps]))
 
     return grid
 

@@ -39,6 +39,15 @@ def _errors(make, process, counts):
         pytest.param(solvers.heun, 2, 0.3, id="heun"),
         pytest.param(solvers.dpmpp_2m, 2, 0.3, id="dpmpp_2m-midpoint"),
         pytest.param(lambda: solvers.dpmpp_2m("taylor"), 2, 0.3, id="dpmpp_2m-taylor"),
+        pytest.param(solvers.dpmpp_2s, 2, 0.3, id="dpmpp_2s"),
+        pytest.param(solvers.dpmpp_3m, 3, 0.4, id="dpmpp_3m"),
+        pytest.param(lambda: solvers.unipc(2, corrector=False), 2, 0.3, id="unip-2"),
+        pytest.param(solvers.unipc, 3, 0.5, id="unipc-2"),  # the corrector adds one (theorem 3.1)
+        pytest.param(lambda: solvers.heun(space="sigma"), 2, 0.3, id="heun-sigma", marks=pytest.mark.slow),
+        pytest.param(lambda: solvers.dpmpp_3m("library"), 2, 0.3, id="dpmpp_3m-library", marks=pytest.mark.slow),
+        pytest.param(lambda: solvers.unipc(3), 3.75, 0.4, id="unipc-3", marks=pytest.mark.slow),
+        pytest.param(lambda: solvers.pndm("linear"), 2, 0.3, id="pndm", marks=pytest.mark.slow),
+        pytest.param(lambda: solvers.pndm("runge_kutta"), 2, 0.3, id="pndm-runge-kutta", marks=pytest.mark.slow),
     ],
 )
 def test_order_of_convergence(schedule, make, order, within):

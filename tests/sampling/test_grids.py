@@ -120,7 +120,26 @@ def test_karras_levels_on_every_schedule(schedule):
     assert len(default) == 10 and 0.0019 < levels[1] < 0.02 and 70 < levels[0] < 81
 
 
-@given(st.sampled_from([name for name in known("grid") if name != "respaced"]), st.integers(2, 200))
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "vp_sde", "edm", "straight_line", "zero_terminal_snr"])
+def test_even_steps_in_log_snr(schedule):
+    process = Process(schedule, "x0")
+    found = grids.log_snr(9, lowest=-7.0, highest=5.0)(process)
+    assert found.dtype == np.float64 and found[-1] == 0
+    np.testing.assert_allclose(process.schedule.log_snr(found[:-1]), np.linspace(-7.0, 5.0, 9), atol=1e-6)
+    default = process.schedule.log_snr(grids.log_snr(9)(process)[:-1])
+    np.testing.assert_allclose(np.diff(default, 2), 0.0, atol=1e-6)
+    assert -20.001 < default[0] < -8 and 6 < default[-1] < 20.001
+
+
+def test_latent_diffusion_counts_from_one():
+    """The published 50 indices: 1, 21, ..., 981."""
+    assert indices(grids.leading(50, offset=1)) == list(range(1, 982, 20))
+
+
+OF_ANY_LENGTH = [name for name in known("grid") if name in dir(grids) and name != "respaced"]
+
+
+@given(st.sampled_from(OF_ANY_LENGTH), st.integers(2, 200))
 def test_grids_descend_to_zero(name, count):
     for process in (CHAIN, CONTINUOUS):
         found = build("grid", name, num_steps=count)(process)
@@ -151,6 +170,11 @@ def test_unreadable_spacings(spacing):
         (lambda: grids.uniform(0), "at least 1"),
         (lambda: grids.leading(1), "at least 2"),
         (lambda: grids.quadratic(1), "at least 2"),
+        (lambda: grids.leading(5, offset=-1), "must not be negative"),
+        (lambda: grids.leading(1000, offset=1)(CHAIN), "last index to 1000"),
+        (lambda: grids.log_snr(0), "at least 1"),
+        (lambda: grids.log_snr(5, lowest=3.0, highest=1.0)(CHAIN), "lowest < highest"),
+        (lambda: grids.log_snr(5, lowest=-30.0)(CHAIN), "below -10.1"),
         (lambda: grids.karras(0), "at least 1"),
         (lambda: grids.karras(5, rho=0.0), "rho"),
         (lambda: grids.karras(5, sigma_min=3.0, sigma_max=1.0)(CHAIN), "sigma_min < sigma_max"),

@@ -17,7 +17,8 @@ Noise = Callable[[str], jax.Array]
 """name -> standard normal noise shaped like x, of this step; a name is used once a step."""
 
 SERVE_ZERO_SNR = (
-    "ddpm, ddim, euler, euler_ancestral, heun (space='x'), dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_sde, dpmpp_3m, unipc, lcm"
+    "ddpm, ddim, euler, euler_ancestral, heun (space='x'), dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_sde, dpmpp_3m, unipc, "
+    "and of few-step networks lcm, consistency"
 )
 
 

@@ -72,9 +72,9 @@ def dpmpp_3m(form: str = "exact") -> Solver:
     With m_0 the prediction now, m_1 and m_2 the earlier ones, the parabola through them in half-log-SNR is integrated.
 
     Args:
-      form: "exact" integrates it exactly, and starts with a step of `dpmpp_2s` (one evaluation more over the run) and
-        one of `dpmpp_2m`: order 3. "library" is what public libraries run: half of the parabola's second derivative,
-        and a start of first order; order 2, by measurement.
+      form: "exact" integrates it exactly: order 3. The first step is one of `dpmpp_2s`, of one evaluation more, and so is
+        any that is more than twice as long as the one before; the second is one of `dpmpp_2m`. "library" is what public
+        libraries run: half of the parabola's second derivative, and a start of first order; order 2, by measurement.
 
     Source: Lu et al. 2022, section 4 and appendix B (arXiv 2211.01095).
     """
@@ -102,13 +102,14 @@ def dpmpp_3m(form: str = "exact") -> Solver:
             correction = z * (phi(2, -z) * slope + curvature * phi(3, -z) * d2)
             return advance(process, x, m0, t, s) + alpha * correction
 
-        def start() -> Data:
-            return midpoint_step(denoiser, x, m0, t, s)
-
         if form == "exact":
-            # A condition, not a selection: one step of the run costs one evaluation more.
-            single = ~((h1 > 0) & jnp.isfinite(h1)) & (s > 0) & jnp.isfinite(h)
-            x = jax.lax.cond(single, lambda: start().astype(x.dtype), lambda: multistep().astype(x.dtype))
+            # A condition, not a selection: one evaluation more where the parabola has no points, or would reach far.
+            single = ((h > 2 * h1) | jnp.isinf(h1)) & (s > 0) & jnp.isfinite(h)
+            x = jax.lax.cond(
+                single,
+                lambda: midpoint_step(denoiser, x, m0, t, s).astype(x.dtype),
+                lambda: multistep().astype(x.dtype),
+            )
         else:
             x = multistep()
         return x, ((m0, m1), (h.astype(h1.dtype), h1))

@@ -50,6 +50,44 @@ class Constant:
         return jnp.maximum(last, 9.0 / (10.0 + step.astype(jnp.float32))) if self.warmup else last
 
 
+@register("ema", "half_life")
+@dataclasses.dataclass(frozen=True)
+class HalfLife:
+    """A constant decay given by the number of images that halve a share, ramped up from the start of training.
+
+    Each update of `batch_size` images keeps 0.5^(batch_size / h) of the old average, with h the smaller of `images` and
+    `ramp` times the images seen before it: the first average is the parameters themselves.
+
+    Args:
+      images: the half-life, 500,000 for EDM's networks, 50,000,000 on ImageNet.
+      batch_size: of the run's data.
+      ramp: 0 for none.
+
+    Source: Karras et al. 2022, appendix F.1 (arXiv 2206.00364).
+    """
+
+    images: float
+    batch_size: int
+    ramp: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.images <= 0 or self.batch_size < 1 or self.ramp < 0:
+            raise ConfigError(
+                f"ema 'half_life': needs images > 0, batch_size >= 1 and ramp >= 0, got {self.images}, {self.batch_size} and "
+                f"{self.ramp}"
+            )
+
+    @property
+    def label(self) -> str:
+        return f"half_life_{self.images:g}"
+
+    def share(self, step: jax.Array) -> jax.Array:
+        updates = jnp.float32(self.images / self.batch_size)  # in which a share is halved
+        if self.ramp:
+            updates = jnp.minimum(updates, self.ramp * (step.astype(jnp.float32) - 1))
+        return -jnp.expm1(-np.log(2.0) / jnp.maximum(updates, 1e-8)).astype(jnp.float32)
+
+
 def power_exponent(sigma_rel: float) -> float:
     """The exponent g of the power profile t^g whose relative standard deviation is sigma_rel.
 

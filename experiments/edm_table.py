@@ -1,0 +1,141 @@
+"""EDM's preconditioning, training levels and sampler against the score SDE's, on bundled digits at equal cost.
+
+    python -m experiments.edm_table
+
+Two networks, alike in all but the column of the design table (Karras et al. 2022, arXiv 2206.00364), are trained for the same
+number of steps on the 8x8 digits of scikit-learn: the VP column's eps prediction and EDM's. Each is sampled with as many
+evaluations of the network by four samplers. A classifier trained on the same digits says how often it sees the digit that was
+asked for, and how far its features of samples are from those of real images. The recipe is configs/edm.py:digits.
+
+Interrupted, it goes on where it was when run again. What it found is in docs/systems.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from PIL import Image
+
+from diffusion_jax import data, programs, training
+from diffusion_jax.errors import DiffusionError
+from diffusion_jax.evaluation.classifier import Judge, agreement, train_classifier
+from diffusion_jax.evaluation.frechet import Moments, frechet_distance
+from diffusion_jax.process import edm_design
+from diffusion_jax.sampling import edm_design as sampling_design
+from diffusion_jax.systems import Sampling, to_uint8
+from diffusion_jax.training.recipes import load_recipe
+from diffusion_jax.training.runs import load_run
+
+_OUT = flags.DEFINE_string("out", "runs/edm_table", "Where runs, table.json and edm.png go.")
+_STEPS = flags.DEFINE_integer("steps", 2000, "Of training, of each network.")
+_NUM = flags.DEFINE_integer("num", 1000, "Samples of each row.")
+_BUDGETS = flags.DEFINE_list("evaluations", ["7", "19", "39"], "Of the network, for each sample; odd.")
+_RECIPE = Path(__file__).resolve().parent.parent / "configs" / "edm.py"
+
+Row = dict[str, Any]
+
+
+def samplers(evaluations: int) -> dict[str, dict[str, Any]]:
+    """By name, each with that many evaluations: the VP column's own, EDM's steps with Euler, and with Heun."""
+    vp, edm = sampling_design.column("vp"), sampling_design.column("edm")
+    return {
+        "VP steps, Euler in the VP's time": {**vp, "steps": evaluations},
+        "EDM steps, Euler": {**edm, "solver": "euler", "steps": evaluations},
+        "EDM steps, Heun": {**edm, "steps": (evaluations + 1) // 2},
+    }
+
+
+def train(column: str, out: Path, steps: int) -> None:
+    """The network of a column; nothing is done where it is trained already."""
+    config = load_recipe(f"{_RECIPE}:digits", {"training.steps": steps})
+    config["system"].update(edm_design.column(column))
+    training.train(config, out / column)
+
+
+def real_images(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """(images uint8, labels) of the digits."""
+    config = load_recipe(f"{_RECIPE}:digits")["data"]
+    pipeline = data.from_config(config, split=split)
+    batches = list(pipeline.one_pass(256))
+    return tuple(np.concatenate([batch[key] for batch in batches]) for key in ("image", "label"))
+
+
+def draw(workdir: Path, sampling: dict[str, Any], num: int) -> np.ndarray:
+    """Samples uint8 [num, 8, 8, 1] of the classes 0 to 9 in turn; sample i has the same noise in every row."""
+    run = load_run(workdir)
+    settings = Sampling.from_config(sampling)
+    run.system.check_sampling(settings)
+    labels = np.arange(num, dtype=np.int32) % 10
+    draw = jax.jit(lambda params: run.system.sample(params, jax.random.key(0), {"label": labels}, np.arange(num), settings))
+    return np.asarray(to_uint8(draw(run.params)))
+
+
+def judged(judge: Judge, images: np.ndarray, labels: np.ndarray, real: Moments) -> Row:
+    """How often the judge sees the class, and how far its features are from the real ones."""
+    moments = Moments().add(judge.look(images)[1])
+    return {"agreement": agreement(judge, images, labels), "frechet": frechet_distance(moments, real, warn=False)}
+
+
+def picture(rows: list[np.ndarray], path: Path, scale: int = 5) -> None:
+    """One line of digits for each row, and a white line between."""
+    lines = []
+    for images in rows:
+        big = images[..., 0].repeat(scale, 1).repeat(scale, 2)
+        lines += [np.concatenate([np.pad(image, ((0, 0), (0, 2)), constant_values=255) for image in big], axis=1)]
+        lines += [np.full((4, lines[0].shape[1]), 255, np.uint8)]
+    Image.fromarray(np.concatenate(lines[:-1])).save(path, optimize=True)
+
+
+def study(out: Path, steps: int, num: int, budgets: list[int]) -> list[Row]:
+    """Train, sample and judge; returns the rows of the table."""
+    out.mkdir(parents=True, exist_ok=True)
+    for column in ("vp", "edm"):
+        train(column, out, steps)
+    (images, labels), (held_out, held_labels) = real_images("train"), real_images("test")
+    judge = train_classifier(images, labels, 10, held_out=(held_out, held_labels))
+    real = Moments().add(judge.look(images)[1])
+    table = [{"network": "real, held out", "sampler": "", "evaluations": 0, **judged(judge, held_out, held_labels, real)}]
+    shown = [held_out[np.concatenate([np.flatnonzero(held_labels == digit)[:2] for digit in range(10)])]]
+    classes = np.arange(num) % 10
+    order = np.concatenate([[digit, digit + 10] for digit in range(10)])
+    for evaluations in budgets:
+        for column in ("vp", "edm"):
+            for name, sampling in samplers(evaluations).items():
+                drawn = draw(out / column, sampling, num)
+                row = {"network": column, "sampler": name, "evaluations": evaluations, **judged(judge, drawn, classes, real)}
+                table.append(row)
+                sys.stdout.write(shown_row(row) + "\n")
+                sys.stdout.flush()
+                if evaluations == budgets[min(1, len(budgets) - 1)]:
+                    shown.append(drawn[order])
+    picture(shown, out / "edm.png")
+    (out / "table.json").write_text(json.dumps(table, indent=2) + "\n")
+    return table
+
+
+def shown_row(row: Row) -> str:
+    """A line of the table."""
+    return "{network:16s}{sampler:36s}{evaluations:4d}  agreement {agreement:.3f}  frechet {frechet:.2f}".format(**row)
+
+
+def main(argv: list[str]) -> None:
+    """Run the study and print its table."""
+    if len(argv) > 1:
+        raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
+    programs.configure_logging()
+    try:
+        table = study(Path(_OUT.value), _STEPS.value, _NUM.value, [int(budget) for budget in _BUDGETS.value])
+    except DiffusionError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    sys.stdout.write("\n".join(["", *map(shown_row, table)]) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

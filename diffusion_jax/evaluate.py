@@ -30,7 +30,10 @@ The metrics, by name (--metrics; left out, all that cost little and for which ev
                 class, and that classifier's accuracy on held-out images
     cas         accuracy on real held-out images of a classifier trained on samples
     loss        the training loss on held-out images
-    vlb         variational bound of held-out images in bits/dim (of chains, or with --bits_per_dim)
+    accuracy    of a noisy classifier: top-1 and top-5 on held-out images, in each quarter of t (alone with loss, since it
+                draws no images)
+    vlb         variational bound of held-out images in bits/dim (of chains, or with --bits_per_dim); with
+                --bits_per_dim_terms its terms, and the errors of x0 and eps, step by step in bits_per_dim_terms.csv
     ode         their likelihood under the probability-flow ODE in bits/dim
     sr          PSNR, SSIM and consistency of super-resolution, against the originals
     duplicates  samples that equal others
@@ -84,6 +87,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "bits_per_dim", None, "Held-out images whose bound is computed; 16 of discrete chains, else none if left out."
     )
+    flags.DEFINE_bool("bits_per_dim_terms", False, "Write that bound's terms, a row for each step: bits_per_dim_terms.csv.")
     flags.DEFINE_integer("ode_steps", 64, "Steps of the ODE of the metric ode.", lower_bound=1)
     flags.DEFINE_enum("ode_divergence", "hutchinson", ["hutchinson", "exact"], "Of that ODE; exact is for few pixels.")
     flags.DEFINE_enum("precision_recall", "original", ["original", "adm"], "Variant of precision and recall.")

@@ -15,6 +15,8 @@ from diffusion_jax.rng import named
 from diffusion_jax.sampling import likelihood as ode_likelihood
 from diffusion_jax.systems import Diffusion, Sampling, System, to_float
 
+_BATCH = 64  # images whose likelihood is computed at a time
+
 
 def held_out_loss(
     system: System, params: Any, pipeline: data.Pipeline, *, limit: int = 512, batch_size: int = 64, passes: int = 4,
@@ -43,18 +45,17 @@ def held_out_loss(
     return float(np.mean([np.asarray(value) for value in values]))
 
 
-def bits_per_dim(
+def bound_terms(
     system: Diffusion, params: Any, pipeline: data.Pipeline, *, limit: int = 64, steps: int | None = None, seed: int = 0
-) -> dict[str, float]:
-    """The variational bound in bits per dimension over a pipeline's first images, and its parts.
+) -> likelihood.BitsPerDim:
+    """The variational bound of a pipeline's first images, in order, term by term, in bits per dimension; numpy arrays.
+
+    Each image meets one noise draw per step, with predictions clipped.
 
     Args:
       system: its own conditioning, such as a low-resolution image at augmentation level 0, is given to the model.
       limit: how many images; each costs T network evaluations.
       steps: T; by default the chain's own, or 100 of a continuous process, whose bound then is a loose one.
-
-    Returns:
-      "bits_per_dim", and its parts "prior", "decoder" (the last step) and "steps" (all others).
 
     Source: Nichol & Dhariwal 2021, section 3 (arXiv 2102.09672).
     """
@@ -63,7 +64,36 @@ def bits_per_dim(
     def bound(denoise: Denoiser, x0: jax.Array, key: jax.Array) -> likelihood.BitsPerDim:
         return likelihood.bits_per_dim(denoise, x0, named(key, "bound"), steps)
 
-    parts = _of_first(bound, system, params, pipeline, limit, seed)
+    return _of_first(bound, system, params, pipeline, limit, seed)
+
+
+def terms_table(parts: likelihood.BitsPerDim) -> list[dict[str, Any]]:
+    """Means over images, a row for each step from data to noise, then one for the prior; the first columns add up.
+
+    Columns: "step", "t", "bits_per_dim" and its standard error, "x0_mse", "eps_mse".
+    """
+    terms = np.concatenate([parts.terms, parts.prior[:, None]], axis=1)
+    count, steps = parts.terms.shape
+    error = terms.std(0, ddof=1) / count**0.5 if count > 1 else np.full(steps + 1, np.nan)
+    errors = zip(parts.x0_mse.mean(0), parts.eps_mse.mean(0), strict=True)
+    rows = [
+        {"step": step, "t": (step + 1) / steps, "bits_per_dim": float(term), "std_error": float(spread),
+         "x0_mse": float(x0), "eps_mse": float(eps)}
+        for step, (term, spread, (x0, eps)) in enumerate(zip(terms.mean(0)[:-1], error[:-1], errors, strict=True))
+    ]  # fmt: skip
+    prior = {"step": "prior", "t": 1.0, "bits_per_dim": float(terms[:, -1].mean()), "std_error": float(error[-1])}
+    return [*rows, {**prior, "x0_mse": "", "eps_mse": ""}]
+
+
+def bits_per_dim(
+    system: Diffusion, params: Any, pipeline: data.Pipeline, *, limit: int = 64, steps: int | None = None, seed: int = 0
+) -> dict[str, float]:
+    """The mean of `bound_terms`, which has the arguments: "bits_per_dim", and its parts as `summary` has them."""
+    return summary(bound_terms(system, params, pipeline, limit=limit, steps=steps, seed=seed))
+
+
+def summary(parts: likelihood.BitsPerDim) -> dict[str, float]:
+    """Means over images: "bits_per_dim", and its parts "prior", "decoder" (the last step) and "steps" (all others)."""
     return {
         "bits_per_dim": float(parts.total.mean()),
         "prior": float(parts.prior.mean()),
@@ -102,9 +132,10 @@ def _of_first(
     limit: int,
     seed: int,
 ) -> Any:
-    """A measure (denoiser, images in [-1, 1], key) of the first images, each with its own conditioning, unguided."""
-    batch = next(iter(pipeline.one_pass(limit, limit=limit)))
-    numeric = {name: value for name, value in batch.items() if value.dtype != object}
+    """A measure (denoiser, images in [-1, 1], key) of the first images, each with its own conditioning, unguided.
+
+    The measure's arrays [B, ...], with the batches joined, as numpy.
+    """
 
     @jax.jit
     def measured(params: Any, batch: Any, key: jax.Array) -> Any:
@@ -112,4 +143,9 @@ def _of_first(
         denoise = system.denoiser(params, key, system.request(batch), jnp.arange(len(batch["image"])), plain)
         return measure(denoise, to_float(batch["image"]), key)
 
-    return measured(params, numeric, jax.random.key(seed))
+    found = []
+    for number, batch in enumerate(pipeline.one_pass(min(limit, _BATCH), limit=limit)):
+        numeric = {name: value for name, value in batch.items() if value.dtype != object}
+        key = jax.random.key(seed) if number == 0 else named(jax.random.key(seed), "batch", number)
+        found.append(jax.tree.map(np.asarray, measured(params, numeric, key)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)

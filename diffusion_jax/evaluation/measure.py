@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import time
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 from diffusion_jax.data.files import write_image
 from diffusion_jax.evaluation import pictures, scores
-from diffusion_jax.evaluation.results import Results
+from diffusion_jax.evaluation.results import Results, Table
 from diffusion_jax.evaluation.subject import Subject
 
 _LOG = logging.getLogger(__name__)
@@ -28,12 +29,15 @@ def measure(subject: Subject, names: Sequence[str] = ()) -> dict[str, Any]:
     for name in scores.choose(subject, names):
         began = time.monotonic()
         found |= scores.METRICS[name].compute(subject)
-        _LOG.info("%s of %s: %.1f s", name, subject.samples.name, time.monotonic() - began)
+        of = subject.samples.name if subject.samples else "the classifier"
+        _LOG.info("%s of %s: %.1f s", name, of, time.monotonic() - began)
     return found
 
 
 def write_pictures(results: Results, key: str, subject: Subject) -> dict[str, str]:
     """Draw and write the pictures of a row; their files below the folder, by title."""
+    if subject.samples is None:
+        return {}
     made = pictures.of(subject)
     with results.writing():
         (results.folder / "pictures").mkdir(exist_ok=True)
@@ -41,6 +45,24 @@ def write_pictures(results: Results, key: str, subject: Subject) -> dict[str, st
             write_image(results.folder / "pictures" / f"{key}-{name}.png", picture)
         write_image(results.folder / "real_and_samples.png", made["samples"])
     return {name: f"pictures/{key}-{name}.png" for name in made}
+
+
+def write_tables(results: Results, key: str, found: dict[str, Any]) -> dict[str, str]:
+    """Take the tables out of the metrics, and write them; their files below the folder, by name.
+
+    Those of the last point lie beside metrics.json as well.
+    """
+    tables = {name: value for name, value in found.items() if isinstance(value, Table)}
+    with results.writing():
+        for name, table in tables.items():
+            del found[name]
+            (results.folder / "tables").mkdir(exist_ok=True)
+            for path in (results.folder / "tables" / f"{key}-{name}.csv", results.folder / f"{name}.csv"):
+                with path.open("w", newline="") as file:
+                    writer = csv.DictWriter(file, table[0])
+                    writer.writeheader()
+                    writer.writerows(table)
+    return {name: f"tables/{key}-{name}.csv" for name in tables}
 
 
 def sources(subject: Subject) -> dict[str, Any]:

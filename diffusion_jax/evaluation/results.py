@@ -20,12 +20,16 @@ from diffusion_jax.errors import DataError
 Row = dict[str, Any]
 
 
+class Table(list[dict[str, Any]]):
+    """Numbers that are too many for a row: rows of their own, written to a CSV file beside the results."""
+
+
 class Results:
     """The rows of an evaluation, on disk as soon as they are known.
 
-    A row is {"key", "step", "checkpoints", "sampling", "metrics", "pictures", "settings", "versions", "seconds"}: `key`
-    says which point it is, `step` is the last stage's checkpoint (None for images of unknown origin), `metrics` are
-    numbers, or None where they are not finite, and `pictures` name files below the folder.
+    A row is {"key", "step", "checkpoints", "sampling", "metrics", "pictures", "tables", "settings", "versions",
+    "seconds"}: `key` says which point it is, `step` is the last stage's checkpoint (None for images of unknown origin),
+    `metrics` are numbers, or None where they are not finite, and `pictures` and `tables` name files below the folder.
 
     Args:
       folder: for results.jsonl, results.csv and tensorboard/; made if need be.

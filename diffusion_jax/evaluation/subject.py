@@ -43,6 +43,7 @@ class Options:
     Args:
       seed: of held-out noise, subsets and resamples.
       bits_per_dim: held-out images whose likelihood is bounded; None is 16 where the process is a chain, else none.
+      bits_per_dim_terms: also keep that bound's terms, a row for each step, in bits_per_dim_terms.csv.
       ode_steps: steps of the probability-flow ODE of `ode_bits_per_dim`.
       ode_divergence: "hutchinson", an estimate, or "exact", for few pixels.
       kid_subsets, kid_subset_size: of KID; the size is lowered to the number of samples.
@@ -53,6 +54,7 @@ class Options:
 
     seed: int = 0
     bits_per_dim: int | None = None
+    bits_per_dim_terms: bool = False
     ode_steps: int = 64
     ode_divergence: str = "hutchinson"
     kid_subsets: int = 100
@@ -89,6 +91,12 @@ class Subject:
     model: Model | None = None
     low_res: np.ndarray | None = None
     originals: np.ndarray | None = None
+
+    @property
+    def kind(self) -> str:
+        """What is measured: "images", or a "classifier" that draws none."""
+        draws = self.model is None or getattr(self.model.system, "draws_images", True)
+        return "images" if draws else "classifier"
 
     @functools.cached_property
     def features(self) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import numpy as np
@@ -38,10 +39,16 @@ def test_the_base_of_a_truncated_cascade_is_judged_by_its_finished_images(runs, 
 
 
 def test_a_chain_has_bits_per_dim_and_without_classes_no_agreement(runs, tmp_path):
-    metrics = evaluate_run(runs["unconditional"], tmp_path, Settings(num=10, classifier_steps=10, bits_per_dim=4))
+    settings = Settings(num=10, classifier_steps=10, bits_per_dim=4, bits_per_dim_terms=True)
+    metrics = evaluate_run(runs["unconditional"], tmp_path, settings)
     parts = metrics["bits_per_dim_parts"]
     assert metrics["bits_per_dim"] == pytest.approx(sum(parts.values()), rel=1e-4) and parts["prior"] > 0
     assert "agreement" not in metrics and metrics["frechet_distance"] > 0
+    rows = list(csv.DictReader((tmp_path / "bits_per_dim_terms.csv").open()))
+    assert [row["step"] for row in rows] == [*map(str, range(len(rows) - 1)), "prior"] and "bits_per_dim_terms" not in metrics
+    assert sum(float(row["bits_per_dim"]) for row in rows) == pytest.approx(metrics["bits_per_dim"], rel=1e-4)
+    assert float(rows[0]["bits_per_dim"]) == pytest.approx(parts["decoder"], rel=1e-4)
+    assert 0 < float(rows[0]["x0_mse"]) < float(rows[-2]["x0_mse"]) and float(rows[0]["eps_mse"]) > 0
 
 
 def test_a_super_resolution_run_alone_is_asked_for_the_classes_of_its_images(runs, tmp_path):

@@ -6,12 +6,17 @@
 One workdir draws from one run. Several, in order of resolution, are a cascade: each stage after the first is a
 super-resolution run that takes the images of the one before. A super-resolution run alone takes low-resolution images
 made from its own held-out data, or yours with --input. A run that was trained with text takes held-out texts, or yours
-with --text.
+with --text. An image-to-image run takes held-out images, degraded as in training or by --task, or yours with --images and
+perhaps --masks.
 
 Out come 000000.png, 000001.png, ... and labels.json (or one samples.npz with --format=npz: arr_0 uint8 [N, H, W, C],
 arr_1 the labels), grid.png with the first 64, and samples.json with the settings. A run that was interrupted continues
 when the same command is given again; --num may grow. Image i is the same whatever the batch size, the number of
 devices, or the interruptions; --seed, and everything else that shapes an image, may not change within one --out.
+
+Guidance: --guidance=2 without a classifier (or, in the other convention, --guidance_weight=1), and --negative_labels for
+what it should lead away from; --classifier=DIR --classifier_scale=1 follows a noisy classifier, and then --labels may be
+asked of an unconditional model too.
 
 How an image is drawn comes from the run's own `sampling` configuration. Flags replace parts of it: one value for all
 stages, or one for each, as in 2/1. Anything else in the run's configuration is replaced by
@@ -30,6 +35,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 from tqdm import tqdm
 
@@ -37,13 +43,16 @@ from diffusion_jax import programs
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation import command_line
 from diffusion_jax.evaluation.generate import Generator
+from diffusion_jax.evaluation.image_requests import image_requests
 from diffusion_jax.evaluation.requests import LabelRule, Rows, label_rule, low_res_from, requests_of, texts_from
 from diffusion_jax.evaluation.runs import Runs, find
 from diffusion_jax.evaluation.samples import SampleFolder
-from diffusion_jax.systems import SuperResolution
+from diffusion_jax.systems import Palette, SuperResolution
+from diffusion_jax.systems.noisy_classifier import CANNOT_DRAW
 
 _LOG = logging.getLogger(__name__)
 _DEFAULT_NUM = 64
+_RECORDED = ("text", "negative_labels", "images", "masks", "task")  # beside the samples, where they were given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +64,10 @@ class Options:
     labels: str | None = None
     input: str | None = None
     text: str | None = None
+    negative_labels: str | None = None
+    images: str | None = None
+    masks: str | None = None
+    task: str | None = None
     format: str = "png"
     seed: int = 0
     batch_size: int = 64
@@ -66,6 +79,8 @@ def sample(runs: Runs, options: Options) -> Path:
     Raises:
       DiffusionError: bad options, before parameters are loaded or anything is compiled.
     """
+    if not getattr(runs.cascade.stages[0].system, "draws_images", True):
+        raise ConfigError(CANNOT_DRAW)
     num, rule = _labels(runs, options)
     rows = _requests(runs, options, num, rule)
     rows.check(runs.cascade, num)
@@ -75,7 +90,7 @@ def sample(runs: Runs, options: Options) -> Path:
         "seed": options.seed,
         "labels": options.labels or ("all" if rule else None),
         "input": options.input,
-    } | ({"text": options.text} if options.text else {})
+    } | {name: getattr(options, name) for name in _RECORDED if getattr(options, name)}
     with SampleFolder(options.out, settings, options.format, runs.cascade.image_shape) as folder:
         missing = folder.missing(num)
         if 0 < len(missing) < num:
@@ -105,10 +120,18 @@ def _requests(runs: Runs, options: Options, num: int, rule: LabelRule | None) ->
         raise ConfigError("--text is for runs that were trained with text, but the first was not")
     if options.input is not None:
         columns |= low_res_from(options.input, first.low_res_shape)
+    given = {name: getattr(options, name) for name in ("images", "masks", "task") if getattr(options, name) is not None}
+    if given and not isinstance(first, Palette):
+        raise ConfigError(f"--{next(iter(given))} is for image-to-image runs, but the first run is none")
     if options.text is not None:
         columns |= texts_from(options.text)
+    elif given:
+        columns |= image_requests(first, runs.configs[0], num, **given)
     elif options.input is None and first.needs_data:
         columns |= requests_of(first, runs.pipeline(0, "test"), num)
+    if options.negative_labels is not None:
+        avoided, _ = label_rule(options.negative_labels, runs.cascade.num_classes)
+        columns["negative_label"] = avoided(np.arange(num))
     # Labels that come with the images describe them; those asked for go before.
     return Rows(columns, rule if options.labels or "label" not in columns else None)
 
@@ -138,8 +161,14 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "labels", None, "Classes: 'all' (in turn), '0,1,2' (in turn) or '10-per-class' (sorted); all if left out."
     )
+    flags.DEFINE_string(
+        "negative_labels", None, "Classes that guidance leads away from, instead of from no class: '3', or '0,1,2' (in turn)."
+    )
     flags.DEFINE_string("input", None, "Low-resolution images: a folder, or an npz of arr_0 and, for labels, arr_1.")
     flags.DEFINE_string("text", None, "Text embeddings: an npz of tokens [N, L, D] and mask [N, L]; held-out ones if left out.")
+    flags.DEFINE_string("images", None, "Image to image: a folder of images; they repeat where --num goes past their end.")
+    flags.DEFINE_string("masks", None, "Image to image: masks by the images' names, white where pixels are missing.")
+    flags.DEFINE_string("task", None, "Image to image: colorize, inpaint, uncrop or jpeg; the run's own mixture if left out.")
     flags.DEFINE_enum("format", "png", ["png", "npz"], "One image file each, or one npz.")
     flags.DEFINE_integer("seed", 0, "Of all noise.")
     flags.DEFINE_integer("batch_size", 64, "Images at a time, over all devices.", lower_bound=1)

@@ -10,7 +10,8 @@ from PIL import Image
 from diffusion_jax.errors import ConfigError, DataError, nearest
 
 RESIZES = ("area", "bicubic", "bilinear", "adm")
-CROPS = ("center", "random", "none")
+CROPS = ("center", "random", "zoom", "none")
+_ZOOM = 0.8  # the least share of a zoomed image's short side that a crop shows
 _FILTERS = {
     "area": Image.Resampling.BOX,
     "bicubic": Image.Resampling.BICUBIC,
@@ -94,7 +95,14 @@ class Fit:
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """The possibly random part: a square crop of `size` and a horizontal flip with probability 1/2."""
+    """The possibly random part: a square crop of `size` and a horizontal flip with probability 1/2.
+
+    Args:
+      size: in pixels.
+      crop: "center", "random", "none" (the image must be square), or "zoom": the short side is drawn from `size` to
+        `size / 0.8`, and the place at random, as ADM's classifiers were trained (Dhariwal & Nichol 2021, arXiv 2105.05233).
+      flip: whether to flip at random.
+    """
 
     size: int
     crop: str = "center"
@@ -104,12 +112,27 @@ class Crop:
         if self.crop not in CROPS:
             raise ConfigError(f"data: unknown crop {self.crop!r}{nearest(str(self.crop), CROPS)} (known: {', '.join(CROPS)})")
 
+    @property
+    def source_size(self) -> int:
+        """The short side that images should come with."""
+        return int(self.size / _ZOOM) if self.crop == "zoom" else self.size
+
+    def _zoomed(self, image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        short = self.size if rng is None else int(rng.integers(self.size, self.source_size + 1))
+        scale = short / min(image.shape[:2])
+        height, width = (max(short, round(side * scale)) for side in image.shape[:2])
+        # A mask travels as the last channel, and PIL takes four channels for transparency.
+        parts = [resize(image[..., n : n + 1], (height, width), "bicubic") for n in range(image.shape[-1])]
+        return np.concatenate(parts, axis=-1)
+
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         """Crop uint8 [h, w, c] to [size, size, c]; without a generator the crop is central and nothing is flipped."""
+        if self.crop == "zoom":
+            image = self._zoomed(image, rng)
         rows, columns = image.shape[0] - self.size, image.shape[1] - self.size
         if self.crop == "none" and (rows or columns):
             raise DataError(f"an image of {image.shape[1]}x{image.shape[0]} is not square; use crop='center' or 'random'")
-        if self.crop == "random" and rng is not None:
+        if self.crop in ("random", "zoom") and rng is not None:
             top, left = int(rng.integers(rows + 1)), int(rng.integers(columns + 1))
         else:
             top, left = rows // 2, columns // 2

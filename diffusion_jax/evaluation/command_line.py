@@ -18,6 +18,8 @@ _SAMPLING: dict[str, tuple[Callable[[str], Any], str]] = {
     "grid": (str, "Time grid: uniform, trailing, leading, quadratic or karras."),
     "steps": (int, "Steps of the solver."),
     "guidance": (float, "Classifier-free guidance scale; 1 is none."),
+    "guidance_weight": (float, "The same scale as w in (1 + w) cond - w null: guidance = 1 + w; 0 is none."),
+    "classifier_scale": (float, "Of a classifier's gradient, with --classifier; 0 is none."),
     "threshold": (str, "Of the predicted image: none, static or dynamic."),
     "weights": (str, "Parameters: ema or raw."),
     "aug_level": (float, "Super-resolution: noise level in [0, 1] put on the low-resolution image."),
@@ -35,6 +37,9 @@ def define_run_flags(*, sweep: bool = False) -> None:
       sweep: whether a setting may have several values, to go through.
     """
     flags.DEFINE_list("workdir", None, "Trained run; several, comma-separated, are a cascade's stages.")
+    flags.DEFINE_string(
+        "classifier", None, "Run of a noisy classifier, whose gradient guides the samples (of a cascade, its first stage)."
+    )
     several = " Several, comma-separated, are gone through." if sweep else ""
     for name, (_, text) in _SAMPLING.items():
         flags.DEFINE_list(name, None, f"{text} For all stages, or one for each as in A/B; the run's own if left out.{several}")
@@ -82,11 +87,12 @@ def sweep_of(values: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
     Raises:
       ConfigError: a value that cannot be read.
     """
-    return {
+    found: dict[str, list[list[Any]]] = {
         name: [[_parse(name, parse, part) for part in text.split("/")] for text in values[name]]
         for name, (parse, _) in _SAMPLING.items()
         if values[name] is not None
     }
+    return found | ({"classifier": [[values["classifier"]]]} if values["classifier"] is not None else {})
 
 
 def run_options(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

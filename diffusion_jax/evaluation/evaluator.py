@@ -18,13 +18,14 @@ from diffusion_jax.data.files import write_json
 from diffusion_jax.evaluation import scores
 from diffusion_jax.evaluation.cache import gather
 from diffusion_jax.evaluation.draw import draw_stages, requests
-from diffusion_jax.evaluation.measure import measure, sources, write_pictures
+from diffusion_jax.evaluation.measure import measure, sources, write_pictures, write_tables
 from diffusion_jax.evaluation.points import Point
 from diffusion_jax.evaluation.requests import Rows
 from diffusion_jax.evaluation.results import Results, Row
 from diffusion_jax.evaluation.runs import Runs, find
 from diffusion_jax.evaluation.settings import Parts, Settings, parts_of
 from diffusion_jax.evaluation.subject import Model, Subject
+from diffusion_jax.systems.cascade import Guided
 from diffusion_jax.training import config as configs
 from diffusion_jax.training.checkpoints import versions
 
@@ -97,15 +98,18 @@ class Evaluator:
         for subject in subjects:
             scores.choose(subject, self.settings.metrics)  # fails here, before expensive work
         folder = self.results.folder / "samples" / key
-        samples = draw_stages(
-            runs, params, rows, folder, drawn_with,
-            num=self.settings.num, batch_size=self.settings.batch_size, seed=self.settings.seed,
-        )  # fmt: skip
-        subjects = [dataclasses.replace(each, samples=drawn) for each, drawn in zip(subjects, samples, strict=True)]
+        if subjects[-1].kind == "images":
+            samples = draw_stages(
+                runs, params, rows, folder, drawn_with,
+                num=self.settings.num, batch_size=self.settings.batch_size, seed=self.settings.seed,
+            )  # fmt: skip
+            subjects = [dataclasses.replace(each, samples=drawn) for each, drawn in zip(subjects, samples, strict=True)]
         found = self._measure(subjects)
+        tables = write_tables(self.results, key, found)
         row = {
             "key": key, "step": steps[-1], "checkpoints": steps, "sampling": {k: list(v) for k, v in point.sampling.items()},
             "num": self.settings.num, "metrics": found, "pictures": write_pictures(self.results, key, subjects[-1]),
+            "tables": tables,
             "settings": {**self.settings.plain(), **drawn_with, **sources(subjects[-1])}, "versions": versions(),
             "seconds": time.monotonic() - began,
         }  # fmt: skip
@@ -122,7 +126,7 @@ class Evaluator:
         with self.results.writing():
             metrics = {**row["metrics"], "num_samples": row["num"], "settings": row["settings"]}
             write_json(self.results.folder / "metrics.json", metrics)
-            if not self.settings.keep_samples:
+            if not self.settings.keep_samples and samples.exists():
                 shutil.rmtree(samples)
                 with contextlib.suppress(OSError):  # others are in it
                     samples.parent.rmdir()
@@ -130,7 +134,9 @@ class Evaluator:
     def _subject(self, runs: Runs, number: int, params: Any, rows: Rows) -> Subject:
         """All that is known about a stage's samples before they are drawn."""
         system, config = runs.cascade.stages[number].system, self._configs[number]
-        parts = self._of_data(number)
+        params = params.network if isinstance(params, Guided) else params
+        # A classifier draws nothing that would be held against data.
+        parts = self._of_data(number) if getattr(system, "draws_images", True) else (None, None, None)
         columns = rows.columns if number == 0 and len(self.workdirs) == 1 else {}
         pipeline = runs.pipeline(0, "test")
         return Subject(

@@ -14,9 +14,13 @@ import numpy as np
 from diffusion_jax import data, systems
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.registry import check_fields
-from diffusion_jax.systems import Cascade, Sampling, Stage, SuperResolution
+from diffusion_jax.systems import Cascade, NoisyClassifier, Sampling, Stage, SuperResolution
+from diffusion_jax.systems.cascade import Guided
 from diffusion_jax.training import load_run
 from diffusion_jax.training.config import apply_overrides, read
+
+_CLASSIFIER = ("classifier", "classifier_scale")
+"""Sampling fields of a cascade's first stage alone."""
 
 _AUGMENTATION = ("aug_level", "truncated", "quantize")
 """Sampling fields that mean nothing to a stage that takes no low-resolution image."""
@@ -42,16 +46,20 @@ class Runs:
         return data.from_config(config["data"], seed=config["seed"], split=split)
 
     def load(self) -> tuple[list[Any], list[int]]:
-        """The parameters of each stage, and the steps of their checkpoints.
+        """The parameters of each stage (with a classifier, `Guided`), and the steps of their checkpoints.
 
         Raises:
           CheckpointError: no checkpoint, or not the one asked for.
         """
-        loaded = [
-            load_run(workdir, step=step, weights=stage.sampling.weights)
-            for workdir, step, stage in zip(self.workdirs, self.checkpoints, self.cascade.stages, strict=True)
-        ]
-        return [run.params for run in loaded], [run.step for run in loaded]
+        params, steps = [], []
+        for workdir, step, stage in zip(self.workdirs, self.checkpoints, self.cascade.stages, strict=True):
+            run = load_run(workdir, step=step, weights=stage.sampling.weights)
+            weights = run.params
+            if stage.classifier is not None:
+                weights = Guided(weights, load_run(stage.sampling.classifier, weights=stage.sampling.weights).params)
+            params.append(weights)
+            steps.append(run.step)
+        return params, steps
 
     def settings(self, params: Sequence[Any], steps: Sequence[int]) -> list[dict[str, Any]]:
         """What determines each stage's part in the samples, as JSON data."""
@@ -96,9 +104,32 @@ def find(
         chosen = {field: values[number] for field, values in given.items()}
         if not isinstance(system, SuperResolution):
             chosen = {field: value for field, value in chosen.items() if field not in _AUGMENTATION}
+        if number:
+            chosen = {field: value for field, value in chosen.items() if field not in _CLASSIFIER}
+        sampling = Sampling.from_config(config["sampling"], **chosen)
+        if "classifier_scale" in chosen and sampling.classifier is None:
+            raise ConfigError("classifier_scale says how strongly a classifier guides: name one with --classifier=WORKDIR")
         configs.append(config)
-        stages.append(Stage(system, Sampling.from_config(config["sampling"], **chosen)))
+        stages.append(Stage(system, sampling, classifier_of(sampling)))
     return Runs(Cascade(stages), list(workdirs), configs, per_stage("step", checkpoints, count))
+
+
+def classifier_of(sampling: Sampling) -> NoisyClassifier | None:
+    """The noisy classifier that a stage is to follow.
+
+    Raises:
+      ConfigError: the directory holds a run of another system.
+      CheckpointError: it holds no run.
+    """
+    if sampling.classifier is None:
+        return None
+    system = systems.from_config(read(sampling.classifier))
+    if not isinstance(system, NoisyClassifier):
+        raise ConfigError(
+            f"the classifier {sampling.classifier} is a run of the system {system.name!r}, not of 'noisy_classifier': "
+            "train one with a recipe such as configs/adm.py:classifier64"
+        )
+    return system
 
 
 def per_stage(field: str, values: Sequence[Any], count: int) -> list[Any]:

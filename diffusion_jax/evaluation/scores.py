@@ -13,9 +13,11 @@ from diffusion_jax.errors import ConfigError, nearest
 from diffusion_jax.evaluation import metrics
 from diffusion_jax.evaluation.classifier import train_classifier
 from diffusion_jax.evaluation.frechet import frechet_distance, warn_if_few
-from diffusion_jax.evaluation.held_out import bits_per_dim, held_out_loss, ode_bits_per_dim
+from diffusion_jax.evaluation.held_out import bound_terms, held_out_loss, ode_bits_per_dim, summary, terms_table
 from diffusion_jax.evaluation.neighbours import nearest_rows
+from diffusion_jax.evaluation.noisy_accuracy import accuracy_by_time
 from diffusion_jax.evaluation.passes import BATCH
+from diffusion_jax.evaluation.results import Table
 from diffusion_jax.evaluation.sample_sets import count_duplicates
 from diffusion_jax.evaluation.subject import WHENCE, Subject
 
@@ -107,6 +109,12 @@ def loss(subject: Subject) -> dict[str, Any]:
     return {"held_out_loss": held_out_loss(model.system, model.params, model.pipeline("test"), seed=subject.options.seed)}
 
 
+def noisy_accuracy(subject: Subject) -> dict[str, Any]:
+    """Top-1 and top-5 accuracy of a noisy classifier on held-out images, in each quarter of t and over all."""
+    model, options = subject.model, subject.options
+    return accuracy_by_time(model.system, model.params, model.pipeline("test"), limit=options.num, seed=options.seed)
+
+
 def variational(subject: Subject) -> dict[str, Any]:
     """The variational bound of held-out images in bits per dimension, and its parts."""
     model = subject.model
@@ -115,8 +123,10 @@ def variational(subject: Subject) -> dict[str, Any]:
         images = _CHAIN_IMAGES if model.system.process.num_steps else 0
     if not images:
         return {}
-    bound = bits_per_dim(model.system, model.params, model.pipeline("test"), limit=images, seed=subject.options.seed)
-    return {"bits_per_dim": bound.pop("bits_per_dim"), "bits_per_dim_parts": bound}
+    terms = bound_terms(model.system, model.params, model.pipeline("test"), limit=images, seed=subject.options.seed)
+    bound = summary(terms)
+    found: dict[str, Any] = {"bits_per_dim": bound.pop("bits_per_dim"), "bits_per_dim_parts": bound}
+    return found | ({"bits_per_dim_terms": Table(terms_table(terms))} if subject.options.bits_per_dim_terms else {})
 
 
 def flow_likelihood(subject: Subject) -> dict[str, Any]:
@@ -173,6 +183,7 @@ class Metric:
       outputs: of the network, any one of them.
       real_images: whether the reference must have images, not statistics alone.
       default: whether it is computed where no metrics are named.
+      of: what it measures: "images" that were drawn, a "classifier" of noisy ones, or "either".
     """
 
     compute: Callable[[Subject], dict[str, Any]]
@@ -180,9 +191,12 @@ class Metric:
     outputs: tuple[str, ...] = ()
     real_images: bool = False
     default: bool = True
+    of: str = "images"
 
     def lacks(self, subject: Subject) -> str | None:
         """What is missing, in words; None where everything is there."""
+        if self.of not in ("either", subject.kind):
+            return {"images": "a model that draws images", "classifier": "a noisy classifier"}[self.of]
         for name in self.needs:
             if getattr(subject, name) is None:
                 return WHENCE[name]
@@ -198,7 +212,8 @@ class Metric:
 
 _PAIR = ("extractor", "reference")
 METRICS: dict[str, Metric] = {
-    "loss": Metric(loss, ("model",)),
+    "loss": Metric(loss, ("model",), of="either"),
+    "accuracy": Metric(noisy_accuracy, ("model",), of="classifier"),
     "vlb": Metric(variational, ("model",)),
     "ode": Metric(flow_likelihood, ("model",), default=False),
     "fid": Metric(fid, _PAIR, ("pool",)),

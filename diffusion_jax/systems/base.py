@@ -23,6 +23,8 @@ class System(Protocol):
     A system may offer more. `advance(params, state) -> state` is called once a step, before its gradient. A system whose
     `needs_teacher` is true has the fields `teacher`, `teacher_weights` and `teacher_step`, `check_teacher(system)`, and
     `start(frozen) -> params`; its `loss` takes the keyword `frozen`: {"teacher": parameters}, or None in evaluation.
+    `report(state) -> numbers by name` is logged beside the losses. A system whose `draws_images` is false is trained and
+    evaluated, but not sampled.
     """
 
     image_shape: tuple[int, int, int]

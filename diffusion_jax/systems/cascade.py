@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.process import Denoiser
 from diffusion_jax.rng import named
+from diffusion_jax.sampling import guidance
 from diffusion_jax.systems.base import Request
 from diffusion_jax.systems.images import quantize
 from diffusion_jax.systems.sampling import Sampling
@@ -18,10 +20,21 @@ from diffusion_jax.systems.super_resolution import SuperResolution
 
 
 class Stage(NamedTuple):
-    """A trained system and how to sample it."""
+    """A trained system, how to sample it, and a `NoisyClassifier` whose gradient it follows, if any.
+
+    The parameters of a stage with a classifier are `Guided`.
+    """
 
     system: Any
     sampling: Sampling
+    classifier: Any = None
+
+
+class Guided(NamedTuple):
+    """The parameters of a stage that a classifier guides."""
+
+    network: Any
+    classifier: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +59,12 @@ class Cascade:
             raise ConfigError("a cascade needs at least one stage")
         for stage in self.stages:
             stage.system.check_sampling(stage.sampling)
+            _check_classifier(stage)
         for number, (before, after) in enumerate(zip(self.stages, self.stages[1:], strict=False), start=2):
             _check_pair(number, before, after)
         for number in range(len(self.stages)):
             self._check_end(number)
-        classes = {stage.system.num_classes for stage in self.stages} - {0}
+        classes = {each.num_classes for each in self._labelled} - {0}
         if len(classes) > 1:
             raise ConfigError(f"the stages of the cascade know different numbers of classes: {sorted(classes)}")
 
@@ -60,9 +74,14 @@ class Cascade:
         return self.stages[-1].system.image_shape
 
     @property
+    def _labelled(self) -> list[Any]:
+        """Whatever may know classes: the stages' systems and their classifiers."""
+        return [each for stage in self.stages for each in (stage.system, stage.classifier) if each is not None]
+
+    @property
     def num_classes(self) -> int:
-        """Of the stages that have classes; 0 if none has."""
-        return max(stage.system.num_classes for stage in self.stages)
+        """Of the stages or classifiers that have classes; 0 if none has."""
+        return max(each.num_classes for each in self._labelled)
 
     def request(self, batch: Any) -> dict[str, Any]:
         """What the first stage, and the labels of all, need to sample what is like this batch."""
@@ -72,10 +91,18 @@ class Cascade:
         return wanted
 
     def check_request(self, request: Request) -> None:
-        """As the first stage checks it, and with labels where any stage has classes."""
+        """As the first stage checks it, and with labels where any stage or classifier has classes."""
         self.stages[0].system.check_request(request)
-        for stage in self.stages:
-            stage.system.check_labels(request)
+        for each in self._labelled:
+            each.check_labels(request)
+        if "label" not in request and any(stage.classifier is not None for stage in self.stages):
+            raise ConfigError(f"a classifier guides towards classes: a request needs 'label' (has: {sorted(request)})")
+        guided = any(stage.sampling.guidance != 1 and stage.system.num_classes for stage in self.stages)
+        if "negative_label" in request and not guided:
+            raise ConfigError(
+                "negative labels are what classifier-free guidance leads away from: set guidance above 1, on a model with "
+                "classes"
+            )
 
     def sample(self, params: Sequence[Any], key: jax.Array, request: Request, indices: jax.Array) -> list[jax.Array]:
         """Draw images from every stage.
@@ -96,7 +123,11 @@ class Cascade:
             if number:
                 wanted = {**_shared(request), **_handed_on(outputs[-1], self.stages[number - 1].system, stage)}
             end = self._end(number)
-            outputs.append(stage.system.sample(weights, named(key, "stage", number), wanted, indices, stage.sampling, end=end))
+            more: dict[str, Any] = {}
+            if stage.classifier is not None:
+                weights, more["guide"] = weights.network, _guide(stage, weights.classifier, wanted["label"])
+            key_of_stage = named(key, "stage", number)
+            outputs.append(stage.system.sample(weights, key_of_stage, wanted, indices, stage.sampling, end=end, **more))
         return outputs
 
     def _end(self, number: int) -> float:
@@ -127,7 +158,7 @@ def matching_time(before: Any, after: SuperResolution, level: float) -> float:
 
 def _handed_on(image: jax.Array, before: Any, stage: Stage) -> dict[str, jax.Array]:
     """The low-resolution part of a later stage's request."""
-    system, sampling = stage
+    system, sampling = stage.system, stage.sampling
     if not sampling.truncated:
         return {"low_res": quantize(image) if sampling.quantize else image}
     end = matching_time(before, system, sampling.aug_level)
@@ -139,7 +170,26 @@ def _handed_on(image: jax.Array, before: Any, stage: Stage) -> dict[str, jax.Arr
 
 def _shared(request: Request) -> dict[str, Any]:
     """What every stage is told: labels and texts."""
-    return {name: value for name, value in request.items() if name == "label" or "text" in name}
+    return {name: value for name, value in request.items() if name in ("label", "negative_label") or "text" in name}
+
+
+def _guide(stage: Stage, params: Any, label: Any) -> Callable[[Denoiser], Denoiser]:
+    """A denoiser -> the same, tilted towards labels by the stage's classifier."""
+
+    def guide(denoise: Denoiser) -> Denoiser:
+        log_prob = stage.classifier.log_prob(params, label, denoise.process)
+        return guidance.classifier(denoise, log_prob, stage.sampling.classifier_scale)
+
+    return guide
+
+
+def _check_classifier(stage: Stage) -> None:
+    """Raise a `ConfigError` unless the stage's classifier looks at images such as the stage draws."""
+    if stage.classifier is None:
+        return
+    drawn, seen = tuple(stage.system.image_shape), tuple(stage.classifier.image_shape)
+    if drawn != seen:
+        raise ConfigError(f"the classifier looks at images of the shape {seen}, but the model draws {drawn}")
 
 
 def _check_pair(number: int, before: Stage, after: Stage) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,7 +33,7 @@ class Diffusion:
       cond_drop: the probability of training with the null label; 0 rules classifier-free guidance out.
       weighting: of the loss over noise levels.
       times: the time sampler of training.
-      distance: "l2" or "l1".
+      distance: "l2", "l1" or "l2_sum"; see `losses.DISTANCES`.
       vlb_weight: of the variational bound in the loss, where the variance is learned.
 
     Raises:
@@ -51,6 +52,7 @@ class Diffusion:
     vlb_weight: float = 0.0
 
     name = "diffusion"
+    needs_data = False  # whether requests have more than labels, so that programs take them from data
 
     def __post_init__(self) -> None:
         check_probability(self.name, "cond_drop", self.cond_drop)
@@ -105,6 +107,10 @@ class Diffusion:
         """Parameters: a nested dict of arrays."""
         return self.network.init(key)
 
+    def project(self, params: Any) -> Any:
+        """Parameters as training keeps them after each step: see `Network.project`."""
+        return self.network.project(params)
+
     def init_state(self) -> Any:
         """The time sampler's history; empty for most."""
         return self.times.init_state(self.process)
@@ -156,8 +162,10 @@ class Diffusion:
         null = dict(cond)
         if self.num_classes:
             cond["label"] = jnp.asarray(request["label"], jnp.int32)
-            null["label"] = jnp.full_like(cond["label"], self.num_classes)
-        return guided(lambda given: self.process.bind(self.network.apply, params, given), cond, null, sampling)
+            negative = request.get("negative_label", self.num_classes)
+            null["label"] = jnp.broadcast_to(jnp.asarray(negative, jnp.int32), cond["label"].shape)
+        process = sampling.rebind(self.process)
+        return guided(lambda given: process.bind(self.network.apply, params, given), cond, null, sampling)
 
     def sample(
         self,
@@ -168,15 +176,18 @@ class Diffusion:
         sampling: Sampling,
         *,
         end: float = 0.0,
+        guide: Callable[[Denoiser], Denoiser] | None = None,
     ) -> jax.Array:
         """Draw images.
 
         Args:
           params: of the network.
           key: of the run.
-          request: "label" int [N] where there are classes; more where the system says so.
+          request: "label" int [N] where there are classes, and perhaps "negative_label" int [N], from which guidance leads
+            away instead of from no label; more where the system says so.
           indices: int [N]; image i is a function of (key, indices[i]) and its request alone.
           end: stop the chain at this time in [0, 1); 0 gives images.
+          guide: what else guides the denoiser, after guidance and thresholds, such as a classifier.
 
         Returns:
           float32 [N, H, W, C], in [-1, 1] if the chain was not stopped.
@@ -187,15 +198,16 @@ class Diffusion:
         self.check_sampling(sampling)
         self.check_request(request)
         denoise = self.denoiser(params, key, request, indices, sampling)
+        denoise = denoise if guide is None else guide(denoise)
         x = draw(denoise, named(key, "solver"), indices, self.image_shape, sampling, end)
         return x if end > 0 else jnp.clip(x, -1, 1)
 
     def check_sampling(self, sampling: Sampling) -> None:
         """Raise a `ConfigError` if this system cannot be sampled so.
 
-        Guidance needs a conditional model that was trained with condition dropout; the grid must suit the process.
+        Guidance needs a conditional model that was trained with condition dropout; grid and solver must suit the process.
         """
-        sampling.build_grid()(self.process)
+        sampling.check(self.process)
         if sampling.guidance == 1:
             return
         if not self.num_classes:
@@ -218,7 +230,9 @@ class Diffusion:
             return
         if "label" not in request:
             raise ConfigError(f"the model has {self.num_classes} classes: a request needs 'label' (has: {sorted(request)})")
-        labels.check(request["label"], self.num_classes)
+        for name in ("label", "negative_label"):
+            if name in request:
+                labels.check(request[name], self.num_classes)
 
     def check(self, pipeline: Any) -> None:
         """Raise a `ConfigError` if the pipeline's images or classes are not the system's."""

@@ -10,6 +10,7 @@ import jax
 
 from diffusion_jax.errors import ConfigError, nearest
 from diffusion_jax.process import Denoiser, Process
+from diffusion_jax.process.noise_levels import on_schedule
 from diffusion_jax.registry import build, check_fields
 from diffusion_jax.sampling import guidance, sample
 
@@ -28,16 +29,23 @@ class Sampling:
       guidance: classifier-free guidance scale s: null + s * (conditional - null); 1 is none, and costs nothing.
       guidance_rescale: phi in [0, 1]: how far the guided prediction's standard deviation is pulled back to the
         conditional one's (Lin et al. 2024, arXiv 2305.08891).
+      guidance_weight: the other published way to write the scale, w in (1 + w) * conditional - w * null: s = 1 + w, so 0 is
+        none (Ho & Salimans 2022, arXiv 2207.12598). It becomes `guidance`; only one of the two may be given.
       guidance_interval: (low, high) in units of sigma / alpha: the noise levels that are guided; None is all
         (Kynkaanniemi et al. 2024, arXiv 2404.07724).
       threshold: of the predicted x0: "none", "static" clips to [-1, 1], "dynamic" clips to a percentile and rescales
         (Saharia et al. 2022, section 2.3, arXiv 2205.11487). Applied after guidance.
       percentile: of |x0| within one image, for "dynamic".
       weights: "ema" or "raw": the parameters that programs load.
+      classifier: the directory of a run of the system "noisy_classifier", whose gradient programs follow; of the first
+        stage alone in a cascade (Dhariwal & Nichol 2021, section 4, arXiv 2105.05233).
+      classifier_scale: of that gradient; 0 is none. It is no classifier-free scale: published are 0.5 to 10.
       aug_level: super-resolution: the noise level in [0, 1] put on the low-resolution image.
       truncated: in a cascade: feed this stage the previous stage's chain stopped at `aug_level`, instead of its
         finished image with noise added (Ho et al. 2021, section 4, arXiv 2106.15282).
       quantize: in a cascade: round the previous stage's finished image to 8 bits, as stored training images are.
+      schedule: name or configuration of a noise schedule to sample with instead of the trained one, for networks that are
+        told the noise level itself (Saharia et al. 2021, section 2.4, arXiv 2104.07636).
 
     Raises:
       ConfigError: a value out of range or an unknown name.
@@ -47,14 +55,18 @@ class Sampling:
     grid: Any = "uniform"
     steps: int = 50
     guidance: float = 1.0
+    guidance_weight: float | None = None
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
     threshold: str = "static"
     percentile: float = 99.5
     weights: str = "ema"
+    classifier: str | None = None
+    classifier_scale: float = 1.0
     aug_level: float = 0.0
     truncated: bool = False
     quantize: bool = False
+    schedule: Any = None
 
     def __post_init__(self) -> None:
         if self.threshold not in THRESHOLDS:
@@ -64,6 +76,16 @@ class Sampling:
             raise ConfigError(f"sampling: steps must be at least 1, got {self.steps}")
         if not 0 <= self.aug_level <= 1:
             raise ConfigError(f"sampling: aug_level must lie in [0, 1], got {self.aug_level}")
+        if self.guidance_weight is not None:
+            if self.guidance != 1:
+                raise ConfigError(
+                    f"sampling: guidance {self.guidance:g} and guidance_weight {self.guidance_weight:g} say the same thing "
+                    "(guidance = 1 + guidance_weight): give one of them"
+                )
+            object.__setattr__(self, "guidance", 1 + self.guidance_weight)
+            object.__setattr__(self, "guidance_weight", None)
+        if self.classifier_scale < 0:
+            raise ConfigError(f"sampling: classifier_scale must not be negative, got {self.classifier_scale}")
         if not 0 <= self.guidance_rescale <= 1:
             raise ConfigError(f"sampling: guidance_rescale must lie in [0, 1], got {self.guidance_rescale}")
         if not 0 < self.percentile <= 100:
@@ -82,7 +104,11 @@ class Sampling:
             given = {field.name: getattr(config, field.name) for field in dataclasses.fields(cls)}
         else:
             given = {key: _plain(value) for key, value in (config or {}).items()}
-        given.update({key: value for key, value in overrides.items() if value is not None})
+        overrides = {key: value for key, value in overrides.items() if value is not None}
+        for name, other in (("guidance", "guidance_weight"), ("guidance_weight", "guidance")):
+            if name in overrides and other not in overrides:
+                given.pop(other, None)  # the same thing in the other convention
+        given.update(overrides)
         check_fields("sampling", cls, given)
         return cls(**given)
 
@@ -92,7 +118,16 @@ class Sampling:
 
     def check(self, process: Process) -> None:
         """Raise a `ConfigError` if the grid does not suit the process, or the solver cannot serve it on that grid."""
+        process = self.rebind(process)
         build("solver", self.solver).check(process, self.build_grid()(process))
+
+    def rebind(self, process: Process) -> Process:
+        """The process to sample from: the trained one, or the same on this run's own schedule.
+
+        Raises:
+          ConfigError: the network is told steps of its own chain, which mean other levels in another; or another family.
+        """
+        return process if self.schedule is None else on_schedule(process, self.schedule)
 
     def settings(self) -> dict[str, Any]:
         """The fields as plain JSON data, to be recorded beside the samples."""

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from diffusion_jax.data.files import beside, tile, write_image
+from diffusion_jax.errors import ConfigError
 from diffusion_jax.models import activation_sharding
 from diffusion_jax.rng import named
 from diffusion_jax.systems import Sampling, to_uint8
@@ -46,6 +47,8 @@ class GridWriter:
         self, workdir: str | Path, system: Any, sampling: Sampling, batch: Mapping[str, Any], seed: int, mesh: jax.sharding.Mesh
     ) -> None:
         self._path = Path(workdir) / "grids"
+        if not getattr(system, "draws_images", True):
+            raise ConfigError(f"the system {system.name!r} draws no images: set training.grid_every to 0")
         system.check_sampling(sampling)
         key = named(jax.random.key(seed), "grid")
         count = len(batch["image"])

@@ -147,6 +147,8 @@ class _Loop:
         sums, skipped = jax.device_get((sums, state.skipped))
         row = {**summarize(sums), **self._clock.row()}
         self._clock.reset()
+        if hasattr(self._program.system, "report"):
+            row |= self._program.system.report(jax.device_get(state.system_state))
         row["learning_rate"] = float(self._program.rate(max(step - 1 - int(skipped), 0)))
         row["skipped_steps"] = int(skipped)
         if skipped > self._skipped:

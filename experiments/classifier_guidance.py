@@ -1,0 +1,161 @@
+"""Guidance with and without a classifier on real digits: what the scale buys in agreement, and costs in diversity.
+
+    python -m experiments.classifier_guidance --out=runs/guidance --picture=docs/images/guidance.png
+
+On the 8x8 digits of scikit-learn three small runs are trained: an unconditional model, a class-conditional one with condition
+dropout, and a noisy classifier. The unconditional model is then guided by the classifier (Dhariwal & Nichol 2021, arXiv
+2105.05233), and the conditional one without it (Ho & Salimans 2022, arXiv 2207.12598), at several scales. A small classifier
+of clean digits, that guidance never saw, judges: the share of samples in which it sees the digit that was asked for, and the
+mean distance between the features of two samples of one digit.
+
+Interrupted, it goes on where it was when run again. What it found is in docs/systems.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from diffusion_jax import data, programs, training
+from diffusion_jax.data.files import tile, write_image
+from diffusion_jax.errors import DiffusionError
+from diffusion_jax.evaluation.cache import judge_of
+from diffusion_jax.evaluation.classifier import Judge
+from diffusion_jax.evaluation.generate import Generator
+from diffusion_jax.evaluation.noisy_accuracy import accuracy_by_time
+from diffusion_jax.evaluation.requests import Rows
+from diffusion_jax.evaluation.runs import find
+from diffusion_jax.systems import from_config
+from diffusion_jax.training.grids import labelled
+
+_OUT = flags.DEFINE_string("out", "runs/guidance", "Where runs and metrics.json go.")
+_PICTURE = flags.DEFINE_string("picture", None, "A picture: rows of one digit each scale; in --out if left out.")
+_STEPS = flags.DEFINE_integer("steps", 600, "Training steps of the two models; the classifier takes twice as many.")
+_NUM = flags.DEFINE_integer("num", 300, "Samples at each scale.")
+
+CLASSIFIER_SCALES = (0.0, 1.0, 2.0, 4.0, 8.0)
+GUIDANCE_SCALES = (1.0, 1.5, 2.0, 4.0, 8.0)
+BINS = 8
+_PROCESS = {"schedule": {"name": "cosine", "num_steps": 200}, "prediction": "eps"}
+_NETWORK = {"name": "unet", "channels": 16, "multipliers": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,),
+            "num_heads": 2, "groups": 8}  # fmt: skip
+_CLASSIFIER = {**_NETWORK, "name": "unet_classifier", "head_channels": 16}
+_SYSTEMS: dict[str, dict[str, Any]] = {
+    "classifier": {"name": "noisy_classifier", "process": _PROCESS, "network": _CLASSIFIER, "num_classes": 10},
+    "unconditional": {"name": "generation", "process": _PROCESS, "network": _NETWORK},
+    "conditional": {"name": "generation", "process": _PROCESS, "network": _NETWORK, "num_classes": 10, "cond_drop": 0.15},
+}
+
+
+def recipe(name: str, steps: int) -> dict[str, Any]:
+    """The configuration of one of the three runs."""
+    classifier = name == "classifier"
+    return {
+        "system": _SYSTEMS[name],
+        "data": {
+            "source": {"name": "digits"},
+            "image_size": 8,
+            "channels": 1,
+            "batch_size": 64 if classifier else 32,
+            "cache": True,
+            "crop": "zoom" if classifier else "center",
+        },
+        "optimizer": {
+            "name": "adamw",
+            "learning_rate": 2e-3,
+            "warmup_steps": 100,
+            "decay": "linear" if classifier else "cosine",
+            "weight_decay": 0.05 if classifier else 0.0,
+            "clip_norm": 1.0,
+        },
+        "training": {
+            "steps": 2 * steps if classifier else steps,
+            "ema": [{"name": "constant", "decay": 0.99}],
+            "tensorboard": False,
+        },
+        "sampling": {"solver": "ddpm", "steps": 25},
+    }
+
+
+def judged(judge: Judge, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Agreement with the labels, and the mean distance between features of two images of one label."""
+    seen, features = judge.look(images)
+    distances = []
+    for label in np.unique(labels):
+        own = features[labels == label]
+        between = np.linalg.norm(own[:, None] - own[None], axis=-1)
+        distances.append(between.sum() / (len(own) * (len(own) - 1)))
+    return {"agreement": float((seen == labels).mean()), "diversity": float(np.mean(distances))}
+
+
+def draw(workdir: Path, num: int, **sampling: Any) -> np.ndarray:
+    """Samples of the digits in turn, uint8 [num, 8, 8, 1]."""
+    runs = find([str(workdir)], sampling={name: [value] for name, value in sampling.items()})
+    params, _ = runs.load()
+    rows = Rows({}, lambda indices: (indices % 10).astype(np.int32))
+    return np.concatenate([drawn.images[-1] for drawn in Generator(runs.cascade, params, batch_size=num)(range(num), rows)])
+
+
+def study(out: Path, picture: Path, steps: int, num: int) -> dict[str, Any]:
+    """Train, guide, judge; returns what is written to out/metrics.json."""
+    for name in _SYSTEMS:
+        training.train(recipe(name, steps), out / name)
+    config = training.complete(recipe("classifier", steps))
+    test = data.from_config(config["data"], split="test")
+    params = training.load_run(out / "classifier").params
+    found: dict[str, Any] = {"accuracy": accuracy_by_time(from_config(config), params, test, bins=BINS)}
+    plain = training.complete(recipe("conditional", steps))["data"]
+    judge = judge_of(out, plain)
+    real = next(data.from_config(plain, split="test").one_pass(1000))
+    found["judge"] = {"accuracy": judge.accuracy, **judged(judge, real["image"], real["label"])}
+    labels, rows = np.arange(num) % 10, []
+    ways = [("classifier", "unconditional", "classifier_scale", CLASSIFIER_SCALES),
+            ("classifier_free", "conditional", "guidance", GUIDANCE_SCALES)]  # fmt: skip
+    for way, run, field, scales in ways:
+        found[way] = {}
+        for scale in scales:
+            more = {"classifier": str(out / "classifier")} if way == "classifier" else {}
+            images = draw(out / run, num, **{field: scale}, **more)
+            found[way][f"{scale:g}"] = judged(judge, images, labels)
+            sheet = tile(images[np.arange(0, min(num, 160), 10)[:16] + 3], columns=16, scale=3)
+            rows.append(labelled(sheet, f"{way.replace('_', '-')} {scale:g}"))
+    write_image(picture, np.concatenate(rows))
+    (out / "metrics.json").write_text(json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def report(found: dict[str, Any]) -> str:
+    """The figures as text."""
+    accuracy = found["accuracy"]
+    tops = {key: value for key, value in accuracy.items() if key.startswith("accuracy_top1_t_")}
+    lines = ["noisy classifier, top-1 accuracy on held-out digits, by t:"]
+    lines += [f"  {key.removeprefix('accuracy_top1_t_').replace('_', ' '):>16s}  {value:.3f}" for key, value in tops.items()]
+    judge = found["judge"]
+    lines += ["", f"held-out digits: agreement {judge['agreement']:.3f}, diversity {judge['diversity']:.2f}"]
+    for way in ("classifier", "classifier_free"):
+        lines += ["", f"{way}: scale, agreement, diversity"]
+        lines += [f"  {scale:>4s}  {row['agreement']:.3f}  {row['diversity']:.2f}" for scale, row in found[way].items()]
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    """Run the study and print what was found."""
+    if len(argv) > 1:
+        raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
+    programs.configure_logging()
+    out = Path(_OUT.value)
+    try:
+        found = study(out, Path(_PICTURE.value or out / "guidance.png"), _STEPS.value, _NUM.value)
+    except DiffusionError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    sys.stdout.write(report(found) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

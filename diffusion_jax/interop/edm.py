@@ -1,8 +1,7 @@
 """Checkpoints of EDM: DDPM++ and NCSN++ (its SongUNet), and its ADM (DhariwalUNet).
 
-Its releases are pickles of whole Python objects, which are refused; save the state dict once, where you trust them:
-`safetensors.torch.save_file(pickle.load(file)["ema"].state_dict(), "edm.safetensors")`. Source: Karras et al. 2022
-(arXiv 2206.00364) and its code.
+Its releases are pickles of whole Python objects; `pickles` takes the tensors out of them and runs nothing. Source: Karras et
+al. 2022 (arXiv 2206.00364) and its code.
 """
 
 from __future__ import annotations

@@ -81,14 +81,15 @@ def _known(module: str, name: str) -> Any:
         "torch.storage._load_from_bytes": _storage,
         "torch.device": lambda *_: None,
         "numpy.dtype": np.dtype,
+        "numpy.ndarray": np.ndarray,
     }
     full = f"{module}.{name}"
     if full in listed:
         return listed[full]
     if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
         return getattr(torch, name)
-    if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "scalar":
-        return np._core.multiarray.scalar
+    if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name in ("scalar", "_reconstruct"):
+        return getattr(np._core.multiarray, name)
     if module.startswith("torch.nn.modules."):
         return _Shell
     raise Refused(full)

@@ -62,9 +62,11 @@ def outputs(name, params):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, *network.image_shape)).astype(np.float32)
     times, cond, seen, labels = np.array([3.0, 871.5], np.float32), {}, x, None
-    if "low_res" in network.cond_spec:  # as large as x: how it is resized is not the weights' matter
-        cond["low_res"] = rng.standard_normal(x.shape).astype(np.float32)
-        seen = np.concatenate([x, cond["low_res"]], axis=-1)
+    if "low_res" in network.cond_spec:
+        small = torch.tensor(rng.standard_normal((2, 3, 8, 8)).astype(np.float32))
+        large = torch.nn.functional.interpolate(small, x.shape[1:3], mode="bilinear")
+        cond["low_res"] = small.numpy().transpose(0, 2, 3, 1)
+        seen = np.concatenate([x, large.numpy().transpose(0, 2, 3, 1)], axis=-1)
     if "label" in network.cond_spec:
         cond["label"] = np.array([4, 1], np.int32)
         labels = torch.tensor(cond["label"])

@@ -87,9 +87,11 @@ def edm_snapshot(monkeypatch, network, **entries):
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setitem(sys.modules, module.__name__.partition(".")[0], types.ModuleType("package"))
 
+    made = {"dtype": torch.float32, "label_dim": 0, "mean": np.float64(-1.2), "table": np.arange(3)}
+
     class Persistent(type(network)):
         def __reduce__(self):
-            state = {**super().__reduce__()[2], "_init_kwargs": EasyDict(sigma=0.5, dtype=torch.float32)}
+            state = {**super().__reduce__()[2], "_init_kwargs": EasyDict(made)}
             meta = {"type": "class", "module_src": "raise SystemExit", "class_name": "SongUNet", "state": state}
             return _reconstruct_persistent_obj, (meta,), None
 

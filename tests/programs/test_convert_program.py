@@ -147,19 +147,43 @@ def test_a_folder_of_diffusers_says_what_its_network_is(recipe, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def recipe_of(path, **system) -> str:
+    data = {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 8}
+    path.write_text(f"def get_config():\n    return {{'system': {system}, 'data': {data}}}\n")
+    return str(path)
+
+
+def halves(network):
+    """Parameters that are 0.5 everywhere."""
+    return jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), network.shapes())
+
+
 def test_a_noisy_classifier_is_a_run_too(tmp_path):
-    recipe = tmp_path / "classifier.py"
     network = {"name": "unet_classifier", "channels": 8, "groups": 4, "multipliers": (1, 2), "num_res_blocks": 1}
     network |= {"attention_resolutions": (4,), "head_channels": 8}
-    system = {"name": "noisy_classifier", "process": {"schedule": "cosine"}, "network": network, "num_classes": 10}
-    data = {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 8}
-    recipe.write_text(f"def get_config():\n    return {{'system': {system}, 'data': {data}}}\n")
-    network = system_of(load_recipe(str(recipe))).network
-    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), network.shapes())
-    save_file(export(params, build("layout", "guided_diffusion").links(network)), tmp_path / "classifier.safetensors")
-    made = {"layout": "guided_diffusion", "config": str(recipe), "weights": str(tmp_path / "classifier.safetensors")}
-    found = load_run(convert.convert(options(tmp_path / "run", **made))).params
+    process = {"schedule": "cosine"}
+    recipe = recipe_of(tmp_path / "r.py", name="noisy_classifier", process=process, network=network, num_classes=10)
+    network = system_of(load_recipe(recipe)).network
+    save_file(export(halves(network), build("layout", "guided_diffusion").links(network)), tmp_path / "c.safetensors")
+    made = options(tmp_path / "run", layout="guided_diffusion", config=recipe, weights=str(tmp_path / "c.safetensors"))
+    found = load_run(convert.convert(made)).params
     assert found["pool"]["positions"].shape == (17, 16) and np.all(found["pool"]["positions"] == 0.5)
+
+
+def test_the_fourier_frequencies_of_an_edm_checkpoint_become_the_networks(tmp_path):
+    """They are no parameters: drawn once before training, and kept with the weights."""
+    network = {"name": "song_unet", "channels": 8, "multipliers": (1,), "num_res_blocks": 1, "attention_resolutions": ()}
+    network |= {"embedding": "fourier"}
+    process = {"schedule": "cosine_continuous"}
+    recipe = recipe_of(tmp_path / "r.py", name="generation", process=process, network=network)
+    network = system_of(load_recipe(recipe)).network
+    tensors = export(halves(network), build("layout", "edm").links(network))
+    tensors["map_noise.freqs"] = np.linspace(-7, 7, len(network.module.frequencies)).astype(np.float32)
+    save_file({f"model.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "e.safetensors")
+    made = options(tmp_path / "run", layout="edm", config=recipe, weights=str(tmp_path / "e.safetensors"))
+    found = load_run(convert.convert(made))
+    np.testing.assert_array_equal(np.float32(found.system.network.module.frequencies), tensors["map_noise.freqs"])
+    assert np.all(found.params["stem"]["kernel"] == 0.5)
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------

@@ -235,3 +235,13 @@ def test_halvings():
 def test_noise_levels_of_a_student_are_those_it_is_sampled_at():
     """The grid "trailing" of N steps visits the times i / N."""
     np.testing.assert_allclose(grids.trailing(4)(student().process), [1.0, 0.75, 0.5, 0.25, 0.0])
+
+
+@pytest.mark.slow
+def test_digits_in_four_steps_are_as_often_the_asked_for_digit_as_their_teachers_in_64(tmp_path):
+    from experiments.distilled_digits import study
+
+    metrics = study(tmp_path, "full", 1000)
+    assert metrics["judge_accuracy"] > 0.95 and metrics["teacher_64"]["agreement"] > 0.9
+    assert metrics["student_4"]["agreement"] > metrics["teacher_64"]["agreement"] - 0.05
+    assert metrics["student_1"]["frechet"] < 0.5 * metrics["teacher_1"]["frechet"]

@@ -1,0 +1,337 @@
+"""Edit images with a trained run: a model that was trained for nothing but to draw.
+
+    python -m diffusion_jax.edit --workdir=DIR --method=sdedit --images=STROKES --strength=0.5 --out=DIR2
+    python -m diffusion_jax.edit --workdir=DIR --method=ilvr --images=REFERENCES --factor=4 --out=DIR2
+    python -m diffusion_jax.edit --workdir=DIR --method=repaint --images=PHOTOS --masks=MASKS --out=DIR2
+    python -m diffusion_jax.edit --workdir=DIR --method=interpolate --images=FACES --between=5 --out=DIR2
+
+sdedit       noises each image to the time --strength and samples back: 0 returns it, 1 forgets it. With --masks only what is
+             white in the mask changes; --repeats takes the result as the next image.
+ilvr         draws images that share the low frequencies of each image, shrunk --factor times. Below the time --stop
+             nothing is held, so that detail can form.
+repaint      draws what is white in the mask anew; what is black is returned exactly. --jump and --resamples say how far and
+             how often the walk goes back; --resamples=1 is plain replacement.
+interpolate  encodes each image and the next into noise, and decodes --between points of the way. It walks the flow
+             both ways, so it needs a deterministic first-order solver (ddim or euler), and neither guidance nor threshold.
+
+Images (png, jpeg, webp) must have the size of the run's; --fit shrinks and crops them to it. A mask has the name of its
+image (another ending will do) and its size. A class-conditional model is told --labels, in turn; without them it edits as if
+it had no classes, if it was trained with condition dropout.
+
+Out come 000000.png, 000001.png, ... in the order of the images' names, grid.png with images above results, and edit.json
+with the settings. Image i is the same whatever the batch size. Solver, grid, steps, guidance and threshold are the run's own,
+or what the flags say.
+
+Exit status: 0, or 2 after one line that says what is wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from diffusion_jax import programs
+from diffusion_jax.data.files import tile, write_image, write_json
+from diffusion_jax.data.sources.folder import ENDINGS, read_image
+from diffusion_jax.data.transforms import Crop, Fit, to_channels
+from diffusion_jax.errors import ConfigError, DataError, nearest
+from diffusion_jax.evaluation import command_line
+from diffusion_jax.evaluation.requests import label_rule
+from diffusion_jax.evaluation.runs import Runs, find
+from diffusion_jax.process import Denoiser
+from diffusion_jax.registry import build
+from diffusion_jax.rng import named
+from diffusion_jax.sampling import editing, latents
+from diffusion_jax.systems import Sampling, to_float, to_uint8
+
+METHODS = ("sdedit", "ilvr", "repaint", "interpolate")
+_FLOWS = ("ddim", "euler")
+"""Solvers whose walk can be turned round."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is done to which images; see the flags' help."""
+
+    method: str
+    images: str
+    out: str
+    masks: str | None = None
+    strength: float = 0.5
+    repeats: int = 1
+    factor: int = 4
+    stop: float = 0.0
+    jump: int = 10
+    resamples: int = 10
+    between: int = 5
+    labels: str | None = None
+    fit: bool = False
+    seed: int = 0
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(f"unknown method {self.method!r}{nearest(self.method, METHODS)} (known: {', '.join(METHODS)})")
+        if not 0 <= self.strength <= 1:
+            raise ConfigError(f"--strength must lie in [0, 1], got {self.strength:g}: 0 returns the image, 1 forgets it")
+        if not 0 <= self.stop < 1:
+            raise ConfigError(f"--stop must lie in [0, 1), got {self.stop:g}")
+        for field in ("repeats", "factor", "jump", "resamples", "between", "batch_size"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"--{field} must be at least 1, got {getattr(self, field)}")
+        if self.method == "repaint" and not self.masks:
+            raise ConfigError("--method=repaint needs --masks=DIR: white is drawn anew, black is kept")
+        if self.masks and self.method in ("ilvr", "interpolate"):
+            raise ConfigError(f"--method={self.method} takes no --masks; sdedit and repaint do")
+
+
+def edit(runs: Runs, options: Options) -> Path:
+    """Edit all images, and return the path of the picture that shows them.
+
+    Raises:
+      DiffusionError: bad options or images, before parameters are loaded or anything is compiled.
+    """
+    system, sampling = _stage(runs, options)
+    names, images = read_images(options.images, system.image_shape, options.fit)
+    masks = read_masks(options.masks, names, images, options.fit) if options.masks else None
+    labels = _labels(system, sampling, options, len(images))
+    if options.method == "interpolate" and len(images) < 2:
+        raise DataError(f"--method=interpolate needs two images at least; {options.images} has {len(images)}")
+    if options.method == "ilvr":
+        editing.low_pass(jnp.zeros((1, *system.image_shape)), options.factor)  # a bad factor fails here
+    (params,), (step,) = runs.load()
+    results = draw(system, params, sampling, options, images, masks, labels)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(results):
+        write_image(out / f"{number:06d}.png", image)
+    settings = {**dataclasses.asdict(options), "workdir": str(runs.workdirs[0]), "checkpoint": step, "inputs": names}
+    write_json(out / "edit.json", {**settings, "sampling": sampling.settings()})
+    write_image(out / "grid.png", _picture(images, masks, results, options))
+    return out / "grid.png"
+
+
+def _stage(runs: Runs, options: Options) -> tuple[Any, Sampling]:
+    """The system and how it is sampled; the flow where images are encoded."""
+    if len(runs.cascade.stages) > 1:
+        raise ConfigError("one --workdir is edited with; a cascade's base and its super-resolution are runs of their own")
+    stage = runs.cascade.stages[0]
+    system, sampling = stage.system, stage.sampling
+    if set(system.network.cond_spec) - {"label"}:
+        raise ConfigError(
+            f"editing takes a run that draws from noise and labels alone, this one is told {sorted(system.network.cond_spec)}"
+        )
+    if options.method != "interpolate":
+        return system, sampling
+    name = sampling.solver if isinstance(sampling.solver, str) else dict(sampling.solver)["name"]
+    eta = 0.0 if isinstance(sampling.solver, str) else dict(sampling.solver).get("eta", 0.0)
+    if name not in _FLOWS or eta:
+        raise ConfigError(
+            f"--method=interpolate encodes images by walking the solver backwards, which the solver {name!r} cannot"
+            f"{' with eta > 0' if eta else ''}: use --solver=ddim or --solver=euler"
+        )
+    if sampling.guidance != 1:
+        raise ConfigError(
+            f"--method=interpolate: guidance {sampling.guidance:g} does not lead back to an image; use --guidance=1"
+        )
+    return system, dataclasses.replace(sampling, threshold="none")
+
+
+def _labels(system: Any, sampling: Sampling, options: Options, count: int) -> np.ndarray | None:
+    if not system.num_classes:
+        if options.labels is not None:
+            raise ConfigError("--labels: the model has no classes")
+        return None
+    if options.labels is not None:
+        return label_rule(options.labels, system.num_classes)[0](np.arange(count))
+    if not system.cond_drop or sampling.guidance != 1:
+        raise ConfigError(
+            f"the model has {system.num_classes} classes: say which with --labels"
+            + (", or set --guidance=1 to edit without" if system.cond_drop else "")
+        )
+    return np.full(count, system.num_classes, np.int32)
+
+
+# Images ----------------------------------------------------------------------------------------------------------------
+
+
+def read_images(folder: str, shape: tuple[int, int, int], fit: bool) -> tuple[list[str], np.ndarray]:
+    """(names, uint8 [N, H, W, C]) of a folder's images, by name.
+
+    Raises:
+      DataError: no folder, no images, or one of another size than the model's.
+    """
+    paths = _paths(folder)
+    images = []
+    for path in paths:
+        image = to_channels(read_image(path), shape[2])
+        if fit:
+            image = _fitted(image, shape)
+        if image.shape != shape:
+            raise DataError(
+                f"{path} is {image.shape[1]}x{image.shape[0]}, but the model draws {shape[1]}x{shape[0]}: "
+                "resize it, or give --fit"
+            )
+        images.append(image)
+    return [path.name for path in paths], np.stack(images)
+
+
+def read_masks(folder: str, names: list[str], images: np.ndarray, fit: bool) -> np.ndarray:
+    """float32 [N, H, W, 1] of the images' masks: 1, black in the file, is kept; 0, white, is drawn.
+
+    Raises:
+      DataError: no folder, no mask for an image, or one of another size than its image.
+    """
+    paths = {path.stem: path for path in _paths(folder)}
+    masks = []
+    for name, image in zip(names, images, strict=True):
+        path = paths.get(Path(name).stem)
+        if path is None:
+            raise DataError(f"{folder} has no mask for {name}: it must have the same name, whatever the ending")
+        mask = to_channels(read_image(path), 1)
+        if fit:
+            mask = _fitted(mask, (*image.shape[:2], 1))
+        if mask.shape[:2] != image.shape[:2]:
+            raise DataError(
+                f"the mask {path} is {mask.shape[1]}x{mask.shape[0]}, but its image {name} is "
+                f"{image.shape[1]}x{image.shape[0]}: they must be of one size"
+            )
+        masks.append((mask < 128).astype(np.float32))
+    return np.stack(masks)
+
+
+def _paths(folder: str) -> list[Path]:
+    if not Path(folder).is_dir():
+        raise DataError(f"there is no directory {folder!r}")
+    paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in ENDINGS)
+    if not paths:
+        raise DataError(f"no images in {folder!r}: looked for {', '.join(ENDINGS)}")
+    return paths
+
+
+def _fitted(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    return Crop(shape[0])(Fit(shape[0], image.shape[2], "bicubic")(image), None)
+
+
+def _picture(images: np.ndarray, masks: np.ndarray | None, results: np.ndarray, options: Options) -> np.ndarray:
+    """Up to eight images above what became of them; of an interpolation, each pair a row."""
+    if options.method == "interpolate":
+        return tile(results[: 8 * (options.between + 2)], columns=options.between + 2, scale=max(1, 64 // images.shape[1]))
+    shown = [images[:8], results[:8]]
+    if masks is not None:
+        holes = np.where(masks[:8] == 1, images[:8], 128).astype(np.uint8)
+        shown.insert(1, holes)
+    return tile(np.concatenate(shown), columns=len(shown[0]), scale=max(1, 64 // images.shape[1]))
+
+
+# Drawing ---------------------------------------------------------------------------------------------------------------
+
+
+def draw(
+    system: Any,
+    params: Any,
+    sampling: Sampling,
+    options: Options,
+    images: np.ndarray,
+    masks: np.ndarray | None,
+    labels: np.ndarray | None,
+) -> np.ndarray:
+    """The edited images, uint8 [N, H, W, C]; of an interpolation [(N - 1) * (between + 2), H, W, C], pair by pair.
+
+    Args:
+      images: uint8 [N, H, W, C].
+      masks: float32 [N, H, W, 1], 1 is kept.
+      labels: int32 [N], where there are classes.
+    """
+    work = _METHODS[options.method]
+    pairs = options.method == "interpolate"
+    key = named(jax.random.key(options.seed), "edit")
+    columns: dict[str, np.ndarray] = {"image": images[:-1] if pairs else images}
+    if pairs:
+        columns["other"] = images[1:]
+    if masks is not None:
+        columns["mask"] = masks
+    if labels is not None:
+        columns["label"] = labels[: len(columns["image"])]
+    solver, grid = build("solver", sampling.solver), sampling.build_grid()
+
+    @jax.jit
+    def run(params: Any, rows: dict[str, jax.Array], indices: jax.Array) -> jax.Array:
+        request = {name: rows[name] for name in ("label",) if name in rows}
+        denoise = system.denoiser(params, named(key, "request"), request, indices, sampling)
+        floats = {name: to_float(rows[name]) for name in rows if name != "label"}
+        return to_uint8(work(denoise, solver, grid, named(key, "solver"), floats, indices, options))
+
+    done = []
+    count = len(columns["image"])
+    for start in range(0, count, options.batch_size):
+        indices = np.minimum(np.arange(start, start + options.batch_size), count - 1)  # a short batch repeats its last image
+        rows = {name: column[indices] for name, column in columns.items()}
+        done.append(np.asarray(run(params, rows, indices))[: count - start])
+    return np.concatenate(done).reshape(-1, *images.shape[1:])
+
+
+def _sdedit(denoise: Denoiser, solver: Any, grid: Any, key: jax.Array, rows: Any, indices: Any, given: Options) -> jax.Array:
+    mask = rows.get("mask")
+    return editing.sdedit(denoise, solver, grid, key, rows["image"], given.strength, mask, given.repeats, indices=indices)
+
+
+def _ilvr(denoise: Denoiser, solver: Any, grid: Any, key: jax.Array, rows: Any, indices: Any, given: Options) -> jax.Array:
+    return editing.ilvr(denoise, solver, grid, key, rows["image"], given.factor, given.stop, indices=indices)
+
+
+def _repaint(denoise: Denoiser, solver: Any, grid: Any, key: jax.Array, rows: Any, indices: Any, given: Options) -> jax.Array:
+    return editing.repaint(
+        denoise, solver, grid, key, rows["image"], rows["mask"], given.jump, given.resamples, indices=indices
+    )
+
+
+def _interpolate(denoise: Denoiser, solver: Any, grid: Any, key: jax.Array, rows: Any, indices: Any, given: Options) -> Any:
+    """[B, between + 2, H, W, C]: both ends, as they come back, and what lies between."""
+    ends = [latents.encode(denoise, grid, rows[name]) for name in ("image", "other")]
+    shares = jnp.linspace(0.0, 1.0, given.between + 2)
+    return jnp.moveaxis(latents.interpolate(denoise, grid, *ends, shares), 0, 1)
+
+
+_METHODS: Mapping[str, Callable[..., jax.Array]] = {
+    "sdedit": _sdedit, "ilvr": _ilvr, "repaint": _repaint, "interpolate": _interpolate,
+}  # fmt: skip
+
+
+def define_flags() -> None:
+    """Define the program's flags."""
+    command_line.define_run_flags()
+    flags.DEFINE_string("step", None, "Checkpoint step; the newest if left out.")
+    flags.DEFINE_string("method", None, f"What is done: {', '.join(METHODS)}.", required=True)
+    flags.DEFINE_string("images", None, "Folder of the images.", required=True)
+    flags.DEFINE_string("masks", None, "Folder of their masks, by the same names: white is drawn anew, black is kept.")
+    flags.DEFINE_string("out", None, "Folder for the results; made if need be.", required=True)
+    flags.DEFINE_float("strength", 0.5, "sdedit: the time in [0, 1] to which images are noised.")
+    flags.DEFINE_integer("repeats", 1, "sdedit: how often the result becomes the next image.")
+    flags.DEFINE_integer("factor", 4, "ilvr: how many times images are shrunk; larger holds less fast.")
+    flags.DEFINE_float("stop", 0.0, "ilvr: the time in [0, 1) below which nothing is held.")
+    flags.DEFINE_integer("jump", 10, "repaint: steps that a return goes back.")
+    flags.DEFINE_integer("resamples", 10, "repaint: how often each stretch is walked; 1 is plain replacement.")
+    flags.DEFINE_integer("between", 5, "interpolate: images between each two.")
+    flags.DEFINE_string("labels", None, "Classes: 'all' (in turn) or '0,1,2' (in turn).")
+    flags.DEFINE_bool("fit", False, "Shrink and crop images and masks to the model's size.")
+    flags.DEFINE_integer("seed", 0, "Of all noise.")
+    flags.DEFINE_integer("batch_size", 16, "Images at a time.")
+
+
+def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
+    programs.configure_logging()
+    options = Options(**{field.name: values[field.name] for field in dataclasses.fields(Options)})
+    return str(edit(find(**command_line.run_options(values, overrides)), options))
+
+
+if __name__ == "__main__":
+    define_flags()
+    command_line.run_program("edit", _work)

@@ -1,0 +1,116 @@
+"""Halve the steps of a digits model again and again, and see what is lost: minutes on a laptop's CPU.
+
+    python -m experiments.distilled_digits
+
+A class-conditional teacher on scikit-learn's 8x8 digits, sampled with guidance 2 in 64 steps; then students of 16, 8, 4, 2 and
+1 steps by progressive distillation (Salimans & Ho 2022, arXiv 2202.00512), of which the first has the guidance distilled into
+it. A small classifier, trained on the same real digits, says how often it sees the digit that was asked for, and the Frechet
+distance in its features to the real digits says how alike the samples are to them as a whole; the teacher at
+the students' steps is what there was without distillation. The recipes are configs/progressive_distillation.py:digits_teacher
+and :digits.
+
+Interrupted, it goes on where it was when run again. What it found is in docs/systems.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from diffusion_jax import data, evaluation, programs, training
+from diffusion_jax.data.files import beside, tile, write_image
+from diffusion_jax.errors import DiffusionError
+from diffusion_jax.evaluation.frechet import Moments, frechet_distance
+from diffusion_jax.rng import named
+from diffusion_jax.systems import Sampling, to_uint8
+from diffusion_jax.training.grids import labelled
+from diffusion_jax.training.recipes import load_recipe
+from diffusion_jax.training.stages import halve
+
+_OUT = flags.DEFINE_string("out", "runs/distilled", "Where runs, distilled.png and metrics.json go.")
+_VARIANT = flags.DEFINE_enum("variant", "full", ["full", "tiny"], "tiny: seconds, to see that everything works.")
+_NUM = flags.DEFINE_integer("num", 1000, "Samples that are judged, of each model.")
+_RECIPE = Path(__file__).resolve().parent.parent / "configs" / "progressive_distillation.py"
+TEACHER_STEPS, FIRST = 64, 16
+
+
+def train(out: Path, variant: str) -> list[Path]:
+    """The teacher's directory, and those of the students."""
+    suffix = ",tiny" if variant == "tiny" else ""
+    training.train(load_recipe(f"{_RECIPE}:digits_teacher{suffix}"), out / "teacher")
+    students = halve(load_recipe(f"{_RECIPE}:digits{suffix}"), out / "teacher", out, FIRST, last_longer=2.0)
+    return [out / "teacher", *students]
+
+
+def draw(workdir: Path, steps: int, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """(images uint8 [N, 8, 8, 1], their labels [N]): the digits in turn, from the same noise for every model."""
+    run = training.load_run(workdir)
+    sampling = Sampling.from_config(run.config["sampling"], steps=steps)
+    labels, key = np.arange(num) % run.system.num_classes, named(jax.random.key(0), "sample")
+    sample = jax.jit(lambda params: run.system.sample(params, key, {"label": labels}, jnp.arange(num), sampling))
+    return np.asarray(to_uint8(sample(run.params))), labels
+
+
+def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """All real (images, labels) of a split."""
+    config = load_recipe(f"{_RECIPE}:digits")["data"]
+    pipeline = data.from_config(config, seed=0, split=None if split == "train" else split)
+    batch = next(iter(pipeline.one_pass(len(pipeline), limit=len(pipeline))))
+    return np.asarray(batch["image"]), np.asarray(batch["label"])
+
+
+def study(out: Path, variant: str, num: int) -> dict[str, Any]:
+    """Train, draw and judge; returns what is written to out/metrics.json, and writes out/distilled.png."""
+    began = time.process_time()
+    teacher, *students = train(out, variant)
+    real = digits("train")
+    judge = evaluation.train_classifier(*real, 10, held_out=digits("test"), steps=600 if variant == "full" else 5)
+    moments = lambda images: Moments().add(judge.look(images)[1])  # noqa: E731
+    counts = [int(path.name.removeprefix("steps_")) for path in students]
+    models = [(teacher, TEACHER_STEPS), *((teacher, n) for n in counts), *zip(students, counts, strict=True)]
+    metrics: dict[str, Any] = {"judge_accuracy": judge.accuracy}
+    pictures = {}
+    for path, steps in models:
+        images, labels = draw(path, steps, num)
+        name = f"{'teacher' if path == teacher else 'student'}_{steps}"
+        metrics[name] = {
+            "agreement": evaluation.agreement(judge, images, labels),
+            "frechet": frechet_distance(moments(images), moments(real[0]), warn=False),
+        }
+        pictures[name] = images
+    metrics["processor_seconds"] = time.process_time() - began
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    shown = {f"teacher_{TEACHER_STEPS}": "teacher, 64", "student_4": "4 steps", "student_2": "2 steps", "student_1": "1 step"}
+    sheets = [labelled(tile(pictures[name][:40], columns=5, scale=3), text) for name, text in shown.items()]
+    write_image(out / "distilled.png", beside(sheets))
+    return metrics
+
+
+def main(argv: list[str]) -> None:
+    """Run the study and say what it found."""
+    if len(argv) > 1:
+        raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
+    programs.configure_logging()
+    out = Path(_OUT.value)
+    try:
+        metrics = study(out, _VARIANT.value, _NUM.value)
+    except DiffusionError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    rows = [
+        f"{name:12s}{row['agreement']:10.3f}{row['frechet']:10.2f}" for name, row in metrics.items() if isinstance(row, dict)
+    ]
+    lines = [f"{'':12s}{'agreement':>10s}{'Frechet':>10s}", *rows, "", f"picture: {out / 'distilled.png'}"]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,111 @@
+"""The editing program: what it writes, that kept pixels are kept, and bad input in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.data.files import read_image
+from diffusion_jax.edit import Options, edit
+from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.evaluation.runs import find
+from tests.tiny_systems import start_program
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """Folders of three 8x8 images, of their masks (white on the right), and of one image of another size."""
+    root = tmp_path_factory.mktemp("given")
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks", "other"):
+        (root / folder).mkdir()
+    for name in "abc":
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(root / "images" / f"{name}.png")
+        mask = np.zeros((8, 8), np.uint8)
+        mask[:, 4:] = 255
+        Image.fromarray(mask).save(root / "masks" / f"{name}.webp", lossless=True)
+    Image.fromarray(rng.integers(0, 256, (12, 9), dtype=np.uint8)).save(root / "other" / "a.png")
+    return root
+
+
+def read(folder, count: int) -> np.ndarray:
+    return np.stack([read_image(folder / f"{number:06d}.png") for number in range(count)])
+
+
+def inputs(given) -> np.ndarray:
+    return np.stack([read_image(given / "images" / f"{name}.png") for name in "abc"])
+
+
+def options(given, tmp_path, method: str, **more) -> Options:
+    return Options(method=method, images=str(given / "images"), out=str(tmp_path), batch_size=2, **more)
+
+
+@pytest.mark.parametrize("method", ["sdedit", "repaint"])
+def test_what_the_mask_keeps_is_kept(runs, given, tmp_path, method):
+    more = {"resamples": 2, "jump": 2} if method == "repaint" else {"strength": 0.6}
+    chosen = options(given, tmp_path, method, masks=str(given / "masks"), **more)
+    grid = edit(find([runs["unconditional"]], sampling={"solver": ["ddpm"], "steps": [4]}), chosen)
+    out, before = read(tmp_path, 3), inputs(given)
+    assert (out[:, :, :4] == before[:, :, :4]).all() and (out[:, :, 4:] != before[:, :, 4:]).mean() > 0.8
+    assert grid == tmp_path / "grid.png" and Image.open(grid).size == (3 * 66 + 2, 3 * 66 + 2)
+    settings = json.loads((tmp_path / "edit.json").read_text())
+    assert settings["inputs"] == ["a.png", "b.png", "c.png"] and settings["sampling"]["solver"] == "ddpm"
+
+
+def test_ilvr_and_labels(runs, given, tmp_path):
+    found = find([runs["base"]], sampling={"steps": [3]})
+    edit(found, options(given, tmp_path, "ilvr", factor=2, labels="3"))
+    held = read(tmp_path, 3).astype(float)
+    means = lambda x: x.reshape(3, 2, 4, 2, 4).mean((2, 4)).ravel()  # noqa: E731
+    assert np.corrcoef(means(held), means(inputs(given).astype(float)))[0, 1] > 0.8
+
+
+def test_interpolation_shows_both_ends_and_what_lies_between(runs, given, tmp_path):
+    found = find([runs["base"]], sampling={"steps": [30], "solver": ["ddim"]})
+    edit(found, options(given, tmp_path, "interpolate", between=2))
+    out = read(tmp_path, 8).astype(float)  # two pairs of four
+    assert (np.abs(out[3] - out[4]) <= 1).all()  # the second image ends one row and begins the next
+
+
+@pytest.mark.parametrize(
+    ("fields", "sampling", "error", "message"),
+    [
+        ({"method": "paint"}, {}, ConfigError, "unknown method 'paint'.*did you mean 'repaint'"),
+        ({"method": "sdedit", "strength": 1.5}, {}, ConfigError, r"--strength must lie in \[0, 1\], got 1.5"),
+        ({"method": "repaint"}, {}, ConfigError, "needs --masks=DIR"),
+        ({"method": "ilvr", "masks": "masks"}, {}, ConfigError, "takes no --masks"),
+        ({"method": "ilvr", "factor": 3}, {}, ConfigError, "factor 3 must divide"),
+        ({"method": "repaint", "masks": "other"}, {}, DataError, "the mask .*a.png is 9x12, but its image a.png is 8x8"),
+        ({"method": "repaint", "masks": "images", "images": "other"}, {}, DataError, "is 9x12, but the model draws 8x8.*--fit"),
+        ({"method": "sdedit", "images": "nowhere"}, {}, DataError, "no directory"),
+        ({"method": "interpolate"}, {"solver": ["ddpm"]}, ConfigError, "solver 'ddpm' cannot: use --solver=ddim"),
+        ({"method": "interpolate"}, {"guidance": [2.0]}, ConfigError, "use --guidance=1"),
+        ({"method": "sdedit"}, {"guidance": [2.0]}, ConfigError, "say which with --labels"),
+    ],
+)
+def test_bad_input(runs, given, tmp_path, fields, sampling, error, message):
+    named = {name: str(given / value) for name, value in fields.items() if name in ("images", "masks")}
+    with pytest.raises(error, match=message):
+        chosen = options(given, tmp_path / "out", "sdedit")
+        edit(find([runs["base"]], sampling=sampling), dataclasses.replace(chosen, **{**fields, **named}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_fitting(runs, given, tmp_path):
+    chosen = options(given, tmp_path, "sdedit", strength=0.0, fit=True)
+    edit(find([runs["base"]], sampling={"steps": [2]}), dataclasses.replace(chosen, images=str(given / "other")))
+    assert read(tmp_path, 1).shape == (1, 8, 8, 1)
+
+
+@pytest.mark.slow
+def test_the_program_says_what_is_wrong_in_one_line(runs, given, tmp_path):
+    program = start_program(
+        f"--workdir={runs['base']}", "--method=sdedit", f"--images={given / 'other'}", f"--out={tmp_path / 'o'}", program="edit"
+    )
+    _, error = program.communicate(timeout=120)
+    assert program.returncode == 2
+    assert error.strip().splitlines()[-1].startswith("edit: error:") and "--fit" in error

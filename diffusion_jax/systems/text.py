@@ -84,7 +84,8 @@ class TextConditioned(Diffusion):
         text = self._text(request)
         negative = self._text(request, "negative_text") if "negative_text" in request else jax.tree.map(jnp.zeros_like, text)
         cond = self._sampling_cond(request, named(key, "conditioning"), indices, sampling)
-        bind = lambda text: self.process.bind(self.network.apply, params, {**cond, "text": text})  # noqa: E731
+        process = sampling.rebind(self.process)
+        bind = lambda text: process.bind(self.network.apply, params, {**cond, "text": text})  # noqa: E731
         return guided(bind, text, negative, sampling)
 
     def request(self, batch: Batch) -> dict[str, Any]:

@@ -88,8 +88,6 @@ def test_mistakes():
     process = Process("linear")
     with pytest.raises(ConfigError, match="one shape"):
         latents.slerp(jnp.zeros((1, 2)), jnp.zeros((1, 3)), 0.5)
+    denoiser, x0 = BIMODAL.denoiser(process), jnp.zeros((1, 2))
     with pytest.raises(ConfigError, match="start must lie"):
-        latents.interpolate_diffused(
-            BIMODAL.denoiser(process), solvers.ddpm(), grids.uniform(5), jax.random.key(0), jnp.zeros((1, 2)), jnp.zeros((1, 2)),
-            [0.5], 0.0,
-        )  # fmt: skip
+        latents.interpolate_diffused(denoiser, solvers.ddpm(), grids.uniform(5), jax.random.key(0), x0, x0, [0.5], 0.0)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from PIL import Image
 
 from diffusion_jax import data
 from diffusion_jax.data.embeddings import PARTS
+from diffusion_jax.data.sources.folder import ENDINGS
 from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.systems import Cascade, Diffusion, labels, to_uint8
 
@@ -91,15 +93,22 @@ def low_res_from(path: str, shape: tuple[int, int, int]) -> dict[str, np.ndarray
     """A user's low-resolution images: a folder of image files, or an npz of arr_0 uint8 [N, h, w, C] and arr_1 labels.
 
     Args:
-      shape: (h, w, C) of the images that the model takes; files of a folder are cropped and resized to it.
+      shape: (h, w, C) of the images that the model takes; files of a folder are cropped and reduced to it.
 
     Raises:
-      DataError: nothing there, or of another shape.
+      DataError: nothing there, of another shape, or an image that is already smaller.
     """
     if not Path(path).exists():
         raise DataError(f"no low-resolution images at {path}: it does not exist")
     if Path(path).is_dir():
-        source = {"name": "folder", "path": path}
+        source = {"name": "folder", "path": path, "test_fraction": 0.0}
+        for name in sorted(p for p in Path(path).rglob("*") if p.suffix.lower() in ENDINGS):
+            with Image.open(name) as image:
+                if min(image.size) < shape[0]:
+                    raise DataError(
+                        f"{name} has {image.width}x{image.height} pixels, fewer than the low-resolution size "
+                        f"{shape[1]}x{shape[0]} that the model takes: enlarge it, or leave it out"
+                    )
         pipeline = data.from_config({"source": source, "image_size": shape[0], "channels": shape[2], "batch_size": 1})
         batches = list(pipeline.one_pass(256))
         return {

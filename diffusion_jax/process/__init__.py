@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from diffusion_jax.process import consistency, likelihood, losses, parameterisations, schedules, time_samplers, weightings
+from diffusion_jax.process import (
+    consistency,
+    edm_design,
+    likelihood,
+    losses,
+    noise_levels,
+    parameterisations,
+    schedules,
+    time_samplers,
+    weightings,
+)
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.schedules import Schedule
 from diffusion_jax.process.types import Denoised, Denoiser, expand
@@ -13,9 +23,11 @@ __all__ = [
     "Process",
     "Schedule",
     "consistency",
+    "edm_design",
     "expand",
     "likelihood",
     "losses",
+    "noise_levels",
     "parameterisations",
     "schedules",
     "time_samplers",

@@ -72,3 +72,26 @@ def blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
     images = (side * (padded[:, :-2] + padded[:, 2:]) + padded[:, 1:-1]) / total
     padded = jnp.pad(images, ((0, 0), (0, 0), (1, 1), (0, 0)), mode="edge")
     return (side * (padded[:, :, :-2] + padded[:, :, 2:]) + padded[:, :, 1:-1]) / total
+
+
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def luma(images: jax.Array) -> jax.Array:
+    """ITU-R 601 luma of [..., 3], as [..., 1]; of one channel, the channel itself."""
+    return images if images.shape[-1] == 1 else (images * jnp.array(_LUMA)).sum(-1, keepdims=True)
+
+
+def with_luma(images: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Colours in [-1, 1] given another luma exactly: what differs from grey is kept, and reduced where it leaves the range.
+
+    Args:
+      images: [B, H, W, 3].
+      wanted: [B, H, W, 1] in [-1, 1].
+
+    >>> float(luma(with_luma(jnp.array([[[[1.0, -1.0, 0.5]]]]), jnp.array([[[[0.9]]]])))[0, 0, 0, 0].round(5))
+    0.9
+    """
+    colour = images - luma(images)
+    room = jnp.where(colour > 0, 1 - wanted, 1 + wanted) / jnp.maximum(jnp.abs(colour), 1e-6)
+    return wanted + jnp.clip(room.min(-1, keepdims=True), 0, 1) * colour

@@ -35,9 +35,6 @@ from diffusion_jax.training.grids import labelled
 from diffusion_jax.training.recipes import load_recipe
 from diffusion_jax.training.stages import halve
 
-_OUT = flags.DEFINE_string("out", "runs/distilled", "Where runs, distilled.png and metrics.json go.")
-_VARIANT = flags.DEFINE_enum("variant", "full", ["full", "tiny"], "tiny: seconds, to see that everything works.")
-_NUM = flags.DEFINE_integer("num", 1000, "Samples that are judged, of each model.")
 _RECIPE = Path(__file__).resolve().parent.parent / "configs" / "progressive_distillation.py"
 TEACHER_STEPS, FIRST = 64, 16
 
@@ -99,9 +96,10 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
     programs.configure_logging()
-    out = Path(_OUT.value)
+    given = flags.FLAGS
+    out = Path(given.out)
     try:
-        metrics = study(out, _VARIANT.value, _NUM.value)
+        metrics = study(out, given.variant, given.num)
     except DiffusionError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
@@ -112,5 +110,8 @@ def main(argv: list[str]) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # other studies use what is above
+    flags.DEFINE_string("out", "runs/distilled", "Where runs, distilled.png and metrics.json go.")
+    flags.DEFINE_enum("variant", "full", ["full", "tiny"], "tiny: seconds, to see that everything works.")
+    flags.DEFINE_integer("num", 1000, "Samples that are judged, of each model.")
     app.run(main)

@@ -5,7 +5,7 @@
 The model is configs/progressive_distillation.py:digits_teacher, on scikit-learn's 8x8 digits, and edits held-out ones without
 being told their class. A small classifier, trained on real digits, says how often an edited digit still is the digit that
 it was: less, the larger SDEdit's strength; and how often a digit whose lower half is missing is completed to what it was,
-by plain replacement and by RePaint's returns in time (an experiment of its own beside it: the mean of all digits as fill).
+by plain replacement and by RePaint's returns in time, beside the mean of all digits as fill.
 
 Interrupted, it goes on where it was when run again. What it found is in docs/editing.md.
 """

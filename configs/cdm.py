@@ -11,7 +11,7 @@ The last command sweeps the level of conditioning augmentation; the base's image
 Data: a folder of images with a sub-folder for each class.
 Hardware and hours: 400,000 to 700,000 iterations a stage, for TPUs. Nothing of this size was run here.
 Published score: FID against the training set 1.48 (32 -> 64), 3.52 (-> 128), 4.88 (-> 256) (arXiv 2106.15282, table 1).
-Measured here: the small cascade of experiments/aug_level_sweep.py.
+Measured here: on tiny runs, that a sweep draws the base once and what the whole cascade would draw.
 Uncertain: widths, blocks, attention, batch sizes, learning rates and iterations below are from memory of the paper's
 appendix, and no count was published to check them against; what is certain is the method: class-conditional stages, blur
 for 128 and 256, Gaussian augmentation with a level of its own below, truncated and non-truncated sampling.

@@ -35,11 +35,11 @@ from diffusion_jax.training.grids import labelled
 
 _OUT = flags.DEFINE_string("out", "runs/guidance", "Where runs and metrics.json go.")
 _PICTURE = flags.DEFINE_string("picture", None, "A picture: rows of one digit each scale; in --out if left out.")
-_STEPS = flags.DEFINE_integer("steps", 600, "Training steps of the two models; the classifier takes twice as many.")
-_NUM = flags.DEFINE_integer("num", 300, "Samples at each scale.")
+_STEPS = flags.DEFINE_integer("steps", 400, "Training steps of the two models; the classifier takes three times as many.")
+_NUM = flags.DEFINE_integer("num", 200, "Samples at each scale.")
 
-CLASSIFIER_SCALES = (0.0, 1.0, 2.0, 4.0, 8.0)
-GUIDANCE_SCALES = (1.0, 1.5, 2.0, 4.0, 8.0)
+CLASSIFIER_SCALES = (0.0, 1.0, 3.0, 9.0)
+GUIDANCE_SCALES = (1.0, 2.0, 4.0, 8.0)
 BINS = 8
 _PROCESS = {"schedule": {"name": "cosine", "num_steps": 200}, "prediction": "eps"}
 _NETWORK = {"name": "unet", "channels": 16, "multipliers": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,),
@@ -74,11 +74,11 @@ def recipe(name: str, steps: int) -> dict[str, Any]:
             "clip_norm": 1.0,
         },
         "training": {
-            "steps": 2 * steps if classifier else steps,
+            "steps": 3 * steps if classifier else steps,
             "ema": [{"name": "constant", "decay": 0.99}],
             "tensorboard": False,
         },
-        "sampling": {"solver": "ddpm", "steps": 25},
+        "sampling": {"solver": "ddpm", "steps": 20},
     }
 
 

@@ -192,6 +192,9 @@ def unet(
 ) -> Network:
     """The U-Net of DDPM (arXiv 2006.11239), improved DDPM (2102.09672), ADM (2105.05233) and their descendants.
 
+    Attention projects to [q, k, v][head][width]. Of ADM's published weights only ImageNet-64's and the classifiers' pools are
+    packed so (the "new" order); the others are [head][q, k, v][width] ("legacy") and are rearranged when they are converted.
+
     Args:
       image_size: H = W in pixels; attention resolutions refer to it.
       in_channels: channels of the noisy image x.

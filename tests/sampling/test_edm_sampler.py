@@ -16,7 +16,7 @@ from diffusion_jax.rng import named
 from diffusion_jax.sampling import edm_design as sampling_design
 from diffusion_jax.sampling import grids, sample, solvers
 from diffusion_jax.systems import Sampling
-from tests.oracles import QUICK
+from tests.oracles import QUICK, no_noise
 
 MODE, VARIANCE = 0.7, 0.02
 U = edm_design.iddpm_table()
@@ -224,7 +224,7 @@ def test_in_the_time_of_the_straight_line_it_is_the_flows_heun():
     predicted = noisy + (s - t) * (first.eps - first.x0)
     second = mine(predicted, s)
     wanted = noisy + (s - t) / 2 * (first.eps - first.x0 + second.eps - second.x0)
-    found, _ = solvers.in_time(order=2).step(mine, noisy, (), jnp.float32(t), jnp.float32(s), None)
+    found, _ = solvers.in_time(order=2).step(mine, noisy, (), jnp.float32(t), jnp.float32(s), no_noise)
     np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=1e-5)
 
 

@@ -69,7 +69,7 @@ def options(workdir, **fields) -> convert.Options:
     return convert.Options(**{"layout": "improved_diffusion", "workdir": str(workdir), **fields})
 
 
-def test_a_converted_run_is_sampled_evaluated_exported_and_trained_on(recipe, weights, tensors, tmp_path):
+def test_a_converted_run_is_sampled_and_exported(recipe, weights, tensors, tmp_path):
     workdir = tmp_path / "run"
     program = start_program(
         "--layout=improved_diffusion", f"--weights={weights}", f"--config={recipe}", f"--workdir={workdir}", program="convert"
@@ -84,18 +84,23 @@ def test_a_converted_run_is_sampled_evaluated_exported_and_trained_on(recipe, we
 
     grid = sample.sample(find([str(workdir)]), sample.Options(out=str(tmp_path / "samples"), num=2, batch_size=2))
     assert grid.exists()
-    metrics = evaluation.evaluate_run(workdir, settings=evaluation.Settings(num=4, batch_size=4, classifier_steps=2))
-    assert np.isfinite(metrics["held_out_loss"])
-
     back = convert.export(options(workdir, export=str(tmp_path / "back.safetensors")))
     found = load_file(back)
     assert found.keys() == tensors.keys() and all(np.array_equal(found[name], tensors[name]) for name in tensors)
 
+
+@pytest.mark.slow  # half a minute: it compiles an evaluation and a training step
+def test_a_converted_run_is_evaluated_and_trained_on(recipe, weights, tmp_path):
+    workdir = convert.convert(options(tmp_path / "run", weights=weights, config=recipe))
+    metrics = evaluation.evaluate_run(workdir, settings=evaluation.Settings(num=4, batch_size=4, classifier_steps=2))
+    assert np.isfinite(metrics["held_out_loss"])
+    assert load_recipe(str(workdir / "config.json")) == load_recipe(recipe)
+
+    given = load_run(workdir, weights="raw").params["stem"]["kernel"]
     result = training.train(load_recipe(str(workdir / "config.json")), workdir)
     assert result["step"] == 2 and np.isfinite(result["loss"])
-    moved = load_run(workdir, weights="raw", step=2).params["stem"]["kernel"] - run.params["stem"]["kernel"]
+    moved = load_run(workdir, weights="raw", step=2).params["stem"]["kernel"] - given
     assert 0 < np.abs(moved).max() < 1e-5  # by the tiny learning rate, from the given weights
-    assert load_recipe(str(workdir / "config.json")) == load_recipe(recipe)
 
 
 @pytest.fixture(scope="module")

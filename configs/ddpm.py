@@ -38,7 +38,12 @@ def _config(network: dict, variance: str, data: dict, rate: float, steps: int) -
             "seed": 0,
             "system": {
                 "name": "generation",
-                "process": {"schedule": "linear", "prediction": "eps", "variance": variance, "noise_input": "timestep"},
+                "process": {
+                    "schedule": {"name": "linear", "num_steps": 1000},
+                    "prediction": "eps",
+                    "variance": variance,
+                    "noise_input": "timestep",
+                },
                 "network": network,
                 "num_classes": 0,
                 "cond_drop": 0.0,
@@ -69,7 +74,7 @@ def get_config(variant: str = "cifar10") -> ConfigDict:
         data = {"source": {"name": "folder", "path": "images"}, "image_size": 256, "flip": flip, "batch_size": 64}
         config = _config({"name": "unet_ddpm256", "channels": channels, "dropout": 0.0}, "fixed_small", data, 2e-5, steps)
     if tiny:
-        config.system.process.schedule = ConfigDict({"name": "linear", "num_steps": 50})
+        config.system.process.schedule.num_steps = 50
         config.system.network.update(channels=8, groups=4, num_res_blocks=1, multipliers=(1, 2), attention_resolutions=(8,))
         config.data.source = ConfigDict({"name": "shapes", "size": 16, "num_examples": 64})
         config.data.update(image_size=16, batch_size=8)

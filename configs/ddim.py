@@ -11,7 +11,7 @@ CIFAR-10. More noise: --config.sampling.solver="{'name': 'ddim', 'eta': 0.5}"; i
 Data: a folder of aligned CelebA faces, cropped beforehand to the 128 pixels around (89, 121).
 Hardware and hours: 8 data-centre accelerators, about 2 days.
 Published score: FID 17.33, 13.73, 9.17, 6.53 in 10, 20, 50, 100 steps (eta 0), 3.51 in 1,000; sigma-hat 3.26 in 1,000.
-Measured here: the network's parameter count, steps and inversion against closed forms (experiments/ddim_reconstruction.py is for
+Measured here: the parameter count; steps and inversion against closed forms (experiments/ddim_reconstruction.py is for
 digits). Learning rate, batch, warm-up, clipping and length are those of DDPM on CIFAR-10
 (arXiv 2006.11239), whose code the paper's trainings followed; the published training was not run.
 Variants: celeba64; `tiny` after a comma, or alone, trains for seconds.

@@ -53,7 +53,8 @@ def test_tiny_recipes_train_sample_and_evaluate(name, images, tmp_path):
     assert result["step"] == config["training"]["steps"] and np.isfinite(result["loss"])
     metrics = evaluation.evaluate_run(tmp_path, settings=evaluation.Settings(num=4, batch_size=4, classifier_steps=2))
     assert np.isfinite(metrics["held_out_loss"])
-    assert ("agreement" in metrics or "accuracy_top1" in metrics) == bool(config["system"].get("num_classes"))
+    asked = config["system"].get("num_classes") or "text_dim" in config["system"]  # by class, or by a text that names it
+    assert ("agreement" in metrics or "accuracy_top1" in metrics) == bool(asked)
     assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["num_samples"] == 4
 
 

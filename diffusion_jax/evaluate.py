@@ -137,6 +137,7 @@ def _evaluate(
             _LOG.info("Point %d of %d.", number, len(todo))
         evaluator.evaluate(point)
         _write_report(evaluator.results, ", ".join(workdirs), wanted)
+    evaluator.close()
     return evaluator.results
 
 

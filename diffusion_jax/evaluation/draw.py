@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,9 @@ from diffusion_jax.evaluation.samples import SampleFolder
 from diffusion_jax.systems import Cascade
 
 _LOG = logging.getLogger(__name__)
+
+EARLIER = "earlier_stages"
+"""Where images of a cascade's earlier stages lie, beside those of the points that share them."""
 
 
 def requests(runs: Runs, num: int) -> Rows:
@@ -42,12 +47,16 @@ def draw_stages(
 ) -> list[SampleSet]:
     """The finished images of every stage, below a folder; what is there already is not drawn again.
 
-    A stage before a truncated one never finishes in the cascade: it is drawn once more by itself.
+    A stage before a truncated one never finishes in the cascade: it is drawn once more by itself. Where every later stage
+    takes finished images of 8 bits (`quantize`), the stages are drawn one after the other from what is stored, and the
+    earlier ones once for all settings of the later, beside the folder (`EARLIER`).
 
     Args:
       settings: what determines the samples, as JSON data.
     """
     stages = runs.cascade.stages
+    if len(stages) > 1 and all(stage.sampling.quantize and not stage.sampling.truncated for stage in stages[1:]):
+        return _draw_in_turn(runs, params, rows, folder, settings, num=num, batch_size=batch_size, seed=seed)
     found: list[SampleSet] = []
     for last in range(len(stages)):
         if last + 1 < len(stages) and not stages[last + 1].sampling.truncated:
@@ -72,5 +81,43 @@ def draw_stages(
             for each in folders:
                 each.finish(num, rows.labels(num))
         found += [open_samples(folder / f"stage{stage + 1}") for stage in shown]
+    return _named(found)
+
+
+def _draw_in_turn(
+    runs: Runs,
+    params: Sequence[Any],
+    rows: Rows,
+    folder: Path,
+    settings: dict[str, Any],
+    *,
+    num: int,
+    batch_size: int,
+    seed: int,
+) -> list[SampleSet]:
+    """Each stage from the stored images of the one before; the earlier stages lie where other points find them."""
+    stages, found = runs.cascade.stages, []
+    for number, stage in enumerate(stages):
+        own = {**settings, "stages": settings["stages"][: number + 1]}
+        digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
+        last = number == len(stages) - 1
+        place = folder / f"stage{number + 1}" if last else folder.parent / EARLIER / digest
+        with SampleFolder(place, own, "npz", stage.system.image_shape) as samples:
+            missing = samples.missing(num)
+            if missing:
+                wanted = rows
+                if number:
+                    shared = {name: column for name, column in rows.columns.items() if name != "low_res"}
+                    wanted = Rows({**shared, "low_res": np.concatenate(list(found[-1].batches(num, num)))}, rows.rule)
+                chain = Cascade([stage], first=number)
+                generator = Generator(chain, params[number : number + 1], seed=seed, batch_size=min(batch_size, num))
+                for drawn in generator(missing, wanted):
+                    samples.add(drawn.indices, drawn.images[-1])
+            samples.finish(num, rows.labels(num))
+        found.append(open_samples(place))
+    return _named(found)
+
+
+def _named(found: Sequence[SampleSet]) -> list[SampleSet]:
     return [dataclasses.replace(each, name=f"stage {number}" if len(found) > 1 else "the samples")
             for number, each in enumerate(found, start=1)]  # fmt: skip

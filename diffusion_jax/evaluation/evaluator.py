@@ -17,7 +17,7 @@ from typing import Any
 from diffusion_jax.data.files import write_json
 from diffusion_jax.evaluation import scores
 from diffusion_jax.evaluation.cache import gather
-from diffusion_jax.evaluation.draw import draw_stages, requests
+from diffusion_jax.evaluation.draw import EARLIER, draw_stages, requests
 from diffusion_jax.evaluation.measure import measure, sources, write_pictures, write_tables
 from diffusion_jax.evaluation.points import Point
 from diffusion_jax.evaluation.requests import Rows
@@ -57,6 +57,7 @@ def evaluate_run(
     workdirs = [os.fspath(w) for w in ([workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs)]
     evaluator = Evaluator(workdirs, out or Path(workdirs[-1]) / "evaluation", settings or Settings(), overrides)
     row = evaluator.evaluate(Point(tuple(checkpoints), dict(sampling or {})))
+    evaluator.close()
     return {**row["metrics"], "num_samples": row["num"], "settings": row["settings"]}
 
 
@@ -115,6 +116,14 @@ class Evaluator:
         }  # fmt: skip
         self._record(row, folder)
         return row
+
+    def close(self) -> None:
+        """Remove what points of a cascade shared; an evaluation that was interrupted before goes on with it."""
+        earlier = self.results.folder / "samples" / EARLIER
+        if not self.settings.keep_samples and earlier.exists():
+            shutil.rmtree(earlier)
+            with contextlib.suppress(OSError):
+                earlier.parent.rmdir()
 
     def _key(self, drawn_with: Mapping[str, Any]) -> str:
         """Of all that determines a row."""

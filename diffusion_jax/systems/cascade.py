@@ -46,6 +46,11 @@ class Cascade:
     optionally rounded to 8 bits, and noised to s. Truncated: the previous stage's chain is stopped at the noise of s
     and fed as it is.
 
+    Args:
+      stages: in order.
+      first: the place of the first of them in a longer cascade, whose noise it then has: the later stages of that cascade
+        can be drawn by themselves, from stored images as "low_res".
+
     Raises:
       ConfigError: sizes that do not chain, classes that differ, or settings that a stage cannot be sampled with.
 
@@ -53,6 +58,7 @@ class Cascade:
     """
 
     stages: Sequence[Stage]
+    first: int = 0
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -126,7 +132,7 @@ class Cascade:
             more: dict[str, Any] = {}
             if stage.classifier is not None:
                 weights, more["guide"] = weights.network, _guide(stage, weights.classifier, wanted["label"])
-            key_of_stage = named(key, "stage", number)
+            key_of_stage = named(key, "stage", self.first + number)
             outputs.append(stage.system.sample(weights, key_of_stage, wanted, indices, stage.sampling, end=end, **more))
         return outputs
 

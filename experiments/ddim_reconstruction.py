@@ -41,6 +41,8 @@ CHANGES = {
     "system.num_classes": 0,
     "system.cond_drop": 0.0,
     "sampling.guidance": 1.0,
+    # As in the paper: where the cosine chain ends, x0 = (x - sigma * eps) / alpha divides by 5e-5.
+    "system.process.schedule": {"name": "linear", "num_steps": 250},
     "system.network.channels": 24,
     "system.network.num_res_blocks": 1,
     "training.steps": 800,

@@ -21,12 +21,12 @@ SMALL = {
     "system.process.schedule.num_steps": 100, "optimizer.learning_rate": 2e-3, "training.steps": 400,
     "training.ema": [{"name": "constant", "decay": 0.99}], "training.tensorboard": False, "sampling.guidance": 1.0,
 }  # fmt: skip
-MARGIN = 0.5  # bits/dim
+MARGIN = 0.1  # bits/dim
 
 
 @pytest.mark.slow
 def test_a_trained_model_beats_independent_pixels_in_bits_per_dim(tmp_path):
-    """By half a bit on the 8x8 digits, after 400 steps; a Gaussian fitted to each pixel is the baseline, 8 bits uniform."""
+    """By a tenth of a bit on the 8x8 digits, after 400 steps; a Gaussian fitted to each pixel is the baseline, 8 bits uniform."""
     config = load_recipe(str(RECIPE), SMALL)
     training.train(config, tmp_path)
     run = training.load_run(tmp_path)

@@ -26,7 +26,7 @@ MARGIN = 0.1  # bits/dim
 
 @pytest.mark.slow
 def test_a_trained_model_beats_independent_pixels_in_bits_per_dim(tmp_path):
-    """By a tenth of a bit on the 8x8 digits, after 400 steps; a Gaussian fitted to each pixel is the baseline, 8 bits uniform."""
+    """By a tenth of a bit on the 8x8 digits, after 400 steps; the baseline is a Gaussian fitted to each pixel."""
     config = load_recipe(str(RECIPE), SMALL)
     training.train(config, tmp_path)
     run = training.load_run(tmp_path)

@@ -41,7 +41,8 @@ def test_the_base_install_needs_no_other_framework():
         f"        if name.partition('.')[0] in {banned!r}:\n"
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Nowhere())\n"
-        "import diffusion_jax.train, diffusion_jax.sample, diffusion_jax.evaluate, diffusion_jax.reference_stats"
+        "import diffusion_jax.train, diffusion_jax.sample, diffusion_jax.evaluate, diffusion_jax.reference_stats\n"
+        "import diffusion_jax.convert, diffusion_jax.edit, diffusion_jax.post_hoc_ema"
     )
     result = run(sys.executable, "-c", code)
     assert result.returncode == 0, result.stderr

@@ -112,7 +112,7 @@ def get_config(variant: str = "64") -> ConfigDict:
         config.data.source = {"name": "shapes", "size": 20, "num_examples": 64}
         config.data.batch_size = 8
         config.system.num_classes = 5 if config.system.num_classes else 0
-        config.system.process.schedule.num_steps = 20
+        config.system.process.schedule.num_steps = 50  # fewer would end a linear chain in noise alone
         name = "unet_classifier" if classifier else f"unet_adm{'_upsampler' if 'low_res_size' in config.system else ''}{size}"
         config.system.network = {**_TINY_NETWORK, "name": name, "head_channels": 8}
         if "low_res_size" in config.system:

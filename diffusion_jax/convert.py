@@ -1,6 +1,7 @@
 """Bring published weights in as a run, which sample, evaluate and train take up at once; and take a run's weights out.
 
-    python -m diffusion_jax.convert --layout=guided_diffusion --weights=FILE --config=configs/adm.py:64 --workdir=DIR
+    python -m diffusion_jax.convert --layout=guided_diffusion --weights=FILE --config=configs/adm.py:64 --workdir=DIR \\
+        --config.data.source.path=IMAGES
     python -m diffusion_jax.sample --workdir=DIR --num=16 --out=DIR2
     python -m diffusion_jax.train --config=DIR/config.json --workdir=DIR      # fine-tunes
 
@@ -10,7 +11,8 @@ and .pkl with the extra parity, read without running what is in them.
 
 The recipe says what the network is, how it was trained and how it is sampled; any field is replaced by
 --config.FIELD=VALUE. Every tensor of the file must find its place in that network and every parameter its tensor: what is
-missing, left over or of another shape is listed, and nothing is written. Data need not be there.
+missing, left over or of another shape is listed, and nothing is written. Data need not be there yet, but evaluate and train
+look for them where the recipe says: say it here, since a run's data cannot be changed.
 
 For diffusers, --weights is the folder with config.json and the weights, or a file beside config.json; config.json then
 says what the network is, in place of the recipe.
@@ -73,6 +75,8 @@ def convert(options: Options, overrides: Mapping[str, Any] | None = None) -> Pat
     """
     if not options.weights or not options.config:
         raise ConfigError("--weights=FILE and --config=RECIPE are needed (or --export=FILE to take weights out of a run)")
+    if options.average != "ema":
+        raise ConfigError(f"--average={options.average} says what --export writes: leave it out where weights are brought in")
     check_empty(options.workdir)
     config = load_recipe(options.config, dict(overrides or {}))
     weights, ema, layout = _opened(options, config)
@@ -100,13 +104,14 @@ def _opened(options: Options, config: dict[str, Any]) -> tuple[Any, Any, Layout]
     return weights, ema, _layout(options, config)
 
 
-def export(options: Options) -> Path:
+def export(options: Options, overrides: Mapping[str, Any] | None = None) -> Path:
     """Write a run's weights as a safetensors file in another library's layout, and return its path.
 
     Raises:
       DiffusionError: no such run, step or average; a network that the layout has no names for.
     """
     unused = [flag for flag in ("weights", "config", "ema") if getattr(options, flag)]
+    unused += [f"config.{field}" for field in overrides or {}]
     if unused:
         raise ConfigError(f"--export takes weights out of the run in --workdir: leave out --{', --'.join(unused)}")
     run = load_run(options.workdir, step=options.step, weights=options.average)
@@ -145,7 +150,7 @@ def define_flags() -> None:
 def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
     programs.configure_logging()
     options = Options(**{field.name: values[field.name] for field in dataclasses.fields(Options)})
-    return str(export(options) if options.export else convert(options, overrides))
+    return str(export(options, overrides) if options.export else convert(options, overrides))
 
 
 if __name__ == "__main__":

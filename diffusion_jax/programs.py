@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import absl.logging
@@ -22,6 +22,23 @@ def configure_logging() -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
     logger.propagate = False
+
+
+def flags_parser(complain: Callable[[str], None]) -> Callable[[Sequence[str]], list[str]]:
+    """Parses flags for `absl.app.run`; a flag that cannot be read is one line and exit status 2, as all else is.
+
+    Args:
+      complain: writes the line.
+    """
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            return flags.FLAGS(list(argv))
+        except flags.Error as error:
+            complain(f"{' '.join(str(error).split())}; see --help")
+            sys.exit(2)
+
+    return parse
 
 
 def define_process_flags() -> None:

@@ -58,10 +58,14 @@ def _config(source: str, overrides: Mapping[str, Any]) -> Mapping[str, Any] | No
     """The configuration of a run or a recipe; None for images."""
     if (Path(source) / "config.json").exists():
         return configs.apply_overrides(configs.read(source), overrides)
-    if ".py" in source:
+    if source.partition(":")[0].endswith(".py"):
         return complete(load_recipe(source, overrides))
     if not Path(source).exists():
         raise DataError(f"--data={source}: there is no such run, recipe, folder or npz")
+    if overrides:
+        raise ConfigError(
+            f"--data={source} is images, taken as they are: leave out {', '.join(f'--config.{x}' for x in overrides)}"
+        )
     return None
 
 
@@ -85,6 +89,8 @@ def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
     if out.suffix != ".npz":
         raise ConfigError(f"--out={out}: statistics are a .npz file")
     config = _config(values["data"], overrides)
+    if config is None and values["split"] != "train":
+        raise ConfigError(f"--data={values['data']} is images, all of which are taken: leave out --split")
     if features != "small":
         extractor = build("features", features)
     elif config is not None:

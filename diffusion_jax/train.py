@@ -100,8 +100,16 @@ def main(argv: list[str], overrides: dict[str, Any]) -> None:
 def run() -> None:
     """Parse flags and train."""
     flags.mark_flag_as_required("config")
-    argv, overrides = split_overrides(sys.argv)
-    app.run(functools.partial(main, overrides=overrides), argv=argv)
+
+    def complain(text: Any) -> None:
+        sys.stderr.write(f"error: {text}\n")
+
+    try:
+        argv, overrides = split_overrides(sys.argv)
+    except ConfigError as error:
+        complain(error)
+        sys.exit(2)
+    app.run(functools.partial(main, overrides=overrides), argv=argv, flags_parser=programs.flags_parser(complain))
 
 
 if __name__ == "__main__":

@@ -8,20 +8,22 @@ from typing import Any
 
 from absl import app, flags
 
+from diffusion_jax import programs
 from diffusion_jax.errors import ConfigError, DiffusionError
+from diffusion_jax.registry import known
 from diffusion_jax.training.recipes import split_overrides
 
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 _SAMPLING: dict[str, tuple[Callable[[str], Any], str]] = {
-    "solver": (str, "Solver: ddpm, ddim, euler, heun or dpmpp_2m."),
-    "grid": (str, "Time grid: uniform, trailing, leading, quadratic or karras."),
+    "solver": (str, f"Solver: {', '.join(known('solver'))}."),
+    "grid": (str, f"Time grid: {', '.join(known('grid'))}."),
     "steps": (int, "Steps of the solver."),
     "guidance": (float, "Classifier-free guidance scale; 1 is none."),
     "guidance_weight": (float, "The same scale as w in (1 + w) cond - w null: guidance = 1 + w; 0 is none."),
     "classifier_scale": (float, "Of a classifier's gradient, with --classifier; 0 is none."),
     "threshold": (str, "Of the predicted image: none, static or dynamic."),
-    "weights": (str, "Parameters: ema or raw."),
+    "weights": (str, "Parameters: ema, raw, or the label of an average."),
     "aug_level": (float, "Super-resolution: noise level in [0, 1] put on the low-resolution image."),
     "truncated": (
         lambda text: _TRUTH[text.lower()],
@@ -132,7 +134,7 @@ def run_program(name: str, work: Callable[[Mapping[str, Any], Mapping[str, Any]]
       work: (values of all flags, overrides of the configuration) -> what to print at the end.
     """
 
-    def fail(error: DiffusionError) -> int:
+    def fail(error: DiffusionError | str) -> int:
         sys.stderr.write(f"{name}: error: {error}\n")
         return 2
 
@@ -150,4 +152,4 @@ def run_program(name: str, work: Callable[[Mapping[str, Any], Mapping[str, Any]]
         argv, overrides = split_overrides(sys.argv)
     except ConfigError as error:
         sys.exit(fail(error))
-    app.run(main, argv=argv)
+    app.run(main, argv=argv, flags_parser=programs.flags_parser(fail))

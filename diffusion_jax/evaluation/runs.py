@@ -56,7 +56,8 @@ class Runs:
             run = load_run(workdir, step=step, weights=stage.sampling.weights)
             weights = run.params
             if stage.classifier is not None:
-                weights = Guided(weights, load_run(stage.sampling.classifier, weights=stage.sampling.weights).params)
+                chosen = read(stage.sampling.classifier)["sampling"].get("weights", "ema")  # its own, not the generator's
+                weights = Guided(weights, load_run(stage.sampling.classifier, weights=chosen).params)
             params.append(weights)
             steps.append(run.step)
         return params, steps

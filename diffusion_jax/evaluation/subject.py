@@ -105,7 +105,7 @@ class Subject:
 
 
 WHENCE = {  # what an attribute is, and where it comes from
-    "extractor": "a feature network (--features=NAME with --weights, or a --workdir whose data have classes)",
+    "extractor": "a feature network (--features=NAME with --features_file, or a --workdir whose data have classes)",
     "reference": "real images (--workdir) or --reference=STATS.npz",
     "labels": "the classes that were asked for (labels.json, arr_1, or a class-conditional run)",
     "judge": "a classifier (a --workdir whose data have classes)",

@@ -252,6 +252,13 @@ def test_a_directory_with_a_run_in_it_is_never_touched(recipe, weights, converte
     assert before == {path: path.stat().st_mtime_ns for path in converted.rglob("*")}
 
 
+def test_flags_that_belong_to_the_other_way(converted, tmp_path):
+    with pytest.raises(ConfigError, match="leave out --config.system.x"):
+        convert.export(options(converted, export=str(tmp_path / "out.safetensors")), {"system.x": 1})
+    with pytest.raises(ConfigError, match="--average=raw says what --export writes"):
+        convert.convert(options(tmp_path / "new", weights="x.pt", config="y.py", average="raw"))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -82,6 +82,8 @@ BAD = {
     "nothing": ([], "--data is needed"),
     "missing": (["--data={tmp}/none", "--out={tmp}/a.npz"], "there is no such run, recipe, folder or npz"),
     "ending": (["--data={base}", "--out={tmp}/a.txt"], "statistics are a .npz file"),
+    "overrides": (["--data={tmp}", "--out={tmp}/a.npz", "--config.data.flip=True"], "leave out --config.data.flip"),
+    "flag": (["--data={tmp}", "--num=many"], "flag --num=many: invalid literal"),
     "alone": (["--data={tmp}", "--out={tmp}/a.npz"], "for images alone, name another network"),
     "split": (["--data={base}", "--out=/proc/a.npz", "--classifier_steps=20"], "cannot write statistics to /proc/a.npz"),
 }

@@ -53,7 +53,6 @@ def bound_only(process: Process, t: PerExample) -> PerExample:
     return jnp.zeros_like(t)
 
 
-@register("weighting", "none")
 @register("weighting", "vlb")
 def vlb() -> Weighting:
     """L_vlb: the discrete variational bound alone, in bits per dimension, for means and learned variances.

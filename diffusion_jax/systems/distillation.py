@@ -46,7 +46,7 @@ class ProgressiveDistillation(Taught):
       (more): the fields of `Taught`; `times` and `vlb_weight` are of no use here.
 
     Raises:
-      ConfigError: a network that predicts the noise; a chain whose steps 2N does not divide.
+      ConfigError: a network that predicts the noise; the weighting "vlb"; a chain whose steps 2N does not divide.
 
     Source: Salimans & Ho 2022, algorithm 2 and section 4 (arXiv 2202.00512).
     """
@@ -61,6 +61,11 @@ class ProgressiveDistillation(Taught):
             raise ConfigError(f"system {self.name!r}: num_steps must be at least 1, got {self.num_steps}")
         self._refuse_fields("times", "vlb_weight")
         super().__post_init__()
+        if build("weighting", self.weighting) is weightings.bound_only:
+            raise ConfigError(
+                f"system {self.name!r} has no variational bound, so the weighting 'vlb' would train nothing: use "
+                "'truncated_snr' or 'simple'"
+            )
         if self.process.prediction.name in ("eps", "score"):
             raise ConfigError(
                 f"system {self.name!r}: the prediction {self.process.prediction.name!r} becomes x0 by dividing by alpha, which "

@@ -38,6 +38,12 @@ class UncertainGeneration(Generation):
         biased = hasattr(self.times, "probabilities")  # importance sampling compensates what the uncertainty already does
         if self.vlb_weight or self.process.learns_variance or biased:
             raise ConfigError(f"system {self.name!r} takes a fixed variance, vlb_weight 0 and unbiased times")
+        if build("weighting", self.weighting) is weightings.bound_only:
+            raise ConfigError(
+                f"system {self.name!r} weights a squared error, of which the weighting 'vlb' has none: use 'edm', or 'simple'"
+            )
+        if self.distance == "l1":
+            raise ConfigError(f"system {self.name!r} learns the variance of a squared error: use the distance 'l2' or 'l2_sum'")
 
     def loss(self, params: Any, state: Any, batch: Batch, key: jax.Array, *, train: bool = True) -> tuple:
         """As `Diffusion.loss`, weighted by the uncertainty; the loss may be negative, "per_example" is unweighted."""

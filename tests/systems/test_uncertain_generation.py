@@ -53,3 +53,7 @@ def test_what_it_cannot_train():
     network = Uncertain(lambda x, noise, cond: x, (8, 8, 1))
     with pytest.raises(ConfigError, match="unbiased times"):
         UncertainGeneration(**FIELDS | {"times": "importance"}, network=network)
+    with pytest.raises(ConfigError, match="'vlb' has none: use 'edm'"):
+        UncertainGeneration(**FIELDS | {"weighting": "vlb"}, network=network)
+    with pytest.raises(ConfigError, match="a squared error: use the distance 'l2'"):
+        UncertainGeneration(**FIELDS | {"distance": "l1"}, network=network)

@@ -38,8 +38,9 @@ def halve(
 ) -> list[Path]:
     """Distil a run into students of `first`, ..., `last` steps, a run of its own each, in `workdir`/steps_N.
 
-    The first student is taught by `teacher`, with the recipe's guidance; every other one by the student before it, which
-    has the guidance in it already. Interrupted, the same call goes on where it was.
+    The first student is taught by `teacher`, with the recipe's guidance, teacher_step and teacher_weights; every other one by
+    the newest averaged weights of the student before it, which has the guidance in it already. Interrupted, the same call
+    goes on where it was.
 
     Args:
       config: a recipe of the system "progressive_distillation"; its teacher, its number of steps, and those of its
@@ -57,8 +58,8 @@ def halve(
     config = complete(config)
     for number in halvings(first, last):
         more = {"system.teacher": str(done[-1] if done else teacher), "system.num_steps": number, "sampling.steps": number}
-        if done:
-            more["system.guidance"] = 1.0
+        if done:  # what the recipe says of its teacher holds for the first alone
+            more |= {"system.guidance": 1.0, "system.teacher_step": None, "system.teacher_weights": "ema"}
         if number <= 2:
             more["training.steps"] = round(config["training"]["steps"] * last_longer)
         stage = Path(workdir) / f"steps_{number}"

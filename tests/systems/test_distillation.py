@@ -14,7 +14,7 @@ from diffusion_jax import systems, training
 from diffusion_jax.errors import CheckpointError, ConfigError
 from diffusion_jax.sampling import grids
 from diffusion_jax.systems.distillation import ProgressiveDistillation
-from diffusion_jax.training import load_run
+from diffusion_jax.training import load_run, stages
 from diffusion_jax.training.stages import halve, halvings
 from tests.tiny_systems import NETWORK, PROCESS, FunctionNetwork, make_batch, make_run
 
@@ -225,6 +225,18 @@ def test_halving_from_64_steps_to_one(teacher, tmp_path):
     sampling = systems.Sampling.from_config(run.config["sampling"])
     images = run.system.sample(run.params, jax.random.key(0), {"label": np.arange(4)}, jnp.arange(4), sampling)
     assert sampling.steps == 1 and np.isfinite(images).all()
+
+
+def test_the_checkpoint_and_the_weights_of_the_recipe_are_the_first_teachers_alone(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(stages, "train", lambda config, workdir: seen.append(config["system"]) or {"interrupted": False})
+    halve(recipe("", teacher_step=7, teacher_weights="raw", guidance=2.0), "first", tmp_path, 4)
+    keys = ("teacher", "teacher_step", "teacher_weights", "guidance")
+    assert [tuple(each[key] for key in keys) for each in seen] == [
+        ("first", 7, "raw", 2.0),
+        (str(tmp_path / "steps_4"), None, "ema", 1.0),
+        (str(tmp_path / "steps_2"), None, "ema", 1.0),
+    ]
 
 
 def test_halvings():

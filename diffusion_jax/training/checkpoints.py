@@ -52,6 +52,7 @@ class Checkpointer:
     def __init__(self, workdir: str | Path, keep_last: int = 3, keep_every: int = 0) -> None:
         self.path = Path(workdir).resolve() / "checkpoints"
         self._keep = {"max_to_keep": keep_last, "keep_period": keep_every or None}
+        self._saved: int | None = None
         self._open()
 
     def _open(self) -> None:
@@ -81,14 +82,22 @@ class Checkpointer:
           sums: metric sums since the last log, so that the next row of a resumed run covers what it should.
 
         Raises:
-          CheckpointError: this or the save before it failed (a full disk, say). What was saved earlier is untouched.
+          CheckpointError: this or the save before it failed (a full disk, say), or the directory has this or a later step
+            already, unless it was saved here just before. What was saved earlier is untouched.
         """
         self.wait()
         sums = {name: np.asarray(value).tolist() for name, value in jax.device_get(dict(sums or {})).items()}
         meta = {"step": step, "config": dict(config), "versions": versions(), "dtypes": _dtypes(state), "sums": sums}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state.as_dict()), meta=ocp.args.JsonSave(meta))
         with self._failures():
-            self._manager.save(step, args=args)
+            written = self._manager.save(step, args=args)
+        again = step == self._saved and step in finished_steps(self.path.parent)
+        if not (written or again):  # Orbax passes over steps that are no later than its newest
+            raise CheckpointError(
+                f"{self.path} has checkpoints up to step {self.steps()[-1]}, so step {step} cannot be added: choose another "
+                "directory, or remove the later checkpoints"
+            )
+        self._saved = step
 
     def wait(self) -> None:
         """Until the save in progress is on disk; raises a `CheckpointError` if it failed."""

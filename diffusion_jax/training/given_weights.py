@@ -22,7 +22,7 @@ from diffusion_jax.training.workdir import finished_steps
 def check_empty(workdir: str | Path) -> None:
     """Raise a `CheckpointError` if a directory holds a run: it is never overwritten."""
     if (Path(workdir) / "config.json").exists() or finished_steps(workdir):
-        raise CheckpointError(f"{workdir} holds a run already; choose another --workdir, or remove that one")
+        raise CheckpointError(f"{workdir} holds a run already; choose another directory, or remove that one")
 
 
 def system_of(config: dict[str, Any]) -> Any:

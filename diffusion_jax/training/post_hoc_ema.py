@@ -23,6 +23,7 @@ from diffusion_jax.errors import CheckpointError
 from diffusion_jax.training import config as configs
 from diffusion_jax.training import ema as emas
 from diffusion_jax.training.checkpoints import Checkpointer, restore_part, restore_weights
+from diffusion_jax.training.given_weights import check_empty
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.workdir import finished_steps
 
@@ -133,11 +134,11 @@ def write_run(workdir: str | Path, out: str | Path, sigma_rel: float, step: int 
     The directory has no optimiser, and cannot be trained on.
 
     Raises:
-      ConfigError, CheckpointError: as `reconstruct`; or `out` holds another run.
+      ConfigError, CheckpointError: as `reconstruct`; or `out` holds a run.
     """
     average = emas.Power(sigma_rel)
     config = configs.apply_overrides(configs.read(workdir), {"training.ema": [{"name": "power", "sigma_rel": sigma_rel}]})
-    configs.check_owner(out, config)
+    check_empty(out)
     found = reconstruct(workdir, sigma_rel, step)
     raw, _ = restore_weights(workdir, _target(config), "raw", found.step)
     configs.claim(out, config)
@@ -146,8 +147,10 @@ def write_run(workdir: str | Path, out: str | Path, sigma_rel: float, step: int 
         skipped=jnp.int32(0),
     )  # fmt: skip
     checkpointer = Checkpointer(out)
-    checkpointer.save(state, found.step, config)
-    checkpointer.close()
+    try:
+        checkpointer.save(state, found.step, config)
+    finally:
+        checkpointer.close()
     return found
 
 

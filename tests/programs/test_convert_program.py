@@ -247,7 +247,7 @@ def test_bad_input_is_one_error_and_nothing_is_written(recipe, tensors, tmp_path
 
 def test_a_directory_with_a_run_in_it_is_never_touched(recipe, weights, converted):
     before = {path: path.stat().st_mtime_ns for path in converted.rglob("*")}
-    with pytest.raises(CheckpointError, match="holds a run already; choose another --workdir"):
+    with pytest.raises(CheckpointError, match="holds a run already; choose another directory"):
         convert.convert(options(converted, weights=weights, config=recipe))
     assert before == {path: path.stat().st_mtime_ns for path in converted.rglob("*")}
 

@@ -85,6 +85,22 @@ def test_sums_since_the_last_row_come_along(tmp_path):
     checkpointer.close()
 
 
+def test_a_step_is_saved_or_refused(tmp_path):
+    program = tiny.prepare()
+    state = program.init()
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(state, 2, program.config)
+    checkpointer.save(state, 2, program.config)  # by the same run: it is there
+    with pytest.raises(CheckpointError, match="up to step 2, so step 1 cannot be added"):
+        checkpointer.save(state, 1, program.config)
+    checkpointer.close()
+    other = Checkpointer(tmp_path)
+    with pytest.raises(CheckpointError, match="step 2 cannot be added"):
+        other.save(state, 2, program.config)
+    other.close()
+    assert training.finished_steps(tmp_path) == [2]
+
+
 def test_a_broken_checkpoint_is_set_aside(workdir, caplog):
     """The state comes from the last good one, the log says so, and the step can be saved again."""
     damage(workdir, 10)

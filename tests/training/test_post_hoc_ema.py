@@ -125,6 +125,8 @@ def test_a_reconstruction_is_a_run(run, tmp_path):
     leaves = jax.tree.leaves(loaded.params)
     np.testing.assert_allclose(leaves[0].ravel()[0], averages["power_0.1"][-1], rtol=1e-4)
     assert loaded.step == 33 and all(leaf.dtype == jnp.float32 for leaf in leaves)
+    with pytest.raises(CheckpointError, match="holds a run already"):
+        post_hoc_ema.write_run(workdir, tmp_path / "out", 0.1, step=17)
     raw = jax.tree.leaves(load_run(tmp_path / "out", weights="raw").params)
     np.testing.assert_allclose(raw[0].ravel()[0], values[-1], rtol=1e-6)
     earlier = post_hoc_ema.reconstruct(workdir, 0.05, step=17)
@@ -147,7 +149,7 @@ def test_bad_requests(run, tmp_path):
         post_hoc_ema.reconstruct(workdir, 0.4)
     with pytest.raises(CheckpointError, match="no checkpoint of step 5"):
         post_hoc_ema.reconstruct(workdir, 0.1, step=5)
-    with pytest.raises(CheckpointError, match="another configuration"):
+    with pytest.raises(CheckpointError, match="holds a run already; choose another directory"):
         post_hoc_ema.write_run(workdir, workdir, 0.1)
     configs.claim(tmp_path, {**configs.read(workdir), "training": configs.DEFAULTS["training"]})
     with pytest.raises(CheckpointError, match="keeps no power averages"):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -194,28 +193,56 @@ class EdmVe(_Noise):
 
 # What the network is told ---------------------------------------------------------------------------------------------
 
-NoiseInput = Callable[["Process", jax.Array], jax.Array]
-"""(process, times [B]) -> the numbers [B] that tell the network the noise level."""
+# (process, times [B]) -> the numbers [B] that tell the network the noise level. All are functions of the level alone,
+# whatever the schedule, and values: equal settings compare equal, as a student's must with its teacher's.
 
 
 @register("noise_input", "vp_time")
-def vp_time(beta_min: float = 0.1, beta_max: float = 20.0, num_levels: int = 1000) -> NoiseInput:
+@dataclasses.dataclass(frozen=True)
+class VpTime:
     """c_noise = (M - 1) times the time at which the VP SDE has this level."""
-    reference = vp_sde(beta_min, beta_max)
-    return lambda process, t: (num_levels - 1) * reference.inverse(process.log_snr(t))
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    num_levels: int = 1000
+
+    of_level = True
+
+    def __post_init__(self) -> None:
+        vp_sde(self.beta_min, self.beta_max)  # bad values fail here
+
+    def __call__(self, process: Process, t: jax.Array) -> jax.Array:
+        return (self.num_levels - 1) * vp_sde(self.beta_min, self.beta_max).inverse(process.log_snr(t))
 
 
 @register("noise_input", "log_half_sigma")
-def log_half_sigma() -> NoiseInput:
+@dataclasses.dataclass(frozen=True)
+class LogHalfSigma:
     """c_noise = ln(sigma / 2): the column VE, whose network sees it through Fourier features."""
-    return lambda process, t: -0.5 * process.log_snr(t) - math.log(2.0)
+
+    of_level = True
+
+    def __call__(self, process: Process, t: jax.Array) -> jax.Array:
+        return -0.5 * process.log_snr(t) - math.log(2.0)
 
 
 @register("noise_input", "nearest_level")
-def nearest_level(num_levels: int = 1000, c1: float = 0.001, c2: float = 0.008) -> NoiseInput:
+@dataclasses.dataclass(frozen=True)
+class NearestLevel:
     """c_noise = M - 1 - argmin_j |u_j - sigma|: the step of improved DDPM's chain with the nearest level."""
-    reference = iddpm_levels(num_levels, c1, c2)
-    return lambda process, t: jnp.round(reference.inverse(process.log_snr(t)) * num_levels) - 1
+
+    num_levels: int = 1000
+    c1: float = 0.001
+    c2: float = 0.008
+
+    of_level = True
+
+    def __post_init__(self) -> None:
+        iddpm_levels(self.num_levels, self.c1, self.c2)  # bad values fail here
+
+    def __call__(self, process: Process, t: jax.Array) -> jax.Array:
+        reference = iddpm_levels(self.num_levels, self.c1, self.c2)
+        return jnp.round(reference.inverse(process.log_snr(t)) * self.num_levels) - 1
 
 
 # How training draws levels --------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from scipy import stats
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Process, edm_design, losses, schedules, weightings
+from diffusion_jax.process.noise_levels import on_schedule
 from diffusion_jax.registry import build
 
 LEVELS = np.array([0.03, 0.2, 1.0, 7.0, 60.0])
@@ -178,3 +179,14 @@ def test_every_mixture_of_columns_trains():
 def test_misfits_are_named(build_it, message):
     with pytest.raises(ConfigError, match=message):
         build_it()
+
+
+@pytest.mark.parametrize("told", ["vp_time", "log_half_sigma", "nearest_level"])
+def test_what_networks_are_told_is_a_value_and_of_the_level_alone(told):
+    """As a student must have it like its teacher, and as sampling on another schedule needs it."""
+    process, same = (Process("vp_sde", "edm_vp", noise_input=told) for _ in range(2))
+    assert process.noise_input == same.noise_input
+    moved = on_schedule(process, "cosine_continuous")
+    level = jnp.array([-3.0, 0.0, 3.0])
+    there, here = (each.noise_level(each.schedule.inverse(level)) for each in (moved, process))
+    np.testing.assert_allclose(there, here, rtol=1e-3)

@@ -88,6 +88,7 @@ class Sampling:
             raise ConfigError(f"sampling: classifier_scale must not be negative, got {self.classifier_scale}")
         if not 0 <= self.guidance_rescale <= 1:
             raise ConfigError(f"sampling: guidance_rescale must lie in [0, 1], got {self.guidance_rescale}")
+        _check_interval(self.guidance_interval)
         if not 0 < self.percentile <= 100:
             raise ConfigError(f"sampling: percentile must lie in (0, 100], got {self.percentile}")
         build("solver", self.solver)  # unknown names and fields fail here, before expensive work
@@ -132,6 +133,17 @@ class Sampling:
     def settings(self) -> dict[str, Any]:
         """The fields as plain JSON data, to be recorded beside the samples."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+def _check_interval(interval: Any) -> None:
+    """Raise a `ConfigError` unless it is None or two numbers that enclose noise levels."""
+    if interval is None:
+        return
+    numbers = isinstance(interval, tuple | list) and len(interval) == 2 and all(isinstance(x, int | float) for x in interval)
+    if not numbers or not 0 <= interval[0] < interval[1]:
+        raise ConfigError(
+            f"sampling: guidance_interval must be two noise levels sigma / alpha with 0 <= low < high, got {interval!r}"
+        )
 
 
 def _plain(value: Any) -> Any:

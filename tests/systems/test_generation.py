@@ -121,6 +121,7 @@ def test_learned_variance_doubles_the_output_channels_and_is_sampled_with():
         ({"num_classes": 0}, {"guidance": 2.0}, "guidance 2 on an unconditional model"),
         ({"cond_drop": 0.0}, {"guidance": 2.0}, "condition dropout"),
         ({}, {"grid": {"name": "respaced", "spacing": "10"}}, "picks indices of a discrete chain"),
+        ({}, {"solver": {"name": "ddpm", "variance": "learned_range"}}, "needs the network's variance channels"),
     ],
 )
 def test_sampling_must_suit_the_trained_model(fields, sampling, message):
@@ -140,6 +141,9 @@ def test_bad_requests_and_fields():
         Sampling(threshold="statc")
     with pytest.raises(ConfigError, match="did you mean 'ddim'"):
         Sampling(solver="dim")
+    for interval in ((3, 1), [1, 2, 3], (-1.0, 2.0), 4.0, ("1", "2")):
+        with pytest.raises(ConfigError, match="guidance_interval must be two noise levels"):
+            Sampling(guidance_interval=interval)
     with pytest.raises(ConfigError, match="sampling has no field 'guidence'; did you mean 'guidance'"):
         Sampling.from_config({"guidence": 1.0})
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax.errors import ConfigError, nearest
 from diffusion_jax.process.process import VARIANCES, Process
@@ -31,6 +32,13 @@ def ddpm(variance: str | float | None = None) -> Solver:
     if isinstance(variance, int | float) and not 0 <= variance <= 1:
         raise ConfigError(f"solver 'ddpm': a variance that interpolates must lie in [0, 1], got {variance}")
 
+    def check(process: Process, times: np.ndarray) -> None:
+        if isinstance(variance, str) and variance.startswith("learned") and variance != process.variance:
+            raise ConfigError(
+                f"solver 'ddpm': the variance {variance!r} needs the network's variance channels, but the process was trained "
+                f"with {process.variance!r}; use 'fixed_small' or 'fixed_large', or leave it out"
+            )
+
     def log_variance(process: Process, denoised: Denoised, s: jax.Array, t: jax.Array) -> jax.Array:
         if variance is None or isinstance(variance, str):
             return process.reverse_log_variance(denoised, s, t, variance)
@@ -46,7 +54,7 @@ def ddpm(variance: str | float | None = None) -> Solver:
         scale = jnp.where(s > 0, jnp.exp(0.5 * spread), 0.0)
         return mean + scale * noise("step"), state
 
-    return Solver(stateless, step)
+    return Solver(stateless, step, check=check)
 
 
 def _moved(process: Process, tilt: Data, variance: jax.Array, s: jax.Array, t: jax.Array) -> Data:

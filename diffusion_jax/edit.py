@@ -124,6 +124,10 @@ def _stage(runs: Runs, options: Options) -> tuple[Any, Sampling]:
         raise ConfigError("one --workdir is edited with; a cascade's base and its super-resolution are runs of their own")
     stage = runs.cascade.stages[0]
     system, sampling = stage.system, stage.sampling
+    if not getattr(system, "draws_images", True):
+        raise ConfigError("a noisy classifier draws no images: give the --workdir of a model that does")
+    if stage.classifier is not None:
+        raise ConfigError("editing follows no classifier: leave out --classifier (--config.sampling.classifier=None)")
     if set(system.network.cond_spec) - {"label"}:
         raise ConfigError(
             f"editing takes a run that draws from noise and labels alone, this one is told {sorted(system.network.cond_spec)}"

@@ -13,7 +13,7 @@ from diffusion_jax.data.files import read_image
 from diffusion_jax.edit import Options, edit
 from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.evaluation.runs import find
-from tests.tiny_systems import start_program
+from tests.tiny_systems import make_run, start_program
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,19 @@ def test_bad_input(runs, given, tmp_path, fields, sampling, error, message):
         chosen = options(given, tmp_path / "out", "sdedit")
         edit(find([runs["base"]], sampling=sampling), dataclasses.replace(chosen, **{**fields, **named}))
     assert not (tmp_path / "out").exists()
+
+
+def test_classifiers_neither_edit_nor_guide_edits(runs, given, tmp_path):
+    network = {
+        "name": "unet_classifier", "channels": 8, "multipliers": (1,), "num_res_blocks": 1, "attention_resolutions": (),
+        "head_channels": 8, "groups": 4,
+    }  # fmt: skip
+    classifier = make_run(tmp_path / "classifier", name="noisy_classifier", network=network)
+    chosen = options(given, tmp_path / "out", "sdedit", labels="3")
+    with pytest.raises(ConfigError, match="draws no images"):
+        edit(find([classifier]), chosen)
+    with pytest.raises(ConfigError, match="leave out --classifier"):
+        edit(find([runs["base"]], sampling={"classifier": [classifier]}), chosen)
 
 
 def test_fitting(runs, given, tmp_path):

@@ -148,7 +148,7 @@ class _Loop:
         row = {**summarize(sums), **self._clock.row()}
         self._clock.reset()
         if hasattr(self._program.system, "report"):
-            row |= self._program.system.report(jax.device_get(state.system_state))
+            row |= self._program.system.report(state.system_state)  # it fetches what it needs: not all is on every host
         row["learning_rate"] = float(self._program.rate(max(step - 1 - int(skipped), 0)))
         row["skipped_steps"] = int(skipped)
         if skipped > self._skipped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.systems import NoisyClassifier
 from diffusion_jax.training import mesh as meshes
-from diffusion_jax.training.step import summarize
+from diffusion_jax.training.loop import _Loop
+from diffusion_jax.training.step import summarize, zero_metrics
 from tests.training import tiny
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 1, 4), (1, 1, 8), (4, 2, 1), (2, 2, 2)]
@@ -93,6 +96,27 @@ def test_gradients_of_convolutions_on_a_mesh(sizes, stride):
     found = gradient(jax.device_put(kernels, shardings), jax.device_put(x, meshes.batch_sharding(mesh)))
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+def test_reports_fetch_only_what_every_host_has(monkeypatch):
+    """On several hosts no one of them has the whole of a sharded history, and fetching it fails."""
+
+    def fetch(tree):
+        assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)), "spans devices of other hosts"
+        return jax.tree.map(np.asarray, tree)
+
+    mesh = meshes.make_mesh({"data": 1, "fsdp": 8, "tensor": 1}, jax.devices()[:8])
+    state = {"times": jnp.zeros((1000, 16)), "right": jnp.ones((2, 4)), "seen": jnp.full(4, 2.0)}
+    state = jax.device_put(state, meshes.state_shardings(mesh, state))
+    zero = jnp.zeros((), jnp.int32)
+    program = SimpleNamespace(
+        system=SimpleNamespace(report=lambda state: NoisyClassifier.report(None, state)), rate=lambda step: 0.1
+    )
+    idle = SimpleNamespace(row=dict, reset=lambda: None, update=lambda row: [])
+    loop = SimpleNamespace(_clock=idle, _program=program, _watch=idle, _skipped=0)
+    monkeypatch.setattr(jax, "device_get", fetch)
+    row = _Loop._summary(loop, 1, SimpleNamespace(skipped=zero, system_state=state), zero_metrics())
+    assert row["accuracy_top1/t_0_to_0.25"] == 0.5
 
 
 def specs(devices=8, **overrides):

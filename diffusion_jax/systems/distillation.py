@@ -18,6 +18,9 @@ from diffusion_jax.systems.base import Batch
 from diffusion_jax.systems.images import to_float
 from diffusion_jax.systems.teachers import Taught
 
+_LEAST_SCALE = 0.1
+"""Of the network's error to that of x0, at t = 1: v and x0 have 1 or more, predictions of the noise alpha / sigma."""
+
 
 def two_step_target(process: Process, x_t: Data, x_u: Data, t: PerExample, u: PerExample) -> jax.Array:
     """The x0 with which one DDIM step takes x_t, at times t, to x_u, at earlier times u: all [B, ...] or [B].
@@ -66,7 +69,7 @@ class ProgressiveDistillation(Taught):
                 f"system {self.name!r} has no variational bound, so the weighting 'vlb' would train nothing: use "
                 "'truncated_snr' or 'simple'"
             )
-        if self.process.prediction.name in ("eps", "score"):
+        if self.process.prediction.x0_error_scale(*self.process.alpha_sigma(1.0)) < _LEAST_SCALE:
             raise ConfigError(
                 f"system {self.name!r}: the prediction {self.process.prediction.name!r} becomes x0 by dividing by alpha, which "
                 "vanishes where few-step samplers begin, so that its errors there are all of the image; use 'v' or 'x0'"

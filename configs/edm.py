@@ -103,7 +103,7 @@ def _edm(name: str) -> dict:
         "optimizer": {"name": "adam", "learning_rate": rate, "warmup_steps": int(10e6 / batch), "clip_norm": 0.0},
         "training": {
             "steps": int(images / batch),
-            "ema": [{"name": "half_life", "images": half_life, "batch_size": batch}],
+            "ema": [{"name": "half_life", "images": half_life}],
             "checkpoint_every": 5000,
             "keep_every": 20_000,
         },
@@ -142,7 +142,7 @@ def _digits() -> dict:
         "system": {**system, "distance": "l2"},
         "data": data,
         "optimizer": {"name": "adam", "learning_rate": 2e-3, "warmup_steps": 100, "decay": "cosine", "clip_norm": 1.0},
-        "training": {"steps": 2000, "ema": [{"name": "half_life", "images": 6400, "batch_size": 64}], "checkpoint_every": 1000},
+        "training": {"steps": 2000, "ema": [{"name": "half_life", "images": 6400}], "checkpoint_every": 1000},
         "sampling": {**sampling_design.column("edm"), "steps": 10},
     }
 
@@ -167,5 +167,4 @@ def _shrink(config: ConfigDict) -> None:
     config.data.source = ConfigDict({"name": "shapes", "size": 8, "num_examples": 64})
     config.data.update(image_size=8, channels=3, batch_size=8, num_threads=2)
     config.training.update(steps=4, checkpoint_every=2)
-    config.training.ema = [ConfigDict({**dict(e), "batch_size": 8}) if "batch_size" in e else e for e in config.training.ema]
     config.sampling.steps = 2

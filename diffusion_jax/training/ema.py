@@ -60,18 +60,18 @@ class HalfLife:
 
     Args:
       images: the half-life, 500,000 for EDM's networks, 50,000,000 on ImageNet.
-      batch_size: of the run's data.
+      batch_size: of the run's data; filled in where it is left out.
       ramp: 0 for none.
 
     Source: Karras et al. 2022, appendix F.1 (arXiv 2206.00364).
     """
 
     images: float
-    batch_size: int
+    batch_size: int | None = None
     ramp: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.images <= 0 or self.batch_size < 1 or self.ramp < 0:
+        if self.images <= 0 or (self.batch_size is not None and self.batch_size < 1) or self.ramp < 0:
             raise ConfigError(
                 f"ema 'half_life': needs images > 0, batch_size >= 1 and ramp >= 0, got {self.images}, {self.batch_size} and "
                 f"{self.ramp}"
@@ -128,17 +128,31 @@ class Power:
         return -jnp.expm1((power_exponent(self.sigma_rel) + 1) * jnp.log1p(-1 / step.astype(jnp.float32)))
 
 
-def from_config(config: Any) -> tuple[Ema, ...]:
+def from_config(config: Any, batch_size: int | None = None) -> tuple[Ema, ...]:
     """The averages of a run's `training.ema` list; the first serves sampling.
 
+    Args:
+      batch_size: of the run's data, told to averages that count images; None where only labels are wanted.
+
     Raises:
-      ConfigError: unknown names or fields, or two averages alike.
+      ConfigError: unknown names or fields, two averages alike, or one that says another batch size.
     """
     averages = tuple(build("ema", entry) for entry in config)
     labels = [average.label for average in averages]
     if len(set(labels)) < len(labels):
         raise ConfigError(f"training.ema names the same average twice: {labels}")
-    return averages
+    return averages if batch_size is None else tuple(_told(average, batch_size) for average in averages)
+
+
+def _told(average: Ema, batch_size: int) -> Ema:
+    if not isinstance(average, HalfLife) or average.batch_size == batch_size:
+        return average
+    if average.batch_size is not None:
+        raise ConfigError(
+            f"training.ema: {average.label} counts images in batches of {average.batch_size}, but data.batch_size is "
+            f"{batch_size}: leave batch_size out of the average"
+        )
+    return dataclasses.replace(average, batch_size=batch_size)
 
 
 def update(average: Ema, old: Any, new: Any, step: jax.Array) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from diffusion_jax.training import optimizer as optimizers
 from diffusion_jax.training import teachers
 from diffusion_jax.training.state import TrainState, init_state
 from diffusion_jax.training.step import make_step, zero_metrics
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,6 +101,16 @@ class Program:
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.target.params))
 
 
+def _warn_of_length(system: Any, steps: int) -> None:
+    """Levels that grow over another number of steps than training has: a run may be cut short or go on, so no error."""
+    planned = getattr(getattr(system, "levels", None), "steps", steps)
+    if planned != steps:
+        logger.warning(
+            "system.levels plans its noise levels over %d steps, but training.steps is %d: set system.levels.steps to it.",
+            planned, steps,
+        )  # fmt: skip
+
+
 def prepare(config: Any, devices: Any = None) -> Program:
     """Check a configuration and build its parts; nothing is compiled, trained or written.
 
@@ -113,13 +126,14 @@ def prepare(config: Any, devices: Any = None) -> Program:
     mesh = meshes.make_mesh(config["mesh"], devices)
     system = systems.from_config(config)
     optimizer, rate = optimizers.from_config(config["optimizer"], training["steps"])
-    averages = emas.from_config(training["ema"])
     system.check_sampling(Sampling.from_config(config["sampling"]))
     meshes.check_batch(mesh, config["data"].get("batch_size"), training["accumulate"])
+    averages = emas.from_config(training["ema"], config["data"]["batch_size"])
     host, hosts = meshes.host_share(mesh)
     pipeline = data.from_config(config["data"], seed=config["seed"], host=host, hosts=hosts)
     system.check(pipeline)
     teachers.check(system)
+    _warn_of_length(system, training["steps"])
     abstract = jax.eval_shape(lambda: init_state(system, optimizer, averages, config["seed"]))
     abstract = dataclasses.replace(abstract, frozen=teachers.shapes(system))
     shardings = meshes.state_shardings(mesh, abstract, config["mesh"]["rules"])

@@ -339,3 +339,20 @@ def test_a_student_of_an_edm_teacher_trains_and_keeps_its_target(tmp_path):
     config["system"]["process"] = {**PROCESS, "noise_input": "log_snr"}
     with pytest.raises(ConfigError, match="the noise_input log_sigma, but the system expects log_snr"):
         training.prepare(config)
+
+
+def test_levels_planned_for_another_length_are_named(caplog):
+    config = {
+        "system": {
+            "name": "consistency", "process": PROCESS, "network": NETWORK, "num_classes": 10,
+            "levels": {"name": "growing", "steps": 3},
+        },
+        "data": {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 8, "num_threads": 1},
+        "training": {"steps": 3},
+        "sampling": {"solver": "consistency", "grid": {"name": "levels", "levels": (80.0,)}, "steps": 1},
+    }  # fmt: skip
+    training.prepare(config)
+    assert not caplog.records
+    config["training"]["steps"] = 5
+    training.prepare(config)
+    assert "over 3 steps, but training.steps is 5" in caplog.text

@@ -8,6 +8,7 @@ import pytest
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.training import ema
+from tests.training import tiny
 
 
 def kept(average, step):
@@ -43,3 +44,10 @@ def test_by_name_and_label():
 def test_misfits_are_named(fields):
     with pytest.raises(ConfigError, match="needs images > 0, batch_size >= 1 and ramp >= 0"):
         ema.HalfLife(*fields)
+
+
+def test_the_batch_is_the_runs_own():
+    average = {"name": "half_life", "images": 100}
+    assert tiny.prepare(training__ema=[average]).averages[0].batch_size == tiny.CONFIG["data"]["batch_size"] == 16
+    with pytest.raises(ConfigError, match="batches of 8, but data.batch_size is 16"):
+        tiny.prepare(training__ema=[{**average, "batch_size": 8}])

@@ -12,7 +12,7 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.types import Denoiser
 from diffusion_jax.rng import named
 from diffusion_jax.sampling.grids import Grid
-from diffusion_jax.sampling.solvers import Solver, ddim_inversion
+from diffusion_jax.sampling.solvers import Solver, ddim
 
 
 def initial_noise(denoiser: Denoiser, keys: jax.Array, t: float, shape: tuple[int, ...]) -> jax.Array:
@@ -119,7 +119,7 @@ def invert(denoiser: Denoiser, grid: Grid | Any, x0: jax.Array) -> jax.Array:
     times = times_of(grid, denoiser)[::-1]
     alpha, sigma = denoiser.process.alpha_sigma(jnp.asarray(times[1], x0.dtype))
     x = alpha * x0 + sigma * denoiser(x0, jnp.asarray(times[1], x0.dtype)).eps
-    solver = ddim_inversion()
+    solver = ddim(0.0)
 
     def step(x: jax.Array, pair: Any) -> Any:
         return solver.step(denoiser, x, (), *pair, lambda name: jnp.zeros_like(x))[0].astype(x.dtype), None

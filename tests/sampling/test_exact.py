@@ -82,8 +82,8 @@ def test_the_tables_name_all_schedules_predictions_and_solvers() -> None:
     assert set(known("schedule")) - elsewhere == set(SCHEDULES)
     elsewhere = {"mu", "edm_vp", "edm_ve", "consistency"}  # see test_objectives, test_edm_design and those of consistency
     assert set(known("prediction")) - elsewhere == set(PREDICTIONS)
-    # The first three are the step of ddim: see test_deterministic and test_stochastic; the last, test_edm_sampler.
-    others = {"euler", "euler_ancestral", "ddim_inversion", "in_time"}
+    # The first two are the step of ddim: see test_deterministic and test_stochastic; the last, test_edm_sampler.
+    others = {"euler", "euler_ancestral", "in_time"}
     learnt = {"lcm", "consistency"}  # exact with a network that learnt to jump: see test_serving
     assert set(known("solver")) - others - learnt == set(DETERMINISTIC) | set(STOCHASTIC) - {"heun_churn"}
 

@@ -63,12 +63,3 @@ def euler_ancestral(eta: float = 1.0) -> Solver:
     if not 0 <= eta <= 1:
         raise ConfigError(f"solver 'euler_ancestral': eta must lie in [0, 1], got {eta}")
     return ddim(eta)
-
-
-@register("solver", "ddim_inversion")
-def ddim_inversion() -> Solver:
-    """The DDIM step run from data towards noise; use `invert`, which runs the grid the other way.
-
-    Source: Song et al. 2021, section 4.3 (arXiv 2010.02502).
-    """
-    return ddim(0.0)

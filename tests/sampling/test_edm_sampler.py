@@ -246,6 +246,17 @@ def test_every_column_samples_networks_of_every_column(training, sampler):
     assert abs((x > 0).mean() - 0.5) < 0.1
 
 
+def test_a_schedule_must_reach_the_grids_first_level():
+    """The VE SDE ends at 100, the VP SDE at 152; a grid that starts at 50 is within both."""
+    process, solver = Process(**PROCESSES["vp"]), {"name": "in_time", "schedule": "ve"}
+    with pytest.raises(ConfigError, match="'ve' ends at the level 100, below 152"):
+        Sampling(solver=solver, grid="uniform", steps=20).check(process)
+    Sampling(solver=solver, grid={"name": "edm_ve", "sigma_max": 50.0}, steps=20).check(process)
+    for sampler in edm_design.COLUMNS:
+        for row in PROCESSES.values():
+            Sampling.from_config(sampling_design.column(sampler), steps=20).check(Process(**row))
+
+
 @pytest.mark.parametrize(
     ("build_it", "message"),
     [

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.process import Process
@@ -17,6 +18,8 @@ from diffusion_jax.process.schedules import Schedule
 from diffusion_jax.process.types import Data, Denoised, Denoiser
 from diffusion_jax.registry import build, register
 from diffusion_jax.sampling.solvers.base import Noise, Solver, needs_signal, stateless
+
+_TOLERANCE = 1e-4  # of log-SNRs that went through an inverse and back
 
 
 def _scales(schedule: Schedule, scaled: bool, tau: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -31,7 +34,8 @@ def in_time(schedule: Any = None, scaled: bool = True, order: int = 1, alpha: fl
 
     Args:
       schedule: whose sigma(t) = sigma / alpha and scaling s(t) = alpha the ODE has; the process's own by default. Between
-        its ends it must have the grid's levels. "vp_sde" and "ve" with order 1 are the samplers of the score SDEs.
+        its ends it must have the grid's levels: one that ends below the first is refused. "vp_sde" and "ve" with order 1
+        are the samplers of the score SDEs.
       scaled: False leaves the scaling out, s(t) = 1.
       order: 1 is Euler's method, 2 the family below; the last step is always Euler's. N, or 2N - 1 evaluations.
       alpha: in (0, 1], where the second evaluation of order 2 lies: 1 is Heun's method, 1/2 the midpoint rule, 2/3 Ralston's.
@@ -43,6 +47,19 @@ def in_time(schedule: Any = None, scaled: bool = True, order: int = 1, alpha: fl
     if not 0 < alpha <= 1:
         raise ConfigError(f"solver 'in_time': alpha must lie in (0, 1], got {alpha}")
     given: Schedule | None = None if schedule is None else build("schedule", schedule)
+
+    def check(process: Process, times: np.ndarray) -> None:
+        needs_signal("'in_time'")(process, times)
+        if given is None:
+            return
+        # A process of discrete levels begins at the one nearest to the schedule's noisiest, which may lie a little above it.
+        reached = process.schedule.log_snr(process.schedule.inverse(given.log_snr(np.float64(1.0))))
+        first = process.schedule.log_snr(np.float64(times[0]))
+        if reached > first + _TOLERANCE:
+            raise ConfigError(
+                f"solver 'in_time': the schedule {given.name!r} ends at the level {np.exp(-0.5 * reached):g}, below "
+                f"{np.exp(-0.5 * first):g}, where the grid starts: use a schedule that reaches it, or a grid of lower levels"
+            )
 
     def step(denoiser: Denoiser, x: Data, state: Any, t: jax.Array, s: jax.Array, noise: Noise) -> tuple[Data, Any]:
         process: Process = denoiser.process
@@ -75,4 +92,4 @@ def in_time(schedule: Any = None, scaled: bool = True, order: int = 1, alpha: fl
         # A condition, not a selection: the last step costs one evaluation.
         return rescale(z + h * jax.lax.cond(s > 0, second, lambda: first), end, s, back=True), state
 
-    return Solver(stateless, step, evaluations=order, check=needs_signal("'in_time'"))
+    return Solver(stateless, step, evaluations=order, check=check)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.process import Denoiser
+from diffusion_jax.process import Denoiser, Process
 from diffusion_jax.rng import named
 from diffusion_jax.sampling import guidance
 from diffusion_jax.systems.base import Request
@@ -127,7 +127,7 @@ class Cascade:
         for number, (stage, weights) in enumerate(zip(self.stages, params, strict=True)):
             wanted = dict(request)
             if number:
-                wanted = {**_shared(request), **_handed_on(outputs[-1], self.stages[number - 1].system, stage)}
+                wanted = {**_shared(request), **_handed_on(outputs[-1], _process(self.stages[number - 1]), stage)}
             end = self._end(number)
             more: dict[str, Any] = {}
             if stage.classifier is not None:
@@ -141,11 +141,11 @@ class Cascade:
         if number + 1 == len(self.stages) or not self.stages[number + 1].sampling.truncated:
             return 0.0
         after = self.stages[number + 1]
-        return matching_time(self.stages[number].system, after.system, after.sampling.aug_level)
+        return matching_time(_process(self.stages[number]), after.system, after.sampling.aug_level)
 
     def _check_end(self, number: int) -> None:
         stage, end = self.stages[number], self._end(number)
-        first = stage.sampling.build_grid()(stage.system.process)[0]
+        first = stage.sampling.build_grid()(_process(stage))[0]
         if end >= first:
             raise ConfigError(
                 f"stage {number + 2} of the cascade is truncated at aug_level "
@@ -154,22 +154,27 @@ class Cascade:
             )
 
 
-def matching_time(before: Any, after: SuperResolution, level: float) -> float:
-    """The time of the earlier stage's process at which it is as noisy as the later one's augmentation at `level`."""
+def _process(stage: Stage) -> Process:
+    """What the stage is sampled from, on the schedule that its sampling asks for."""
+    return stage.sampling.rebind(stage.system.process)
+
+
+def matching_time(before: Process, after: SuperResolution, level: float) -> float:
+    """The time at which the process that the earlier stage is sampled from is as noisy as the later one's `level`."""
     if level == 0:
         return 0.0
     log_snr = after.aug_process.schedule.log_snr(float(level))
-    return float(before.process.schedule.inverse(log_snr))
+    return float(before.schedule.inverse(log_snr))
 
 
-def _handed_on(image: jax.Array, before: Any, stage: Stage) -> dict[str, jax.Array]:
+def _handed_on(image: jax.Array, before: Process, stage: Stage) -> dict[str, jax.Array]:
     """The low-resolution part of a later stage's request."""
     system, sampling = stage.system, stage.sampling
     if not sampling.truncated:
         return {"low_res": quantize(image) if sampling.quantize else image}
     end = matching_time(before, system, sampling.aug_level)
     # The chains may scale their signal differently (a variance-exploding base): same log-SNR, another alpha.
-    alpha_before = before.process.schedule.alpha_sigma(end)[0]
+    alpha_before = before.schedule.alpha_sigma(end)[0]
     alpha_after = system.aug_process.schedule.alpha_sigma(float(sampling.aug_level))[0]
     return {"corrupted": image * jnp.float32(alpha_after / alpha_before)}
 

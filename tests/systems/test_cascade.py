@@ -49,6 +49,29 @@ def test_the_later_stage_sees_base_images_at_its_augmentation_level(schedule, tr
         assert np.asarray(images[0]).std() == pytest.approx(STD, rel=0.05)
 
 
+@pytest.mark.parametrize("truncated", [True, False])
+def test_the_level_is_that_of_the_schedule_that_the_base_is_sampled_on(truncated):
+    """An exact base on a schedule that is not the trained one: the linear chain's continuous limit."""
+    trained, own = schedules.cosine_continuous(), schedules.vp_sde()
+    generation = Generation(
+        image_size=4, channels=1, process={"schedule": trained, "prediction": "x0", "noise_input": "sqrt_gamma"},
+        network=FunctionNetwork(_x0_of_alpha, (4, 4, 1)),
+    )  # fmt: skip
+    after = _echo_cascade(trained, {}, {"aug_level": LEVEL, "truncated": truncated}).stages[1]
+    sampling = Sampling(solver="dpmpp_2m", steps=60, grid="karras", threshold="none", schedule=own)
+    images = Cascade([Stage(generation, sampling), after]).sample([{}, {}], jax.random.key(0), {}, jnp.arange(600))
+    fed = 10 * np.asarray(images[1])[:, ::2, ::2]
+    alpha, sigma = np.cos(LEVEL * np.pi / 2), np.sin(LEVEL * np.pi / 2)
+    assert fed.mean() == pytest.approx(alpha * MEAN, abs=0.02)
+    assert fed.std() == pytest.approx(np.hypot(alpha * STD, sigma), rel=0.03)
+
+
+def _x0_of_alpha(x, noise, cond):
+    """E[x0 | x_t] of the Gaussian pixels, for a network that is told 1000 alpha."""
+    alpha = (noise / 1000)[:, None, None, None]
+    return MEAN + alpha * STD**2 / (alpha**2 * STD**2 + 1 - alpha**2) * (x - alpha * MEAN)
+
+
 def test_at_level_0_both_modes_feed_the_finished_image():
     base = {"solver": "ddim", "steps": 5}
     for truncated in (True, False):

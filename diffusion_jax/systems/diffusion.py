@@ -235,7 +235,10 @@ class Diffusion:
                 labels.check(request[name], self.num_classes)
 
     def check(self, pipeline: Any) -> None:
-        """Raise a `ConfigError` if the pipeline's images or classes are not the system's."""
+        """Raise a `ConfigError` if the pipeline's images or classes are not the system's.
+
+        Images are augmented where, and only where, the network is told ("augment" of the systems that have it).
+        """
         if tuple(pipeline.image_shape) != self.image_shape:
             raise ConfigError(
                 f"the data have images of the shape {tuple(pipeline.image_shape)}, the system {self.image_shape}: "
@@ -243,3 +246,11 @@ class Diffusion:
             )
         if self.num_classes and pipeline.num_classes != self.num_classes:
             raise ConfigError(f"the data have {pipeline.num_classes} classes, the system num_classes={self.num_classes}")
+        given, told = bool(getattr(pipeline, "augment", 0)), getattr(self, "augment", False)
+        if told and not given:
+            raise ConfigError("system.augment needs augmented images: set data.augment to a probability above 0")
+        if given and not told:
+            fix = (
+                "system.augment to True" if hasattr(self, "augment") else f"data.augment to 0: {self.name!r} has no such field"
+            )
+            raise ConfigError(f"data.augment is on, but the network is not told, and would draw augmented images: set {fix}")

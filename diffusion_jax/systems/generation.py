@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.data.augment import LABELS
-from diffusion_jax.errors import ConfigError
 from diffusion_jax.registry import register
 from diffusion_jax.systems.base import Batch, Request
 from diffusion_jax.systems.diffusion import Diffusion
@@ -48,14 +47,3 @@ class Generation(Diffusion):
     def _sampling_cond(self, request: Request, key: jax.Array, indices: jax.Array, sampling: Sampling) -> dict[str, Any]:
         cond = super()._sampling_cond(request, key, indices, sampling)
         return cond | {"augment": jnp.zeros((indices.shape[0], LABELS))} if self.augment else cond
-
-    def check(self, pipeline: Any) -> None:
-        """As every system; and images are augmented where, and only where, the network is told."""
-        super().check(pipeline)
-        given = bool(getattr(pipeline, "augment", 0))
-        if given != self.augment:
-            raise ConfigError(
-                "data.augment is on, but the network is not told, and would draw augmented images: set system.augment to True"
-                if given
-                else "system.augment needs augmented images: set data.augment to a probability above 0"
-            )

@@ -10,7 +10,7 @@ import pytest
 from diffusion_jax import data
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.systems import Generation, Sampling
-from tests.tiny_systems import PROCESS, FunctionNetwork
+from tests.tiny_systems import PROCESS, FunctionNetwork, make_super_resolution
 
 CONFIG = {"source": "digits", "image_size": 8, "channels": 1, "batch_size": 4}
 
@@ -48,5 +48,9 @@ def test_augmentation_and_labels_come_together():
         system([], augment=False).check(augmented)
     with pytest.raises(ConfigError, match="set data.augment to a probability"):
         system([]).check(plain)
+    untold = make_super_resolution(image_size=8, low_res_size=4, num_classes=0)
+    untold.check(plain)
+    with pytest.raises(ConfigError, match="set data.augment to 0: 'super_resolution' has no such field"):
+        untold.check(augmented)
     with pytest.raises(ConfigError, match="conditions its network on .'augment'."):
         Generation(image_size=8, channels=1, process=PROCESS, network={"name": "unet", "channels": 32}, augment=True)

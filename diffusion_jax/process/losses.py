@@ -53,13 +53,22 @@ def _distance(name: str, difference: jax.Array, where: jax.Array | None) -> PerE
     return over_all if name == "l2_sum" else over_all / jnp.maximum(_flat(where).mean(-1), 1e-12)
 
 
-def check(process: Process, weighting: Any, distance: str, vlb_weight: float) -> None:
-    """Raise a `ConfigError` for objectives that do not train what the process needs."""
+def check(process: Process, weighting: Any, distance: str, vlb_weight: float, masked: bool = False) -> None:
+    """Raise a `ConfigError` for objectives that do not train what the process needs.
+
+    Args:
+      masked: whether only some positions count; the bound is over all.
+    """
     weigh = build("weighting", "simple" if weighting is None else weighting)
     if distance not in DISTANCES:
         raise ConfigError(f"unknown distance {distance!r}{nearest(str(distance), DISTANCES)} (known: {', '.join(DISTANCES)})")
     if vlb_weight < 0:
         raise ConfigError(f"vlb_weight must not be negative, got {vlb_weight}")
+    if masked and (vlb_weight or weigh is weightings.bound_only):
+        raise ConfigError(
+            "the variational bound is over all positions, but the loss counts some of them only: set vlb_weight to 0, and use "
+            "a fixed variance and a weighting other than 'vlb'"
+        )
     if process.learns_variance and not vlb_weight and weigh is not weightings.bound_only:
         raise ConfigError(
             f"the variance {process.variance!r} is learned through the variational bound: set vlb_weight (0.001 is "
@@ -103,13 +112,14 @@ def denoising(
         the weighting is "vlb", where 0 stands for 1, its gradient reaches the variance channels only.
       vlb_steps: T of a continuous process; a chain has its own.
       sampler_state: of the time sampler; its initial state if None.
-      where: bool, broadcasting against x0: the positions that count. Averages are over these alone.
+      where: bool, broadcasting against x0: the positions that count. Averages are over these alone; not with the bound.
 
     Returns:
       (scalar loss, `LossOutput`).
 
     Raises:
-      ConfigError: unknown names; a learned variance without the bound; a network output that does not fit the data.
+      ConfigError: unknown names; a learned variance without the bound; `where` with it; a network output that does not fit
+        the data.
       DataError: x0 of integers.
 
     Source: Ho et al. 2020 (arXiv 2006.11239); L_hybrid: Nichol & Dhariwal 2021, section 3.1 (arXiv 2102.09672).
@@ -122,7 +132,7 @@ def denoising(
     >>> loss.shape, output.per_example.shape
     ((), (8,))
     """
-    check(process, weighting, distance, vlb_weight)
+    check(process, weighting, distance, vlb_weight, masked=where is not None)
     check_data(x0)
     weigh, sampler = build("weighting", "simple" if weighting is None else weighting), build("times", times)
     only_bound = weigh is weightings.bound_only

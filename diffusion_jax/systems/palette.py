@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax.data.degradations import TASKS
 from diffusion_jax.errors import ConfigError
@@ -36,7 +37,7 @@ class Palette(Diffusion):
       keep_luma: give samples of the task "colorize" exactly the luma of what was asked (ITU-R 601, before rounding to
         bytes); the published system does not.
       distance: "l2", or "l1" for less diverse samples.
-      (more): the fields of `Diffusion`.
+      (more): the fields of `Diffusion`; the variance must be fixed, as the bound knows no masks.
 
     Source: Saharia et al. 2022 (arXiv 2111.05826).
     """
@@ -50,6 +51,7 @@ class Palette(Diffusion):
         if self.keep_luma and self.channels != 3:
             raise ConfigError(f"system {self.name!r}: keep_luma needs 3 channels, got {self.channels}")
         super().__post_init__()
+        losses.check(self.process, self.weighting, self.distance, self.vlb_weight, masked=True)
         half = jnp.float32(0.6)
         if float(self.process.prediction.input_scale(half, half)) != 1:
             raise ConfigError(
@@ -170,6 +172,20 @@ class Palette(Diffusion):
             raise ConfigError(f"degraded images have the shape {image}, the model was trained on {self.image_shape}")
         if mask != (*image[:2], 1):
             raise ConfigError(f"masks have the shape {mask}, their images {image}: mask and image must have one size")
+        _check_mask(request["missing"])
+
+
+def _check_mask(missing: Any) -> None:
+    """Raise a `ConfigError` unless a mask is uint8, of 0 and 255 alone. The values of traced masks pass unseen."""
+    advice = "a mask is uint8, 255 where a pixel is to be filled and 0 where it is known"
+    if missing.dtype != np.uint8:
+        raise ConfigError(f"'missing' has the dtype {missing.dtype}: {advice}")
+    if isinstance(missing, jax.core.Tracer):
+        return
+    values = np.asarray(missing)
+    other = values[(values != 0) & (values != 255)]
+    if other.size:
+        raise ConfigError(f"'missing' has the value {other[0]}: {advice}")
 
 
 def panorama(

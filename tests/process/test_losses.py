@@ -199,6 +199,8 @@ def test_the_bound_of_a_training_step_is_a_term_of_the_chain():
     [
         (Process("cosine", variance="learned_range"), {}, "set vlb_weight"),
         (Process("cosine"), {"distance": "l3"}, "known: l2, l1"),
+        (Process("cosine"), {"weighting": "vlb", "where": X0 > 0}, "bound is over all positions"),
+        (Process("cosine", variance="learned_range"), {"vlb_weight": 0.1, "where": X0 > 0}, "bound is over all positions"),
         (Process("cosine"), {"vlb_weight": -1.0}, "must not be negative"),
         (Process("cosine"), {"weighting": "min_snrr"}, "did you mean 'min_snr'"),
         (Process("cosine"), {"weighting": {"name": "min_snr", "gama": 1.0}}, "did you mean 'gamma'"),

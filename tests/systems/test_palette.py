@@ -169,6 +169,12 @@ def test_what_does_not_fit_is_refused():
     system.check_request(good)
     with pytest.raises(ConfigError, match="mask and image must have one size"):
         system.check_request({**good, "missing": np.zeros((2, 8, SIZE, 1), np.uint8)})
+    for mask, found in ((good["missing"] + np.uint8(1), "the value 1"), (good["missing"] > 0, "the dtype bool"),
+                        (np.float32(good["missing"]), "the dtype float32")):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"{found}: a mask is uint8, 255"):
+            system.check_request({**good, "missing": mask})
+    with pytest.raises(ConfigError, match="bound is over all positions"):
+        _system(weighting="vlb")
     with pytest.raises(ConfigError, match="was trained on"):
         system.check_request({**good, "degraded": np.zeros((2, 8, 8, 3), np.uint8)})
     plain = data.from_config({"source": {"name": "photographs", "size": SIZE}, "image_size": SIZE, "batch_size": 2})

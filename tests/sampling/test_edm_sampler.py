@@ -252,6 +252,7 @@ def test_a_schedule_must_reach_the_grids_first_level():
     with pytest.raises(ConfigError, match="'ve' ends at the level 100, below 152"):
         Sampling(solver=solver, grid="uniform", steps=20).check(process)
     Sampling(solver=solver, grid={"name": "edm_ve", "sigma_max": 50.0}, steps=20).check(process)
+    solvers.in_time("straight_line").check(process, np.array([1.0, 0.0]))  # to zero SNR
     for sampler in edm_design.COLUMNS:
         for row in PROCESSES.values():
             Sampling.from_config(sampling_design.column(sampler), steps=20).check(Process(**row))

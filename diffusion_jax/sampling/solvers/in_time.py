@@ -50,11 +50,11 @@ def in_time(schedule: Any = None, scaled: bool = True, order: int = 1, alpha: fl
 
     def check(process: Process, times: np.ndarray) -> None:
         needs_signal("'in_time'")(process, times)
-        if given is None:
+        first = process.schedule.log_snr(np.float64(times[0]))
+        if given is None or given.log_snr(np.float64(1.0)) <= first:
             return
         # A process of discrete levels begins at the one nearest to the schedule's noisiest, which may lie a little above it.
         reached = process.schedule.log_snr(process.schedule.inverse(given.log_snr(np.float64(1.0))))
-        first = process.schedule.log_snr(np.float64(times[0]))
         if reached > first + _TOLERANCE:
             raise ConfigError(
                 f"solver 'in_time': the schedule {given.name!r} ends at the level {np.exp(-0.5 * reached):g}, below "

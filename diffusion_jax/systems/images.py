@@ -89,7 +89,8 @@ def with_luma(images: jax.Array, wanted: jax.Array) -> jax.Array:
       images: [B, H, W, 3].
       wanted: [B, H, W, 1] in [-1, 1].
 
-    >>> float(luma(with_luma(jnp.array([[[[1.0, -1.0, 0.5]]]]), jnp.array([[[[0.9]]]])))[0, 0, 0, 0].round(5))
+    >>> found = luma(with_luma(jnp.array([[[[1.0, -1.0, 0.5]]]]), jnp.array([[[[0.9]]]])))
+    >>> round(float(found[0, 0, 0, 0]), 5)
     0.9
     """
     colour = images - luma(images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from diffusion_jax.evaluation import Settings, draw
 from diffusion_jax.evaluation.evaluator import Evaluator
@@ -13,6 +14,7 @@ from diffusion_jax.evaluation.sample_sets import open_samples
 from tests.tiny_systems import runs  # noqa: F401
 
 
+@pytest.mark.slow
 def test_levels_share_the_stored_images_of_the_base(runs, tmp_path, monkeypatch):  # noqa: F811
     workdirs, drawn = [runs["base"], runs["sr"]], []
 

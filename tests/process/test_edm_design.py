@@ -82,7 +82,7 @@ def test_a_column_denoises_as_the_table_says(column):
 
 def test_the_target_of_the_first_three_columns_is_the_noise_and_its_weight_one():
     """lambda c_out^2 = 1: plain squared error in the target's own space, as those systems were trained."""
-    x0, eps = np.ones((3, 2)), np.array([[0.3, -1.0], [2.0, 0.5], [0.1, 0.1]])
+    x0, eps = jnp.ones((3, 2)), jnp.array([[0.3, -1.0], [2.0, 0.5], [0.1, 0.1]])
     for column, sign in (("vp", 1), ("ve", -1), ("iddpm", 1)):
         process = Process(**edm_design.column(column)["process"])
         t = jnp.array([0.2, 0.5, 0.9])

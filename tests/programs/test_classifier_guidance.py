@@ -72,4 +72,4 @@ def test_what_programs_refuse(runs, classifier, tmp_path):
     with pytest.raises(ConfigError, match="name one with --classifier=WORKDIR"):
         find([runs["base"]], sampling={"classifier_scale": [2.0]})
     with pytest.raises(ConfigError, match="'accuracy' needs a noisy classifier"):
-        evaluation.evaluate_run(runs["base"], tmp_path, evaluation.Settings(num=4, metrics=("accuracy",)))
+        evaluation.evaluate_run(runs["base"], tmp_path, evaluation.Settings(num=4, metrics=("accuracy",), classifier_steps=2))

@@ -315,6 +315,7 @@ def test_grids_of_levels_and_their_errors():
 # A run -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_student_of_an_edm_teacher_trains_and_keeps_its_target(tmp_path):
     edm = {"schedule": "edm", "prediction": {"name": "edm", "sigma_data": 0.5}}
     teacher = make_run(tmp_path / "teacher", process=edm)

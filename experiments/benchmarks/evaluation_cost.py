@@ -8,8 +8,8 @@ Inception-v3. Segments of the forward alone, on a batch that is there already, a
 forward, means and covariances in float64) alternate in one run. Then --num images are passed through at once, and the peak of
 resident memory is printed beside what it was after a tenth of them: it should not grow.
 
-Measured on 2 CPU cores: peak memory 749 MiB after 10,000 images of 32x32 and 751 MiB after 100,000. The small classifier is so quick (0.17 ms
-an image) that reading and summing add 40 % to it in processor time.
+Measured on 2 CPU cores: peak memory 749 MiB after 10,000 images of 32x32 and 751 MiB after 100,000. The small classifier is
+so quick (0.17 ms an image) that reading and summing add 40 % to it in processor time.
 """
 
 from __future__ import annotations

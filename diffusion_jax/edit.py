@@ -28,6 +28,7 @@ Exit status: 0, or 2 after one line that says what is wrong.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -106,16 +107,33 @@ def edit(runs: Runs, options: Options) -> Path:
         raise DataError(f"--method=interpolate needs two images at least; {options.images} has {len(images)}")
     if options.method == "ilvr":
         editing.low_pass(jnp.zeros((1, *system.image_shape)), options.factor)  # a bad factor fails here
+    out = Path(options.out)
+    settings = {
+        **dataclasses.asdict(options),
+        "workdir": str(runs.workdirs[0]),
+        "inputs": names,
+        "sampling": sampling.settings(),
+    }
+    _check_unused(out, settings)
     (params,), (step,) = runs.load()
     results = draw(system, params, sampling, options, images, masks, labels)
-    out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(results):
         write_image(out / f"{number:06d}.png", image)
-    settings = {**dataclasses.asdict(options), "workdir": str(runs.workdirs[0]), "checkpoint": step, "inputs": names}
-    write_json(out / "edit.json", {**settings, "sampling": sampling.settings()})
+    write_json(out / "edit.json", {**settings, "checkpoint": step})
     write_image(out / "grid.png", _picture(images, masks, results, options))
     return out / "grid.png"
+
+
+def _check_unused(out: Path, settings: dict[str, Any]) -> None:
+    """Raise a `ConfigError` if the directory holds the results of another edit: its files would be left among these."""
+    record = out / "edit.json"
+    if not record.exists():
+        return
+    before = json.loads(record.read_text())
+    before.pop("checkpoint", None)
+    if before != json.loads(json.dumps(settings)):
+        raise ConfigError(f"--out={out} holds the results of another edit: choose another directory")
 
 
 def _stage(runs: Runs, options: Options) -> tuple[Any, Sampling]:
@@ -128,7 +146,7 @@ def _stage(runs: Runs, options: Options) -> tuple[Any, Sampling]:
         raise ConfigError("a noisy classifier draws no images: give the --workdir of a model that does")
     if stage.classifier is not None:
         raise ConfigError("editing follows no classifier: leave out --classifier (--config.sampling.classifier=None)")
-    if set(system.network.cond_spec) - {"label"}:
+    if set(system.network.cond_spec) - {"label", "augment"}:  # systems fill in zeros for augmentation themselves
         raise ConfigError(
             f"editing takes a run that draws from noise and labels alone, this one is told {sorted(system.network.cond_spec)}"
         )

@@ -48,12 +48,15 @@ def options(given, tmp_path, method: str, **more) -> Options:
 def test_what_the_mask_keeps_is_kept(runs, given, tmp_path, method):
     more = {"resamples": 2, "jump": 2} if method == "repaint" else {"strength": 0.6}
     chosen = options(given, tmp_path, method, masks=str(given / "masks"), **more)
-    grid = edit(find([runs["unconditional"]], sampling={"solver": ["ddpm"], "steps": [4]}), chosen)
+    found = find([runs["unconditional"]], sampling={"solver": ["ddpm"], "steps": [4]})
+    grid = edit(found, chosen)
     out, before = read(tmp_path, 3), inputs(given)
     assert (out[:, :, :4] == before[:, :, :4]).all() and (out[:, :, 4:] != before[:, :, 4:]).mean() > 0.8
     assert grid == tmp_path / "grid.png" and Image.open(grid).size == (3 * 66 + 2, 3 * 66 + 2)
     settings = json.loads((tmp_path / "edit.json").read_text())
     assert settings["inputs"] == ["a.png", "b.png", "c.png"] and settings["sampling"]["solver"] == "ddpm"
+    with pytest.raises(ConfigError, match="holds the results of another edit: choose another directory"):
+        edit(found, dataclasses.replace(chosen, seed=1))
 
 
 def test_ilvr_and_labels(runs, given, tmp_path):

@@ -39,10 +39,15 @@ def images(tmp_path_factory):
     return folder
 
 
+_BUNDLED = ("mnist.py", "digits.py", "shapes.py", "folder.py")
+
+
 def _marked(name: str) -> Any:
-    """The first tiny variant of each file is quick: the others are slow."""
-    first = next(other for other in TINY if other.partition(":")[0] == name.partition(":")[0])
-    return name if name == first else pytest.param(name, marks=pytest.mark.slow)
+    """Bundled data's recipes run with every test, the first variant of each published system's in CI; the rest is slow."""
+    file = name.partition(":")[0]
+    if name != next(other for other in TINY if other.partition(":")[0] == file):
+        return pytest.param(name, marks=pytest.mark.slow)
+    return name if file in _BUNDLED else pytest.param(name, marks=pytest.mark.recipes)
 
 
 @pytest.mark.parametrize("name", [_marked(name) for name in TINY])

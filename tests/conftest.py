@@ -35,8 +35,8 @@ def _add_flag(flag: str, value: int | str) -> None:
 
 
 _add_flag("xla_force_host_platform_device_count", 8)
-# Small programs, run a few times: to compile them is most of the work. Slow tests train for minutes: there it is not. The workers
-# of xdist do not see the command line, so the choice is handed on.
+# Small programs, run a few times: to compile them is most of the work. Slow tests train for minutes: there it is not.
+# The workers of xdist do not see the command line, so the choice is handed on.
 _asked = any("slow" in argument and "not slow" not in argument for argument in sys.argv[1:])
 if os.environ.setdefault("DIFFUSION_JAX_TESTS_COMPILE", "fully" if _asked else "in a hurry") == "in a hurry":
     _add_flag("xla_backend_optimization_level", 0)

@@ -14,16 +14,14 @@ Interrupted, it goes on where it was when run again. What it found is in docs/sy
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from diffusion_jax import data, programs, training
+from diffusion_jax import data, training
 from diffusion_jax.data.files import tile, write_image
-from diffusion_jax.errors import DiffusionError
 from diffusion_jax.evaluation.cache import judge_of
 from diffusion_jax.evaluation.classifier import Judge
 from diffusion_jax.evaluation.generate import Generator
@@ -32,6 +30,7 @@ from diffusion_jax.evaluation.requests import Rows
 from diffusion_jax.evaluation.runs import find
 from diffusion_jax.systems import from_config
 from diffusion_jax.training.grids import labelled
+from experiments import command
 
 _OUT = flags.DEFINE_string("out", "runs/guidance", "Where runs and metrics.json go.")
 _PICTURE = flags.DEFINE_string("picture", None, "A picture: rows of one digit each scale; in --out if left out.")
@@ -143,19 +142,12 @@ def report(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> None:
+def main() -> str:
     """Run the study and print what was found."""
-    if len(argv) > 1:
-        raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
-    programs.configure_logging()
     out = Path(_OUT.value)
-    try:
-        found = study(out, Path(_PICTURE.value or out / "guidance.png"), _STEPS.value, _NUM.value)
-    except DiffusionError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    sys.stdout.write(report(found) + "\n")
+    found = study(out, Path(_PICTURE.value or out / "guidance.png"), _STEPS.value, _NUM.value)
+    return report(found)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run("classifier_guidance", main)

@@ -16,23 +16,22 @@ Interrupted, it goes on where it was when run again.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from diffusion_jax import data, programs, training
+from diffusion_jax import data, training
 from diffusion_jax.data.files import tile, write_image, write_json
-from diffusion_jax.errors import DiffusionError
 from diffusion_jax.evaluation.held_out import bound_terms, terms_table
 from diffusion_jax.process import Denoised, Denoiser, Process, likelihood
 from diffusion_jax.sampling import grids, latents
 from diffusion_jax.systems import to_float, to_uint8
 from diffusion_jax.training.recipes import load_recipe
+from experiments import command
 
 _OUT = flags.DEFINE_string("out", "runs/ddim_digits", "Where the run, the pictures and metrics.json go.")
 _VARIANT = flags.DEFINE_enum("variant", "full", ["full", "tiny"], "tiny: seconds, to see that everything works.")
@@ -139,19 +138,12 @@ def draw_terms(out: Path, model: list[dict[str, Any]], baseline: list[dict[str, 
     figure.savefig(out / "ddim_terms.png", dpi=90)
 
 
-def main(argv: list[str]) -> None:
+def main() -> str:
     """Run the study and print what it found."""
-    if len(argv) > 1:
-        raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
-    programs.configure_logging()
     out = Path(_OUT.value)
-    try:
-        metrics = study(out, _VARIANT.value)
-    except DiffusionError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    sys.stdout.write(json.dumps(metrics, indent=2) + f"\npictures: {out}/ddim_interpolation.png, {out}/ddim_terms.png\n")
+    metrics = study(out, _VARIANT.value)
+    return json.dumps(metrics, indent=2) + f"\npictures: {out}/ddim_interpolation.png, {out}/ddim_terms.png"
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run("ddim_reconstruction", main)

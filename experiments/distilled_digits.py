@@ -15,7 +15,6 @@ Interrupted, it goes on where it was when run again. What it found is in docs/sy
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from diffusion_jax import data, evaluation, programs, training
+from diffusion_jax import data, evaluation, training
 from diffusion_jax.data.files import beside, tile, write_image
-from diffusion_jax.errors import DiffusionError
 from diffusion_jax.evaluation.frechet import Moments, frechet_distance
 from diffusion_jax.rng import named
 from diffusion_jax.systems import Sampling, to_uint8
 from diffusion_jax.training.grids import labelled
 from diffusion_jax.training.recipes import load_recipe
 from diffusion_jax.training.stages import halve
+from experiments import command
 
 _RECIPE = Path(__file__).resolve().parent.parent / "configs" / "progressive_distillation.py"
 TEACHER_STEPS, FIRST = 64, 16
@@ -91,27 +90,20 @@ def study(out: Path, variant: str, num: int) -> dict[str, Any]:
     return metrics
 
 
-def main(argv: list[str]) -> None:
+def main() -> str:
     """Run the study and say what it found."""
-    if len(argv) > 1:
-        raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
-    programs.configure_logging()
     given = flags.FLAGS
     out = Path(given.out)
-    try:
-        metrics = study(out, given.variant, given.num)
-    except DiffusionError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+    metrics = study(out, given.variant, given.num)
     rows = [
         f"{name:12s}{row['agreement']:10.3f}{row['frechet']:10.2f}" for name, row in metrics.items() if isinstance(row, dict)
     ]
     lines = [f"{'':12s}{'agreement':>10s}{'Frechet':>10s}", *rows, "", f"picture: {out / 'distilled.png'}"]
-    sys.stdout.write("\n".join(lines) + "\n")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":  # other studies use what is above
     flags.DEFINE_string("out", "runs/distilled", "Where runs, distilled.png and metrics.json go.")
     flags.DEFINE_enum("variant", "full", ["full", "tiny"], "tiny: seconds, to see that everything works.")
     flags.DEFINE_integer("num", 1000, "Samples that are judged, of each model.")
-    app.run(main)
+    command.run("distilled_digits", main)

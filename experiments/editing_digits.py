@@ -13,7 +13,6 @@ Interrupted, it goes on where it was when run again. What it found is in docs/ed
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from diffusion_jax import evaluation, programs, training
+from diffusion_jax import evaluation, training
 from diffusion_jax.data.files import tile, write_image
-from diffusion_jax.errors import DiffusionError
 from diffusion_jax.process import Denoiser
 from diffusion_jax.rng import named
 from diffusion_jax.sampling import editing, grids, latents, solvers
 from diffusion_jax.systems import Sampling, to_float, to_uint8
 from diffusion_jax.training.grids import labelled
 from diffusion_jax.training.recipes import load_recipe
+from experiments import command
 from experiments.distilled_digits import digits
 
 _OUT = flags.DEFINE_string("out", "runs/editing", "Where the run, editing.png and metrics.json go.")
@@ -104,20 +103,13 @@ def _of_one_width(sheets: list[np.ndarray], width: int = 74) -> list[np.ndarray]
     return [np.pad(sheet, ((0, 0), (0, max(0, width - sheet.shape[1])), (0, 0)), constant_values=255) for sheet in sheets]
 
 
-def main(argv: list[str]) -> None:
+def main() -> str:
     """Run the study and say what it found."""
-    if len(argv) > 1:
-        raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
-    programs.configure_logging()
     out = Path(_OUT.value)
-    try:
-        metrics = study(out, _VARIANT.value)
-    except DiffusionError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+    metrics = study(out, _VARIANT.value)
     lines = [f"{name:12s}" + "  ".join(f"{key} {value:.3f}" for key, value in row.items()) for name, row in metrics.items()]
-    sys.stdout.write("\n".join([*lines, "", f"picture: {out / 'editing.png'}"]) + "\n")
+    return "\n".join([*lines, "", f"picture: {out / 'editing.png'}"])
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run("editing_digits", main)

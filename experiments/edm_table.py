@@ -19,11 +19,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from PIL import Image
 
-from diffusion_jax import data, programs, training
-from diffusion_jax.errors import DiffusionError
+from diffusion_jax import data, training
 from diffusion_jax.evaluation.classifier import Judge, agreement, train_classifier
 from diffusion_jax.evaluation.frechet import Moments, frechet_distance
 from diffusion_jax.process import edm_design
@@ -31,6 +30,7 @@ from diffusion_jax.sampling import edm_design as sampling_design
 from diffusion_jax.systems import Sampling, to_uint8
 from diffusion_jax.training.recipes import load_recipe
 from diffusion_jax.training.runs import load_run
+from experiments import command
 
 _OUT = flags.DEFINE_string("out", "runs/edm_table", "Where runs, table.json and edm.png go.")
 _STEPS = flags.DEFINE_integer("steps", 2000, "Of training, of each network.")
@@ -124,18 +124,11 @@ def shown_row(row: Row) -> str:
     return "{network:16s}{sampler:36s}{evaluations:4d}  agreement {agreement:.3f}  frechet {frechet:.2f}".format(**row)
 
 
-def main(argv: list[str]) -> None:
+def main() -> str:
     """Run the study and print its table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
-    programs.configure_logging()
-    try:
-        table = study(Path(_OUT.value), _STEPS.value, _NUM.value, [int(budget) for budget in _BUDGETS.value])
-    except DiffusionError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    sys.stdout.write("\n".join(["", *map(shown_row, table)]) + "\n")
+    table = study(Path(_OUT.value), _STEPS.value, _NUM.value, [int(budget) for budget in _BUDGETS.value])
+    return "\n".join(["", *map(shown_row, table)])
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run("edm_table", main)

@@ -15,22 +15,21 @@ Interrupted, it goes on where it was when run again. What it found is in docs/sy
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from PIL import Image, ImageDraw
 from sklearn.ensemble import RandomForestClassifier
 
-from diffusion_jax import data, programs, training
+from diffusion_jax import data, training
 from diffusion_jax.data.files import tile
 from diffusion_jax.data.sources.shapes import CLASSES, COLOURS
-from diffusion_jax.errors import DiffusionError
 from diffusion_jax.evaluation.generate import Generator
 from diffusion_jax.evaluation.requests import Rows, requests_of
 from diffusion_jax.evaluation.runs import find
 from diffusion_jax.training.recipes import load_recipe
+from experiments import command
 
 _OUT = flags.DEFINE_string("out", "runs/imagen_shapes", "Where the run, the picture and metrics.json go.")
 _VARIANT = flags.DEFINE_enum("variant", "full", ["full", "tiny"], "tiny: seconds, to see that everything works.")
@@ -138,23 +137,15 @@ def picture(shown: list[tuple[str, np.ndarray]], words: list[list[str]]) -> Imag
     return sheet
 
 
-def main(argv: list[str]) -> None:
+def main() -> str:
     """Run the study and say where to look."""
-    if len(argv) > 1:
-        raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
-    programs.configure_logging()
     out = Path(_OUT.value)
-    try:
-        found = study(out, _VARIANT.value, _NUM.value)
-    except DiffusionError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+    found = study(out, _VARIANT.value, _NUM.value)
     names = ("shape", "colour", "ground", "clipped")
-    sys.stdout.write(f"{'':24s}" + "".join(f"{name:>10s}" for name in names) + "\n")
-    for name, values in found.items():
-        sys.stdout.write(f"{name:24s}" + "".join(f"{values[key]:10.3f}" for key in names) + "\n")
-    sys.stdout.write(f"\npicture: {out / 'text_shapes.png'}\nall numbers: {out / 'metrics.json'}\n")
+    rows = [f"{name:24s}" + "".join(f"{values[key]:10.3f}" for key in names) for name, values in found.items()]
+    head = f"{'':24s}" + "".join(f"{name:>10s}" for name in names)
+    return "\n".join([head, *rows, "", f"picture: {out / 'text_shapes.png'}", f"all numbers: {out / 'metrics.json'}"])
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run("imagen_shapes", main)

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
-from diffusion_jax import evaluation, programs, training
-from diffusion_jax.errors import DiffusionError
+from diffusion_jax import evaluation, training
 from diffusion_jax.training.recipes import load_recipe
+from experiments import command
 
 _OUT = flags.DEFINE_string("out", "runs/mnist", "Where runs, pictures and metrics.json go.")
 _VARIANT = flags.DEFINE_enum("variant", "full", ["full", "tiny"], "tiny: seconds, to see that everything works.")
@@ -47,17 +46,10 @@ def study(out: Path, variant: str, num: int) -> dict:
     return metrics
 
 
-def main(argv: list[str]) -> None:
+def main() -> str:
     """Run the study and say where to look."""
-    if len(argv) > 1:
-        raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
-    programs.configure_logging()
     out = Path(_OUT.value)
-    try:
-        metrics = study(out, _VARIANT.value, _NUM.value)
-    except DiffusionError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+    metrics = study(out, _VARIANT.value, _NUM.value)
     shown = ("classifier_accuracy", "base_agreement", "cascade_agreement", "frechet_distance", "frechet_reference")
     lines = [f"{name:22s}{metrics[name]:.4f}" for name in shown if name in metrics]
     lines += [
@@ -65,8 +57,8 @@ def main(argv: list[str]) -> None:
         f"real digits (left) beside samples (right): {out / 'real_and_samples.png'}",
         f"all numbers:                               {out / 'metrics.json'}",
     ]
-    sys.stdout.write("\n".join(lines) + "\n")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run("mnist_cascade", main)

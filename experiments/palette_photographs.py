@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from diffusion_jax import programs
 from diffusion_jax.data.degradations import TASKS, Jpeg
 from diffusion_jax.data.files import write_image
 from diffusion_jax.systems import Sampling
 from diffusion_jax.systems.palette import panorama
+from experiments import command
 from experiments.restoration import Drawer, held_out, psnr, trained
 
 _OUT = flags.DEFINE_string("out", "runs/palette_photographs", "Where the run, the pictures and metrics.json go.")
@@ -91,14 +90,11 @@ def study(out: Path, variant: str, num: int) -> dict:
     return metrics
 
 
-def main(argv: list[str]) -> None:
+def main() -> str:
     """Run the study and print its figures."""
-    if len(argv) > 1:
-        raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
-    programs.configure_logging()
     metrics = study(Path(_OUT.value), _VARIANT.value, _NUM.value)
-    sys.stdout.write(json.dumps(metrics, indent=2) + "\n")
+    return json.dumps(metrics, indent=2)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run("palette_photographs", main)

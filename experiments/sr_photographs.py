@@ -11,16 +11,15 @@ inference schedules. What it found is in docs/systems.md.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from diffusion_jax import programs
 from diffusion_jax.data.degradations import resize
 from diffusion_jax.data.files import write_image
 from diffusion_jax.systems import Sampling
+from experiments import command
 from experiments.restoration import Drawer, held_out, psnr, sharpness, trained
 
 _OUT = flags.DEFINE_string("out", "runs/sr_photographs", "Where the run, the picture and metrics.json go.")
@@ -73,13 +72,10 @@ def study(out: Path, variant: str, num: int) -> dict:
     return metrics
 
 
-def main(argv: list[str]) -> None:
+def main() -> str:
     """Run the study and print its figures."""
-    if len(argv) > 1:
-        raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
-    programs.configure_logging()
-    sys.stdout.write(json.dumps(study(Path(_OUT.value), _VARIANT.value, _NUM.value), indent=2) + "\n")
+    return json.dumps(study(Path(_OUT.value), _VARIANT.value, _NUM.value), indent=2)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run("sr_photographs", main)

@@ -127,9 +127,15 @@ class Diffusion:
         """
         x0 = to_float(batch["image"])
         cond = self._training_cond(x0, batch, key, train)
+        return self._denoising(self.network.apply, params, state, x0, cond, key, train)
+
+    def _denoising(
+        self, apply: Any, params: Any, state: Any, x0: jax.Array, cond: dict[str, Any], key: jax.Array, train: bool, **more: Any
+    ) -> tuple:
+        """The denoising loss of clean images and their conditioning, by this system's settings; `loss` says what it returns."""
         loss, output = losses.denoising(
             self.process,
-            self.network.apply,
+            apply,
             params,
             x0,
             named(key, "denoising"),
@@ -140,6 +146,7 @@ class Diffusion:
             vlb_weight=self.vlb_weight,
             sampler_state=state,
             apply_kwargs={"train": train, "rngs": {"dropout": named(key, "dropout")}},
+            **more,
         )
         return loss, (output.sampler_state, {"per_example": output.per_example, "log_snr": output.log_snr})
 

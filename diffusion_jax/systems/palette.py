@@ -91,22 +91,7 @@ class Palette(Diffusion):
         x0 = to_float(batch["image"])
         cond = self._training_cond(x0, batch, key, train)
         cond["image"], made = self._source(batch, jax.random.normal(named(key, "fill"), x0.shape))
-        loss, output = losses.denoising(
-            self.process,
-            self._beside(made),
-            params,
-            x0,
-            named(key, "denoising"),
-            cond=cond,
-            weighting=self.weighting,
-            times=self.times,
-            distance=self.distance,
-            vlb_weight=self.vlb_weight,
-            sampler_state=state,
-            apply_kwargs={"train": train, "rngs": {"dropout": named(key, "dropout")}},
-            where=made,
-        )
-        return loss, (output.sampler_state, {"per_example": output.per_example, "log_snr": output.log_snr})
+        return self._denoising(self._beside(made), params, state, x0, cond, key, train, where=made)
 
     # Sampling ---------------------------------------------------------------------------------------------------------
 

@@ -40,8 +40,8 @@ from absl import flags
 
 from diffusion_jax import programs
 from diffusion_jax.data.files import tile, write_image, write_json
-from diffusion_jax.data.sources.folder import ENDINGS, read_image
-from diffusion_jax.data.transforms import Crop, Fit, to_channels
+from diffusion_jax.data.images_with_masks import fitted, masked_images, named_files
+from diffusion_jax.data.sources.folder import read_image
 from diffusion_jax.errors import ConfigError, DataError, nearest
 from diffusion_jax.evaluation import command_line
 from diffusion_jax.evaluation.requests import label_rule
@@ -100,8 +100,7 @@ def edit(runs: Runs, options: Options) -> Path:
       DiffusionError: bad options or images, before parameters are loaded or anything is compiled.
     """
     system, sampling = _stage(runs, options)
-    names, images = read_images(options.images, system.image_shape, options.fit)
-    masks = read_masks(options.masks, names, images, options.fit) if options.masks else None
+    names, images, masks = read_images(options.images, options.masks, system, options.fit)
     labels = _labels(system, sampling, options, len(images))
     if options.method == "interpolate" and len(images) < 2:
         raise DataError(f"--method=interpolate needs two images at least; {options.images} has {len(images)}")
@@ -184,62 +183,25 @@ def _labels(system: Any, sampling: Sampling, options: Options, count: int) -> np
 # Images ----------------------------------------------------------------------------------------------------------------
 
 
-def read_images(folder: str, shape: tuple[int, int, int], fit: bool) -> tuple[list[str], np.ndarray]:
-    """(names, uint8 [N, H, W, C]) of a folder's images, by name.
+def read_images(folder: str, masks: str | None, system: Any, fit: bool) -> tuple[list[str], np.ndarray, np.ndarray | None]:
+    """(names, uint8 [N, H, W, C], masks float32 [N, H, W, 1]) of a folder's images; black in a mask's file, 1 here, is kept.
 
     Raises:
-      DataError: no folder, no images, or one of another size than the model's.
+      DataError: no folder, no images, one of another size than the model's, or a mask that is missing or of another size.
     """
-    paths = _paths(folder)
-    images = []
-    for path in paths:
-        image = to_channels(read_image(path), shape[2])
-        if fit:
-            image = _fitted(image, shape)
-        if image.shape != shape:
+    size, channels = system.image_size, system.channels
+    files = named_files(Path(folder)).values()
+    found = masked_images(Path(folder), Path(masks)) if masks else ((None, read_image(path), None) for path in files)
+    images, kept = [], []
+    for path, (_, image, mask) in zip(files, found, strict=True):
+        if not fit and image.shape[:2] != (size, size):
             raise DataError(
-                f"{path} is {image.shape[1]}x{image.shape[0]}, but the model draws {shape[1]}x{shape[0]}: "
-                "resize it, or give --fit"
+                f"{path} is {image.shape[1]}x{image.shape[0]}, but the model draws {size}x{size}: resize it, or give --fit"
             )
-        images.append(image)
-    return [path.name for path in paths], np.stack(images)
-
-
-def read_masks(folder: str, names: list[str], images: np.ndarray, fit: bool) -> np.ndarray:
-    """float32 [N, H, W, 1] of the images' masks: 1, black in the file, is kept; 0, white, is drawn.
-
-    Raises:
-      DataError: no folder, no mask for an image, or one of another size than its image.
-    """
-    paths = {path.stem: path for path in _paths(folder)}
-    masks = []
-    for name, image in zip(names, images, strict=True):
-        path = paths.get(Path(name).stem)
-        if path is None:
-            raise DataError(f"{folder} has no mask for {name}: it must have the same name, whatever the ending")
-        mask = to_channels(read_image(path), 1)
-        if fit:
-            mask = _fitted(mask, (*image.shape[:2], 1))
-        if mask.shape[:2] != image.shape[:2]:
-            raise DataError(
-                f"the mask {path} is {mask.shape[1]}x{mask.shape[0]}, but its image {name} is "
-                f"{image.shape[1]}x{image.shape[0]}: they must be of one size"
-            )
-        masks.append((mask < 128).astype(np.float32))
-    return np.stack(masks)
-
-
-def _paths(folder: str) -> list[Path]:
-    if not Path(folder).is_dir():
-        raise DataError(f"there is no directory {folder!r}")
-    paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in ENDINGS)
-    if not paths:
-        raise DataError(f"no images in {folder!r}: looked for {', '.join(ENDINGS)}")
-    return paths
-
-
-def _fitted(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    return Crop(shape[0])(Fit(shape[0], image.shape[2], "bicubic")(image), None)
+        images.append(fitted(image, size, channels))
+        if mask is not None:
+            kept.append((fitted(mask, size, 1) < 128).astype(np.float32))
+    return [path.name for path in files], np.stack(images), np.stack(kept) if masks else None
 
 
 def _picture(images: np.ndarray, masks: np.ndarray | None, results: np.ndarray, options: Options) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ import numpy as np
 
 from diffusion_jax import data
 from diffusion_jax.data.degradations import TASKS, with_mask
-from diffusion_jax.data.sources.folder import ENDINGS, read_image
-from diffusion_jax.data.transforms import Crop, Fit
+from diffusion_jax.data.images_with_masks import fitted, masked_images
 from diffusion_jax.errors import ConfigError, DataError, nearest
 from diffusion_jax.evaluation.requests import requests_of
 from diffusion_jax.systems import Palette
@@ -63,30 +61,10 @@ def image_requests(
 
 def _masked(images: Path, masks: Path, system: Palette) -> dict[str, np.ndarray]:
     """Each image with the mask of its name."""
-    found, holes = _files(images), _files(masks)
-    lacking = [name for name in found if name not in holes]
-    if lacking:
-        raise DataError(f"no mask for the image {str(lacking[0])!r} in {masks}: a mask has its image's name, with any ending")
-    fit, crop = Fit(system.image_size, system.channels), Crop(system.image_size)
     rows = []
-    for name, path in found.items():
-        image, mask = read_image(path), read_image(holes[name])
-        if image.shape[:2] != mask.shape[:2]:
-            raise DataError(
-                f"{holes[name]}: a mask of {mask.shape[1]}x{mask.shape[0]} for an image of "
-                f"{image.shape[1]}x{image.shape[0]}: mask and image must have one size"
-            )
-        fitted = crop(dataclasses.replace(fit, channels=1)(mask), None)
+    for path, image, mask in masked_images(images, masks):
         try:
-            rows.append(with_mask(crop(fit(image), None), fitted))
+            rows.append(with_mask(fitted(image, system.image_size, system.channels), fitted(mask, system.image_size, 1)))
         except DataError as error:
-            raise DataError(f"{holes[name]}: {error}") from error
+            raise DataError(f"{path}: {error}") from error
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-
-
-def _files(folder: Path) -> dict[Path, Path]:
-    """The image files below a folder, by their names without endings."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
-    if not files:
-        raise DataError(f"no images in {folder}: looked for {', '.join(ENDINGS)} in it and in its sub-folders")
-    return {path.relative_to(folder).with_suffix(""): path for path in files}

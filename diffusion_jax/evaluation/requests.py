@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffusion_jax import data
 from diffusion_jax.data.embeddings import PARTS
-from diffusion_jax.data.sources.folder import ENDINGS
+from diffusion_jax.data.sources.folder import image_files
 from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.systems import Cascade, Diffusion, labels, to_uint8
 
@@ -102,7 +102,7 @@ def low_res_from(path: str, shape: tuple[int, int, int]) -> dict[str, np.ndarray
         raise DataError(f"no low-resolution images at {path}: it does not exist")
     if Path(path).is_dir():
         source = {"name": "folder", "path": path, "test_fraction": 0.0}
-        for name in sorted(p for p in Path(path).rglob("*") if p.suffix.lower() in ENDINGS):
+        for name in image_files(Path(path)):
             with Image.open(name) as image:
                 if min(image.size) < shape[0]:
                     raise DataError(

@@ -88,5 +88,8 @@ def test_what_does_not_fit_is_refused(system, images):
     (images / "masks" / "03.png").unlink()
     with pytest.raises(DataError, match="no mask for the image '03'"):
         ask(**both)
-    with pytest.raises(DataError, match="no images in"):
+    with pytest.raises(DataError, match="there is no directory"):
         ask(images=both["images"], masks=str(images / "nowhere"))
+    (images / "empty").mkdir()
+    with pytest.raises(DataError, match="no images in"):
+        ask(images=both["images"], masks=str(images / "empty"))

@@ -21,13 +21,14 @@ def given(tmp_path_factory):
     """Folders of three 8x8 images, of their masks (white on the right), and of one image of another size."""
     root = tmp_path_factory.mktemp("given")
     rng = np.random.default_rng(0)
-    for folder in ("images", "masks", "other"):
+    for folder in ("images", "masks", "other", "wide"):
         (root / folder).mkdir()
     for name in "abc":
         Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(root / "images" / f"{name}.png")
         mask = np.zeros((8, 8), np.uint8)
         mask[:, 4:] = 255
         Image.fromarray(mask).save(root / "masks" / f"{name}.webp", lossless=True)
+        Image.new("L", (9, 12)).save(root / "wide" / f"{name}.png")
     Image.fromarray(rng.integers(0, 256, (12, 9), dtype=np.uint8)).save(root / "other" / "a.png")
     return root
 
@@ -82,8 +83,9 @@ def test_interpolation_shows_both_ends_and_what_lies_between(runs, given, tmp_pa
         ({"method": "repaint"}, {}, ConfigError, "needs --masks=DIR"),
         ({"method": "ilvr", "masks": "masks"}, {}, ConfigError, "takes no --masks"),
         ({"method": "ilvr", "factor": 3}, {}, ConfigError, "factor 3 must divide"),
-        ({"method": "repaint", "masks": "other"}, {}, DataError, "the mask .*a.png is 9x12, but its image a.png is 8x8"),
-        ({"method": "repaint", "masks": "images", "images": "other"}, {}, DataError, "is 9x12, but the model draws 8x8.*--fit"),
+        ({"method": "repaint", "masks": "other"}, {}, DataError, "no mask for the image 'b'"),
+        ({"method": "repaint", "masks": "wide"}, {}, DataError, "a.png: a mask of 9x12 for an image of 8x8"),
+        ({"method": "repaint", "masks": "other", "images": "other"}, {}, DataError, "is 9x12, but the model draws 8x8.*--fit"),
         ({"method": "sdedit", "images": "nowhere"}, {}, DataError, "no directory"),
         ({"method": "interpolate"}, {"solver": ["ddpm"]}, ConfigError, "solver 'ddpm' cannot: use --solver=ddim"),
         ({"method": "interpolate"}, {"guidance": [2.0]}, ConfigError, "use --guidance=1"),

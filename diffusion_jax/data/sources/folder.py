@@ -27,6 +27,11 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 _FIELDS = ("file_name", "label", "caption")
 
 
+def image_files(root: Path) -> list[Path]:
+    """The png, jpeg and webp files below a directory, sorted."""
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+
+
 def read_image(path: Path) -> np.ndarray:
     """The pixels of an image file as it is meant to be seen, uint8 [h, w, 1, 3 or 4].
 
@@ -128,7 +133,7 @@ class Folder:
 
 def _plain_rows(root: Path) -> list[dict[str, str]]:
     """Every image below a directory; its class is the first sub-folder, if all images lie in one."""
-    paths = sorted(path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+    paths = [path.relative_to(root) for path in image_files(root)]
     classes = all(len(path.parts) > 1 for path in paths)
     return [{"file_name": path.as_posix(), **({"label": path.parts[0]} if classes else {})} for path in paths]
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.training.recipes import split_variant
+from diffusion_jax.training.recipes import shrink_to_shapes, split_variant
 
 TINY = ("64,tiny", "up256,tiny", "classifier64,tiny")
 
@@ -108,15 +108,9 @@ def get_config(variant: str = "64") -> ConfigDict:
     config = ConfigDict({"seed": 0, **(_classifier(chosen) if classifier else _generator(chosen))})
     if tiny:
         size = config.data.image_size
-        config.data.image_size = 16
-        config.data.source = {"name": "shapes", "size": 20, "num_examples": 64}
-        config.data.batch_size = 8
-        config.system.num_classes = 5 if config.system.num_classes else 0
+        shrink_to_shapes(config, low_res_size=8)
+        config.data.source.size = 20  # so that there is something to crop
         config.system.process.schedule.num_steps = 50  # fewer would end a linear chain in noise alone
         name = "unet_classifier" if classifier else f"unet_adm{'_upsampler' if 'low_res_size' in config.system else ''}{size}"
         config.system.network = {**_TINY_NETWORK, "name": name, "head_channels": 8}
-        if "low_res_size" in config.system:
-            config.system.low_res_size = 8
-        config.training.update(steps=4)
-        config.sampling.steps = 2
     return config

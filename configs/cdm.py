@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.training.recipes import split_variant
+from diffusion_jax.training.recipes import shrink_to_shapes, split_variant
 
 TINY = ("base32,tiny", "sr64,tiny", "sr128,tiny")
 
@@ -92,15 +92,7 @@ def get_config(variant: str = "base32") -> ConfigDict:
             config.sampling.update(quantize=True)
     if tiny:
         shrink = {32: 8, 64: 16, 128: 32, 256: 64}
-        config.system.network.update(
-            channels=8, groups=4, multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(), dtype="float32"
-        )
-        config.system.num_classes = 5
+        network = {"channels": 8, "groups": 4, "multipliers": (1, 2), "num_res_blocks": 1, "attention_resolutions": ()}
+        shrink_to_shapes(config, shrink[size], shrink.get(low), dtype="float32", **network)
         config.system.process.schedule.num_steps = 40
-        if low:
-            config.system.low_res_size = shrink[low]
-        config.data.update(image_size=shrink[size], batch_size=8)
-        config.data.source = {"name": "shapes", "size": shrink[size], "num_examples": 64}
-        config.training.update(steps=4)
-        config.sampling.steps = 2
     return config

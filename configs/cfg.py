@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.training.recipes import split_variant
+from diffusion_jax.training.recipes import shrink_to_shapes, split_variant
 
 TINY = ("64,tiny",)
 
@@ -63,12 +63,6 @@ def get_config(variant: str = "64") -> ConfigDict:
         }
     )
     if tiny:
-        config.system.network.update(
-            channels=8, groups=4, multipliers=(1, 2), num_res_blocks=1, head_channels=8, num_heads=1, dtype="float32"
-        )
-        config.system.num_classes = 5
-        config.data.update(image_size=16, batch_size=8)
-        config.data.source = {"name": "shapes", "size": 16, "num_examples": 64}
-        config.training.update(steps=4)
-        config.sampling.steps = 2
+        network = {"channels": 8, "groups": 4, "multipliers": (1, 2), "num_res_blocks": 1}
+        shrink_to_shapes(config, head_channels=8, num_heads=1, dtype="float32", **network)
     return config

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.training.recipes import split_variant
+from diffusion_jax.training.recipes import shrink_to_shapes, split_variant
 
 TINY = ("cifar10,tiny",)
 
@@ -75,9 +75,6 @@ def get_config(variant: str = "cifar10") -> ConfigDict:
         config = _config({"name": "unet_ddpm256", "channels": channels, "dropout": 0.0}, "fixed_small", data, 2e-5, steps)
     if tiny:
         config.system.process.schedule.num_steps = 50
-        config.system.network.update(channels=8, groups=4, num_res_blocks=1, multipliers=(1, 2), attention_resolutions=(8,))
-        config.data.source = ConfigDict({"name": "shapes", "size": 16, "num_examples": 64})
-        config.data.update(image_size=16, batch_size=8)
-        config.training.update(steps=4, grid_every=4, grid_samples=4)
-        config.sampling.steps = 2
+        shrink_to_shapes(config, channels=8, groups=4, num_res_blocks=1, multipliers=(1, 2), attention_resolutions=(8,))
+        config.training.update(grid_every=4, grid_samples=4)
     return config

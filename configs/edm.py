@@ -27,10 +27,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.data.sources.shapes import CLASSES
 from diffusion_jax.process import edm_design
 from diffusion_jax.sampling import edm_design as sampling_design
-from diffusion_jax.training.recipes import split_variant
+from diffusion_jax.training.recipes import shrink_to_shapes, split_variant
 
 TINY = ("cifar10_cond,tiny", "ve,tiny")
 
@@ -161,10 +160,6 @@ def _shrink(config: ConfigDict) -> None:
     network = {"channels": 8, "multipliers": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,), "dtype": "float32"}
     if config.system.network.name == "edm_adm64":
         network |= {"groups": 4, "head_channels": 8, "remat": False}
-    config.system.network.update(network)
-    if config.system.num_classes:
-        config.system.num_classes = len(CLASSES)
-    config.data.source = ConfigDict({"name": "shapes", "size": 8, "num_examples": 64})
-    config.data.update(image_size=8, channels=3, batch_size=8, num_threads=2)
-    config.training.update(steps=4, checkpoint_every=2)
-    config.sampling.steps = 2
+    shrink_to_shapes(config, 8, **network)
+    config.data.update(channels=3, num_threads=2)
+    config.training.update(checkpoint_every=2)

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.data.sources.shapes import CLASSES
 from diffusion_jax.models.edm2 import CHANNELS
-from diffusion_jax.training.recipes import split_variant
+from diffusion_jax.training.recipes import shrink_to_shapes, split_variant
 
 TINY = ("tiny",)
 
@@ -94,12 +93,9 @@ def get_config(variant: str = "s") -> ConfigDict:
         }
     )
     if tiny:
-        config.system.network.update(channels=8, multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,))
-        config.system.network.update(head_channels=8, dtype="float32", remat=False)
-        config.system.num_classes = len(CLASSES)
-        config.data.source = ConfigDict({"name": "shapes", "size": 8, "num_examples": 64})
-        config.data.update(image_size=8, batch_size=8, num_threads=2)
+        network = {"channels": 8, "multipliers": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,)}
+        shrink_to_shapes(config, 8, head_channels=8, dtype="float32", remat=False, **network)
+        config.data.num_threads = 2
         config.optimizer.update(warmup_steps=2, decay_steps=3)
-        config.training.update(steps=4, checkpoint_every=2, keep_every=2)
-        config.sampling.steps = 2
+        config.training.update(checkpoint_every=2, keep_every=2)
     return config

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.training.recipes import split_variant
+from diffusion_jax.training.recipes import shrink_to_shapes, split_variant
 
 TINY = ("cifar10_vlb,tiny", "upsampler256,tiny")
 
@@ -94,20 +94,7 @@ def get_config(variant: str = "cifar10") -> ConfigDict:
         }
     )
     if tiny:
-        _shrink(config)
+        config.system.process.schedule.num_steps = 50
+        network = {"channels": 8, "groups": 4, "num_res_blocks": 1, "num_heads": 2, "multipliers": (1, 2)}
+        shrink_to_shapes(config, low_res_size=8, attention_resolutions=(8,), **network)
     return config
-
-
-def _shrink(config: ConfigDict) -> None:
-    config.system.process.schedule.num_steps = 50
-    config.system.network.update(
-        channels=8, groups=4, num_res_blocks=1, num_heads=2, multipliers=(1, 2), attention_resolutions=(8,)
-    )
-    config.data.source = ConfigDict({"name": "shapes", "size": 16, "num_examples": 64})
-    config.data.update(image_size=16, batch_size=8)
-    if config.system.num_classes:
-        config.system.num_classes = 5
-    if "low_res_size" in config.system:
-        config.system.low_res_size = 8
-    config.training.steps = 4
-    config.sampling.steps = 2

@@ -65,15 +65,15 @@ def _photographs() -> dict:
     config["system"]["process"]["prediction"] = "v"  # a prediction at t = 1 is then a regression
     config["system"]["network"] = {
         "name": "unet",
-        "channels": 16,
+        "channels": 24,
         "multipliers": (1, 2, 2),
         "num_res_blocks": 1,
         "attention_resolutions": (),
         "groups": 8,
     }
-    config["data"].update(source={"name": "photographs", "size": 24, "num_examples": 8000}, image_size=24, batch_size=8)
+    config["data"].update(source={"name": "photographs", "size": 24, "num_examples": 50_000}, image_size=24, batch_size=8)
     config["optimizer"].update(learning_rate=2e-3, warmup_steps=100, decay="cosine", clip_norm=1.0)
-    config["training"].update(steps=2500, ema=[{"name": "constant", "decay": 0.99}], checkpoint_every=250, log_every=25)
+    config["training"].update(steps=16_000, ema=[{"name": "constant", "decay": 0.995}], checkpoint_every=500, log_every=50)
     schedule = {"name": "quadratic", "num_steps": 50, "beta_start": 1e-6, "beta_end": 0.55}
     config["sampling"] = {"solver": "ddpm", "steps": 50, "schedule": schedule}
     return config

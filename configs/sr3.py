@@ -94,11 +94,11 @@ def _published(shape: str) -> dict:
 
 def _photographs() -> dict:
     config = _published("16_128")
-    network = {"channels": 16, "multipliers": (1, 2, 2), "num_res_blocks": 1, "attention_resolutions": (), "groups": 8}
+    network = {"channels": 24, "multipliers": (1, 2, 2), "num_res_blocks": 1, "attention_resolutions": (), "groups": 8}
     config["system"] = _system(6, network, prediction="v")  # a prediction at t = 1 is then a regression
-    config["data"].update(source={"name": "photographs", "size": 24, "num_examples": 8000}, image_size=24, batch_size=8)
+    config["data"].update(source={"name": "photographs", "size": 24, "num_examples": 50_000}, image_size=24, batch_size=8)
     config["optimizer"].update(learning_rate=2e-3, warmup_steps=100, decay="cosine", clip_norm=1.0)
-    config["training"].update(steps=1500, ema=[{"name": "constant", "decay": 0.99}], checkpoint_every=250, log_every=25)
+    config["training"].update(steps=12_000, ema=[{"name": "constant", "decay": 0.995}], checkpoint_every=500, log_every=50)
     return config
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from diffusion_jax import training
 from diffusion_jax.evaluation import Evaluator, Settings, expand
-from diffusion_jax.training.recipes import load_recipe
+from tests.tiny_systems import start_program
 from tests.training.tiny import ROOT
 
 
@@ -16,7 +15,11 @@ def test_checkpoints_rank_in_order(tmp_path):
         "training.steps": 900, "training.checkpoint_every": 100, "training.keep_last": 20, "training.tensorboard": False,
         "sampling.solver": "ddim", "sampling.steps": 20,
     }  # fmt: skip
-    training.train(load_recipe(str(ROOT / "configs" / "digits.py:base"), overrides), tmp_path)
+    fields = [f"--config.{name}={value}" for name, value in overrides.items()]
+    recipe = ROOT / "configs" / "digits.py"
+    run = start_program(f"--config={recipe}:base", f"--workdir={tmp_path}", *fields, program="train")  # on one device
+    _, errors = run.communicate()
+    assert run.returncode == 0, errors
     settings = Settings(num=500, metrics=("fid", "kid", "agreement"), kid_subset_size=250)
     evaluator = Evaluator([str(tmp_path)], tmp_path / "evaluation", settings)
     rows = [evaluator.evaluate(point)["metrics"] for point in expand([str(tmp_path)], "100,300,900")]

@@ -111,7 +111,10 @@ class TextConditioned(Diffusion):
                 shape, tokens = jnp.shape(request[field]), jnp.shape(request[name])
                 wanted = {"tokens": (*tokens[:2], self.text_dim), "mask": tokens[:2], "pooled": (*tokens[:1], self.pooled_dim)}
                 if len(tokens) != 3 or shape != wanted[part]:
-                    raise ConfigError(f"{field!r} has the shape {shape}, but texts are [N, L, {self.text_dim}], masks [N, L]")
+                    more = f", pooled vectors [N, {self.pooled_dim}]" if self.pooled_dim else ""
+                    raise ConfigError(
+                        f"{field!r} has the shape {shape}, but texts are [N, L, {self.text_dim}], masks [N, L]{more}"
+                    )
 
     def check(self, pipeline: Any) -> None:
         """As every system, and the data must have embeddings of the model's width."""

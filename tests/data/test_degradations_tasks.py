@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from diffusion_jax import data
-from diffusion_jax.data.degradations import TASKS, Colorize, Inpaint, Mixture, Uncrop, masks, with_mask
+from diffusion_jax.data.degradations import TASKS, Colorize, Inpaint, Jpeg, Mixture, Uncrop, compress, masks, with_mask
 from diffusion_jax.data.sources import Photographs
 from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.registry import build
@@ -40,6 +43,28 @@ def test_strokes_are_seeded_scale_with_the_image_and_are_really_flipped():
     mean = np.mean(draws, 0)
     left, right = mean[:, :24].mean(), mean[:, 24:].mean()
     assert abs(left - right) < 0.12 * mean.mean()
+    wide = np.mean([masks.free_form((24, 96), np.random.default_rng(i)) for i in range(200)], 0)
+    assert wide[:, 36:60].mean() > 0.5 * wide.mean()  # strokes begin anywhere
+
+
+def test_strokes_turn_to_and_fro_by_the_published_angles_and_lengths():
+    rng, turns, lengths = np.random.default_rng(0), {"up": [], "down": []}, []
+    for _ in range(2000):
+        corners = np.array(masks._stroke((500, 900), rng, 4, 10.0))
+        assert (corners >= 0).all() and (corners <= (900, 500)).all()
+        inside = ((corners > 0) & (corners < (900, 500))).all()  # a step that leaves the image is cut short
+        for number, (x, y) in enumerate(np.diff(corners, axis=0)):
+            if inside and math.hypot(x, y) > 1e-3:
+                turns["down" if number % 2 else "up"].append(math.atan2(y, x))
+            if inside:
+                lengths.append(math.hypot(x, y))
+    for sign, angles in ((-1, turns["up"]), (1, turns["down"])):
+        mirrored = sign * np.array(angles)
+        assert np.mean(mirrored) == pytest.approx(2 * math.pi / 5, abs=0.01)
+        assert 0.95 < (mirrored.max() - mirrored.min()) / (4 * math.pi / 15) <= 1
+    # Normal with mean 10 and deviation 5, where what lies beyond 0 and 20 is put there.
+    assert np.mean(lengths) == pytest.approx(10, abs=0.2) and max(lengths) == pytest.approx(20)
+    assert np.var(lengths) == pytest.approx(25 * stats.norm.expect(lambda z: np.clip(z, -2, 2) ** 2), rel=0.04)
 
 
 def test_uncropping_leaves_half_and_the_centre_a_quarter():
@@ -54,6 +79,9 @@ def test_uncropping_leaves_half_and_the_centre_a_quarter():
         assert known[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all() and abs(known.mean() - 0.5) < 0.02
         shapes.add((len(rows), rows[0], columns[0]))
     assert len(shapes) > 30
+    middle = masks.uncrop((48, 64), "all")  # without a generator, in the middle
+    assert abs(middle.mean() - 0.5) < 0.02 and not middle[24, 32] and middle[0].all() and middle[:, 0].all()
+    assert abs(masks.uncrop((64, 64), "all", share=0.2).mean() - 0.2) < 0.02
     centre = masks.centre((64, 64))
     assert centre.mean() == 0.25 and centre[16:48, 16:48].all()
     with pytest.raises(ConfigError, match="did you mean 'left'"):
@@ -94,11 +122,18 @@ def test_free_form_masks_have_their_share(image):
         Uncrop(("up",))
 
 
+def test_sides_and_qualities_are_those_asked_for(image):
+    rng = np.random.default_rng(0)
+    left = np.array([Uncrop(("left", "bottom"))(image, rng)["missing"][0, 0, 0] == 255 for _ in range(100)])
+    assert 30 < left.sum() < 70
+    np.testing.assert_array_equal(Jpeg((71, 71))(image, rng)["degraded"], compress(image, 71))
+
+
 def test_masks_of_ones_own(image):
     mask = np.zeros((64, 64), np.uint8)
     mask[10:20, 10:20] = 255
-    made = with_mask(image, mask)
-    assert (made["missing"][..., 0] == mask).all()
+    for same in (mask, mask > 0, mask[..., None], np.where(mask > 0, 128, 127).astype(np.uint8)):
+        assert (with_mask(image, same)["missing"][..., 0] == mask).all()
     with pytest.raises(DataError, match="a mask of 32x64 for an image of 64x64: mask and image must have one size"):
         with_mask(image, mask[:, :32])
     with pytest.raises(DataError, match="marks nothing"):
@@ -112,6 +147,10 @@ def test_a_mixture_has_all_tasks_alike():
     assert Mixture(("inpaint", {"name": "jpeg", "quality": (5, 5)}))(image, rng)["task"] in (1, 3)
     with pytest.raises(ConfigError, match="unknown degradation 'colourize'; did you mean 'colorize'"):
         Mixture(("colourize",))
+    some = Mixture(("inpaint", {"name": "jpeg", "quality": (5, 5)}))
+    assert some.only("inpaint") == "inpaint" and some.only("jpeg") == {"name": "jpeg", "quality": (5, 5)}
+    with pytest.raises(ConfigError, match="unknown task 'uncrop'"):
+        some.only("uncrop")
 
 
 def _pipeline(**fields):

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.data.degradations import TASKS
+from diffusion_jax.data.images_with_masks import masked_images
 from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.evaluation.image_requests import image_requests
 from diffusion_jax.systems import Palette
@@ -68,6 +69,19 @@ def test_masks_belong_to_images_by_name(system, images):
     first = np.asarray(Image.open(images / "images" / "00.png"))[::2, 8:40:2]
     np.testing.assert_array_equal(asked["degraded"][0, 8:], first[8:])
     system.check_request(asked)
+
+
+def test_masks_may_lie_in_sub_folders_have_colour_channels_and_other_endings(tmp_path):
+    for number, folder in enumerate(("a", "b")):
+        for kind in ("images", "masks"):
+            (tmp_path / kind / folder).mkdir(parents=True)
+        Image.new("RGB", (6, 4), (10 * number, 0, 0)).save(tmp_path / "images" / folder / "one.png")
+        Image.new("RGB", (6, 4), (100 * number,) * 3).save(tmp_path / "masks" / folder / "one.webp", lossless=True)
+    found = list(masked_images(tmp_path / "images", tmp_path / "masks"))
+    assert [path for path, _, _ in found] == [tmp_path / "masks" / folder / "one.webp" for folder in ("a", "b")]
+    for number, (_, image, mask) in enumerate(found):
+        assert image.shape == (4, 6, 3) and (image[..., 0] == 10 * number).all()
+        assert mask.shape == (4, 6, 1) and (mask == 100 * number).all()
 
 
 def test_what_does_not_fit_is_refused(system, images):

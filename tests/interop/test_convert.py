@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_jax.errors import DataError
 from diffusion_jax.interop import feature_networks
-from diffusion_jax.interop.convert import Rule, Table, convert, convolution, linear, linear_of_image
+from diffusion_jax.interop.convert import Link, Rule, Table, convert, convolution, export, linear, linear_of_image
 from diffusion_jax.models.inception import inception_v3
 from tests.peers import peer
 
@@ -100,6 +100,11 @@ def test_all_misfits_are_told_at_once_and_the_list_is_short():
     assert "unknown: head0.weight, head1.weight, head2.weight and 7 more" in str(caught.value)
     assert "missing: q/bias, k/bias, v/bias" in str(caught.value).replace("k/bias, q/bias", "q/bias, k/bias")
     assert "\n" not in str(caught.value)
+
+
+def test_the_way_back_has_a_name_for_every_parameter():
+    with pytest.raises(DataError, match="no names for these parameters: b/bias$"):
+        export({"a": {"bias": np.ones(2)}, "b": {"bias": np.ones(2)}}, [Link(("a.bias",), ("a/bias",))])
 
 
 def test_a_place_that_is_given_twice():

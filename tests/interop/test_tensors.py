@@ -30,7 +30,7 @@ def test_safetensors(tmp_path):
     check(read_tensors(tmp_path / "w.safetensors"))
 
 
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "teacher"])
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".pkl"])
 def test_torch_files(tmp_path, suffix, wrapper):
     torch = peer("torch")
@@ -114,7 +114,8 @@ def test_the_tensors_of_a_pickled_module_are_taken_and_its_code_does_not_run(tmp
     network = edm_network()
     expected = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     assert expected.keys() == {"model.8x8_conv.weight", "model.8x8_conv.bias", "model.map.weight", "freqs"}
-    (tmp_path / "snapshot.pkl").write_bytes(edm_snapshot(monkeypatch, network))
+    raw = peer("torch").nn.Linear(2, 2)  # a snapshot may hold the network that was trained beside its average
+    (tmp_path / "snapshot.pkl").write_bytes(edm_snapshot(monkeypatch, network, net=raw))
     found = read_tensors(tmp_path / "snapshot.pkl")
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -198,6 +199,10 @@ def test_checksums(tmp_path):
     )
     with pytest.raises(DataError, match=f"w.pth: sha256 says the checksum begins with 00000000, but it is {expected}"):
         check_sha256(path, "0" * 8)
+    last = "0" if expected[7] != "0" else "1"
+    for wrong in (expected[:7] + last, expected[:-1] + ("0" if expected[-1] != "0" else "1")):  # every digit counts
+        with pytest.raises(DataError, match=f"begins with {wrong}"):
+            check_sha256(path, wrong)
     with pytest.raises(ConfigError, match="8 to 64 hexadecimal digits, got 'abc'"):
         check_sha256(path, "abc")
 

@@ -11,6 +11,7 @@ from scipy import integrate, stats
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.models import magnitude
 from diffusion_jax.models.edm2 import CHANNELS, edm2
+from tests.peers import peer
 
 # Karras et al. 2024 (arXiv 2312.02696): 64 pixels RGB, and 64x64 latents of 4 channels, with 1,000 classes.
 PUBLISHED = {
@@ -61,6 +62,65 @@ def test_unit_magnitudes_at_the_start(small):
     assert 0.7 < rms(out) < 1.15
     fresh = network.init(jax.random.key(1))
     assert not np.any(network.apply(fresh, *inputs)), "the output gain starts at 0"
+
+
+def _peer(torch, params, x, noise, label):
+    """The network of SMALL channels first in PyTorch, from the paper's description (section 2 and appendix B)."""
+    F = torch.nn.functional
+    tensor = lambda leaf: torch.from_numpy(np.array(leaf))  # noqa: E731
+    silu = lambda h: F.silu(h) / 0.596  # noqa: E731
+    unit = lambda h, dim: h / (1e-4 + h.square().mean(dim, keepdim=True).sqrt())  # noqa: E731
+    mix = lambda a, b, t: torch.lerp(a, b, t) / ((1 - t) ** 2 + t**2) ** 0.5  # noqa: E731
+
+    def conv(h, part, gain=1.0):
+        kernel = tensor(part["kernel"])
+        weight = kernel.permute(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T[..., None, None]
+        weight = weight / (1e-4 + weight.flatten(1).norm(dim=1) / weight[0].numel() ** 0.5)[:, None, None, None]
+        return F.conv2d(h, weight * gain / weight[0].numel() ** 0.5, padding=weight.shape[-1] // 2)
+
+    def fourier(values, count):
+        rng = np.random.default_rng(count)
+        turns = np.outer(values, rng.standard_normal(count)) + rng.uniform(size=count)
+        return tensor(np.float32(np.sqrt(2) * np.cos(2 * np.pi * turns)))[..., None, None]
+
+    code = F.one_hot(tensor(label).long(), 5)[:, :4, None, None] * 4**0.5  # the fifth label is "no label"
+    emb = silu(mix(conv(fourier(noise, 16), params["noise_embedding"]), conv(code.float(), params["label_embedding"]), 0.5))
+
+    def block(h, name):
+        part, encoder = params[name], name.startswith("down")
+        if name.endswith("resample"):
+            h = F.avg_pool2d(h, 2) if encoder else F.interpolate(h, scale_factor=2, mode="nearest")
+        shortcut = conv(h, part["skip"]) if "skip" in part else h
+        h, shortcut = (unit(shortcut, 1),) * 2 if encoder else (h, shortcut)
+        branch = conv(silu(h), part["conv_in"]) * (1 + conv(emb, part["emb"], tensor(part["emb_gain"]["gain"])))
+        h = mix(shortcut, conv(silu(branch), part["conv_out"]), 0.3)
+        if name in ("down1_0", "middle_0", "up1_0", "up1_1"):
+            heads = (each.unflatten(1, (2, 16)).flatten(3) for each in conv(h, part["qkv"]).chunk(3, 1))
+            query, key, value = (unit(each, 2) for each in heads)
+            attended = value @ torch.softmax(query.transpose(2, 3) @ key / 4, -1).transpose(2, 3)
+            h = mix(h, conv(attended.reshape(h.shape), part["attention_out"]), 0.3)
+        return h.clip(-256, 256)
+
+    def joined(a, b):
+        scale = ((a.shape[1] + b.shape[1]) / 2) ** 0.5
+        return torch.cat([scale / a.shape[1] ** 0.5 * a, scale / b.shape[1] ** 0.5 * b], 1)
+
+    h = tensor(x).permute(0, 3, 1, 2)
+    skips = [conv(torch.cat([h, torch.ones_like(h[:, :1])], 1), params["stem"])]
+    for name in ("down0_0", "down1_resample", "down1_0"):
+        skips.append(block(skips[-1], name))
+    h = block(block(skips[-1], "middle_0"), "middle_1")
+    for name in ("up1_0", "up1_1", "up0_resample", "up0_0", "up0_1"):
+        h = block(h if name.endswith("resample") else joined(h, skips.pop()), name)
+    return conv(h, params["head"], tensor(params["head_gain"]["gain"])).permute(0, 2, 3, 1)
+
+
+def test_the_network_equals_a_peer_in_pytorch(small):
+    torch = peer("torch")
+    network, params, x, noise, cond = small
+    params = jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.5) if leaf.ndim == 0 else leaf, params)
+    expected = _peer(torch, params, x, noise, cond["label"]).numpy()
+    np.testing.assert_allclose(jax.jit(network.apply)(params, x, noise, cond), expected, atol=1e-3)
 
 
 def test_the_length_of_weights_does_not_matter(small):

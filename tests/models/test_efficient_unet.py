@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 
 from diffusion_jax import models
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.models.text import TextAttention, TextPool
 from tests.models.helpers import TINY, inputs, perturbed
+from tests.peers import peer
+from tests.tiny_systems import randomize
 
 SMALL = dict(
     image_size=16, in_channels=2, channels=8, groups=4, multipliers=(1, 2), num_res_blocks=(1, 1), strides=(1, 2), num_heads=2,
@@ -65,6 +69,101 @@ def test_text_is_a_set_of_unmasked_tokens(kind):
     # Longer sequences are taken too, and what lies beyond the mask does not matter.
     longer = np.pad(tokens, ((0, 0), (0, 3), (0, 0)), constant_values=5), np.pad(mask, ((0, 0), (0, 3)))
     np.testing.assert_allclose(out(*longer), expected, atol=2e-4)
+
+
+def _attended(torch, query, key, value, seen, heads=2):
+    """Heads side by side in the features; every query sees the same keys."""
+    split = lambda part: part.unflatten(-1, (heads, -1)).transpose(1, 2)  # noqa: E731
+    parts = (split(part) for part in (query, key, value))
+    return torch.nn.functional.scaled_dot_product_attention(*parts, attn_mask=seen[:, None, None]).transpose(1, 2).flatten(2)
+
+
+def _in_torch(module, *inputs):
+    """(parameters, moved from their initial values; the output; the parameters in PyTorch, with a linear layer by name)."""
+    torch = peer("torch")
+    params = randomize(module.init(jax.random.key(0), *inputs)["params"], 0.5)
+    theirs = jax.tree.map(lambda leaf: torch.from_numpy(np.array(leaf)), params)
+    linear = lambda name, h: torch.nn.functional.linear(h, theirs[name]["kernel"].T, theirs[name]["bias"])  # noqa: E731
+    return module.apply({"params": params}, *inputs), theirs, linear
+
+
+def _affine(part):
+    return part["scale"], part["bias"]
+
+
+TEXT = {
+    "tokens": np.random.default_rng(3).standard_normal((2, 4, 5)).astype(np.float32),
+    "mask": np.array([[1, 1, 0, 1], [1, 0, 0, 0]], bool),
+}
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_text_attention_equals_a_peer_in_pytorch(own):
+    torch = peer("torch")
+    x = np.random.default_rng(4).standard_normal((2, 3, 2, 8)).astype(np.float32)
+    found, params, linear = _in_torch(TextAttention(2, own, 4, 1e-5, jnp.float32), x, TEXT)
+    norm = torch.nn.functional.group_norm(torch.from_numpy(x).movedim(-1, 1), 4, *_affine(params["norm"]), eps=1e-5)
+    flat = norm.flatten(2).transpose(1, 2)
+    tokens = torch.nn.functional.layer_norm(torch.from_numpy(TEXT["tokens"]), (5,), *_affine(params["text_norm"]), eps=1e-5)
+    pairs, seen = (
+        [params["null_kv"].expand(2, 1, -1), linear("text_kv", tokens)],
+        [torch.ones(2, 1), torch.from_numpy(TEXT["mask"])],
+    )
+    if own:
+        pairs, seen = [*pairs, linear("own_kv", flat)], [*seen, torch.ones(2, 6)]
+    key, value = torch.cat(pairs, 1).chunk(2, -1)
+    out = linear("out", _attended(torch, linear("query", flat), key, value, torch.cat(seen, 1).bool()))
+    np.testing.assert_allclose(found, x + out.numpy().reshape(x.shape), atol=1e-4)
+
+
+def test_pooled_text_equals_a_peer_in_pytorch():
+    torch = peer("torch")
+    found, params, linear = _in_torch(TextPool(6, heads=2), TEXT)
+    tokens = torch.nn.functional.layer_norm(torch.from_numpy(TEXT["tokens"]), (5,), *_affine(params["norm"]), eps=1e-5)
+    seen = torch.from_numpy(TEXT["mask"])
+    mean = torch.stack([row[real].mean(0, keepdim=True) for row, real in zip(tokens, seen, strict=True)])
+    key, value = linear("kv", torch.cat([mean, tokens], 1)).chunk(2, -1)
+    pooled = _attended(torch, linear("query", mean), key, value, torch.cat([torch.ones(2, 1).bool(), seen], 1))
+    np.testing.assert_allclose(found, linear("out", pooled)[:, 0].numpy(), atol=1e-4)
+
+
+def test_every_input_reaches_the_output():
+    network = small("self", num_classes=3)
+    params, (x, noise, cond), apply = perturbed(network), inputs(network), jax.jit(network.apply)
+    expected = apply(params, x, noise, cond)
+    assert np.abs(apply(params, x, noise + 100, cond) - expected).max() > 1e-3
+    for name, other in {"aug_level": 100 + cond["aug_level"], "label": 0 * cond["label"], "low_res": -cond["low_res"]}.items():
+        assert np.abs(apply(params, x, noise, {**cond, name: other}) - expected).max() > 1e-3, name
+
+
+def test_skips_are_weighed_by_the_root_of_a_half():
+    """The first block on the way up is given what came up and, beside it, what went down."""
+    network = small("cross")
+    params, (x, noise, cond), seen = perturbed(network), inputs(network), {}
+
+    def record(following, args, kwargs, context):
+        seen[context.module.name] = (args[0], following(*args, **kwargs))
+        return seen[context.module.name][1]
+
+    @jax.jit
+    def run(params):
+        with nn.intercept_methods(record):
+            network.apply(params, x, noise, cond)
+        return seen["down0_0"][1], seen["up0_0"][0]
+
+    down, up = run({**params, "up0_emb": jax.tree.map(np.zeros_like, params["up0_emb"])})
+    np.testing.assert_allclose(up[..., -down.shape[-1] :], down * 0.5**0.5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["nearest", "bilinear"])
+def test_low_resolution_is_enlarged_by_the_method(method):
+    """What PyTorch enlarges gives the same output."""
+    network = small("cross", low_res_method=method)
+    params, (x, noise, cond), apply = perturbed(network), inputs(network), jax.jit(network.apply)
+    low_res = peer("torch").from_numpy(np.array(cond["low_res"])).movedim(-1, 1)
+    large = peer("torch").nn.functional.interpolate(low_res, size=x.shape[1:3], mode=method).movedim(1, -1).numpy()
+    expected = apply(params, x, noise, {**cond, "low_res": large})
+    np.testing.assert_allclose(apply(params, x, noise, cond), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

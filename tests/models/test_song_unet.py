@@ -124,3 +124,10 @@ def test_misfits_are_named(fields, message):
 def test_presets_take_every_field():
     network = models.edm_ncsnpp_cifar10(num_classes=10, augment_dim=0, channels=32)
     assert network.cond_keys == {"label"} and network.module.pyramid and network.module.taps == (1, 3, 3, 1)
+
+
+def test_published_dropout():
+    """Karras et al. 2022, appendix F.2: CIFAR-10 in both forms, the faces at 64 pixels, and ImageNet."""
+    published = {"edm_ddpmpp_cifar10": 0.13, "edm_ncsnpp_cifar10": 0.13, "edm_ddpmpp64": 0.05, "edm_ncsnpp64": 0.05}
+    for name, rate in {**published, "edm_adm64": 0.1}.items():
+        assert getattr(models, name)().module.dropout == rate, name

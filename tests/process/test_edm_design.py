@@ -136,6 +136,14 @@ def test_training_levels_do_not_depend_on_the_schedule():
         np.testing.assert_allclose(drawn[0][kept], drawn[1][kept], atol=3e-3)
 
 
+@pytest.mark.parametrize("times", ["log_uniform", "vp_uniform", "level_uniform"])
+def test_training_levels_stay_within_the_schedules_own(times):
+    process = Process({"name": "edm", "sigma_min": 0.5, "sigma_max": 20.0}, "edm")
+    t, _ = build("times", times).sample(process, jax.random.key(0), 500, None)
+    levels = np.exp(-0.5 * np.asarray(process.log_snr(t)))
+    np.testing.assert_allclose([levels.min(), levels.max()], [0.5, 20], rtol=1e-4)  # both ends are cut off
+
+
 def test_levels_are_rounded_to_the_nearest_in_sigma():
     schedule = edm_design.iddpm_levels()
     sigma = np.exp(np.random.default_rng(0).uniform(np.log(0.004), np.log(3e4), 400))

@@ -59,6 +59,21 @@ def test_the_bins_are_a_distribution(mean, std, tanh):
         np.testing.assert_allclose(jnp.exp(log_p[middle]), exact, rtol=1e-2)
 
 
+def test_bins_far_from_the_mean_keep_their_digits():
+    """Six deviations away on either side the distribution function is 0, or in float32 1."""
+    mean, std, x = 0.0, 0.1, np.array([-153, 153]) / 255
+    found = likelihood.discretized_gaussian_log_likelihood(jnp.float32(x), jnp.float32(mean), jnp.float32(2 * np.log(std)))
+    exact = np.log(np.diff(stats.norm.cdf(-np.abs(x) + np.array([[-1], [1]]) / 255, mean, std), axis=0))[0]
+    np.testing.assert_allclose(found, exact, atol=1e-2)
+
+
+def test_prior_where_noise_explodes():
+    """Data beside noise of the deviation 80: the variances are equal, and the KL is the squared distance over twice them."""
+    x0 = jnp.linspace(-1, 1, 12).reshape(2, 3, 2)
+    expected = np.square(x0).mean((1, 2)) / (2 * 80**2) / np.log(2)
+    np.testing.assert_allclose(likelihood.prior_term(Process("edm"), x0), expected, rtol=1e-3)
+
+
 def test_prior_of_the_linear_chain():
     """7.28e-6 bits per dimension at mean square 1/4."""
     x0 = jnp.full((1, 4, 4, 1), 0.5)

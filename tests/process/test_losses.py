@@ -107,6 +107,10 @@ def test_the_bound_of_a_chain_is_its_elbo_weight():
     tilted = build("weighting", {"name": "sigmoid", "bias": 1.0})(process, t)
     np.testing.assert_allclose(tilted / weight, 1 / (1 + np.exp(log_snr - 1)), rtol=1e-4)
     assert build("weighting", "elbo")(process, jnp.array([1 / 40])) > weight[0]
+    # Before the first step the SNR is infinite; log-SNR is taken to fall there as it does in the second.
+    first, second = process.schedule.log_snr(np.array([1, 2]) / 40)
+    found = build("weighting", "elbo")(process, jnp.array([1 / 40]))
+    np.testing.assert_allclose(found, 20 * (np.exp(2 * first - second) - np.exp(first)), rtol=1e-3)
 
 
 def test_min_snr_at_zero_snr():
@@ -147,6 +151,20 @@ def test_simple_losses_are_plain_means():
             weighting=None,
         )
         np.testing.assert_allclose(loss, output.per_example.mean(), rtol=1e-5)
+
+
+def test_the_weights_of_times_multiply_the_losses():
+    """Those that a time sampler gives beside its draws, and which make it unbiased; what is told of each example has none."""
+
+    class Weighted(FixedTimes):
+        def sample(self, process, key, count, state):
+            return super().sample(process, key, count, state)[0], jnp.arange(count, dtype=jnp.float32)
+
+    apply = lambda params, x, noise, cond: 0.5 * x  # noqa: E731
+    loss, output = losses.denoising(Process("cosine"), apply, {}, X0, jax.random.key(0), times=Weighted(0.5))
+    _, plain = losses.denoising(Process("cosine"), apply, {}, X0, jax.random.key(0), times=FixedTimes(0.5))
+    np.testing.assert_array_equal(output.per_example, plain.per_example)
+    np.testing.assert_allclose(loss, (np.arange(len(X0)) * plain.per_example).mean(), rtol=1e-5)
 
 
 def network(params, x, noise, cond):

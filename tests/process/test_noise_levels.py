@@ -58,6 +58,12 @@ def test_the_network_is_told_the_level_whatever_the_schedule():
         np.testing.assert_allclose(process.noise_level(times), 500 * gammas[[1, 40, 300]] ** power, rtol=2e-5)
 
 
+@pytest.mark.parametrize(("told", "factor"), [("log_snr", -2.0), ("log_sigma", 0.25)])
+def test_logarithms_of_the_level_may_come_from_another_schedule(told, factor):
+    process = on_schedule(Process("edm", "edm", noise_input=told), {"name": "edm", "sigma_max": 40.0})
+    np.testing.assert_allclose(process.noise_level(jnp.array([0.5])), factor * np.log(40 * 0.5**7), rtol=1e-5)
+
+
 def test_published_ends_of_the_schedules():
     trained = Process(TRAINED).schedule.log_snr(np.array(1.0))
     assert 1 / (1 + np.exp(-trained)) == pytest.approx(4.3859782e-5, rel=1e-6)

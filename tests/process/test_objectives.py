@@ -179,6 +179,14 @@ def test_a_predicted_mean_is_used_as_it_is():
     np.testing.assert_allclose(process.reverse_mean(guided, x, 0.499, 0.5), 2 * output, rtol=1e-3)
 
 
+def test_before_its_first_step_mu_is_the_data():
+    """Grids may go below a chain's first level: what is told there is the mean of the first step, x0 itself."""
+    process, output = Process("linear", "mu"), jnp.array([[0.7], [-0.2]])
+    decoded = process.decode(output, jnp.array([[0.3], [0.1]]), jnp.array([2e-4, 1e-3]))
+    np.testing.assert_allclose(decoded.x0, output, rtol=1e-6)
+    assert np.isfinite(decoded.eps).all()
+
+
 def test_mu_needs_a_chain():
     with pytest.raises(ConfigError, match="'mu' is of the step before.*'vp_sde' is continuous"):
         Process("vp_sde", "mu")

@@ -60,6 +60,16 @@ def test_edm_preconditioning_numbers():
     np.testing.assert_allclose([c_skip[0, 0], c_out[0, 0]], [0.2, 0.5 / np.sqrt(1.25)], rtol=1e-5)
 
 
+@pytest.mark.parametrize("schedule", ["edm", "vp_sde", "linear"])
+def test_edm_networks_are_fed_unit_variance(schedule):
+    """Data of the standard deviation sigma_data, at every level and in every scaling of x_t."""
+    process = Process(schedule, prediction={"name": "edm", "sigma_data": 0.3})
+    t = process.schedule.inverse(jnp.linspace(6.0, -6.0, 9))
+    alpha, sigma = process.alpha_sigma(t)
+    x, _ = process.network_inputs(jnp.ones((9, 1)), t)
+    np.testing.assert_allclose(x[:, 0] ** 2 * (alpha**2 * 0.3**2 + sigma**2), 1.0, rtol=1e-4)
+
+
 def bayes(process, s, t):
     """(weight of x0, weight of x_t, variance) of q(x_s | x_t, x0), by multiplying the two Gaussians, in float64."""
     alpha_s, sigma_s = process.schedule.alpha_sigma(np.float64(s))

@@ -65,6 +65,15 @@ def test_importance_sampling_is_unbiased_and_prefers_large_losses(schedule):
     assert 0.7 < t.mean() < 0.75  # nine tenths proportional to t^2, whose mean is 3/4
 
 
+def test_importance_sampling_has_the_published_constants():
+    """Improved DDPM keeps ten losses of each step, and draws a thousandth uniformly: all that a step without loss gets."""
+    sampler = time_samplers.Importance()
+    losses, full = jnp.ones((25, 10)).at[0].set(0.0), jnp.full(25, 10)
+    assert sampler.init_state(Process({"name": "linear", "num_steps": 25}))["losses"].shape == losses.shape
+    assert float(sampler.probabilities({"losses": losses, "count": full})[0]) == pytest.approx(0.001 / 25)
+    np.testing.assert_allclose(sampler.probabilities({"losses": losses, "count": full.at[3].set(9)}), 1 / 25)
+
+
 @settings(max_examples=15)
 @given(seed=st.integers(0, 1000), batch=st.sampled_from([1, 7, 40]), history=st.integers(1, 5))
 def test_importance_history_is_a_queue_for_every_step(seed, batch, history):

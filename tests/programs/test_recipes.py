@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax import evaluation, training
+from diffusion_jax import data, evaluation, systems, training
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.training.recipes import load_recipe
 
@@ -71,6 +71,25 @@ def test_tiny_recipes_train_sample_and_evaluate(name, images, tmp_path):
     assert np.isfinite(metrics["held_out_loss"])
     assert ("agreement" in metrics or "accuracy_top1" in metrics) == bool(asked)
     assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["num_samples"] == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "low_res", "classes"),
+    [
+        ("ddpm.py:cifar10,tiny", 16, None, 0),
+        ("edm.py:cifar10_cond,tiny", 8, None, 5),
+        ("cdm.py:sr64,tiny", 16, 8, 5),
+        ("adm.py:up256,tiny", 16, 8, 5),
+    ],
+)
+def test_tiny_recipes_are_of_a_size_for_drawn_shapes(name, size, low_res, classes):
+    config = load_recipe(str(CONFIGS / name))
+    system, pipeline = systems.from_config(config), data.from_config(config["data"])
+    system.check(pipeline)
+    assert tuple(pipeline.image_shape) == system.image_shape == (size, size, 3) and pipeline.batch(0)["image"].shape[0] == 8
+    assert getattr(system, "low_res_size", None) == low_res and system.num_classes == classes
+    assert config["training"]["steps"] == 4 and config["sampling"]["steps"] == 2
+    assert system.network.num_params() < 1_000_000
 
 
 def test_every_recipe_is_tested_and_says_what_it_needs():

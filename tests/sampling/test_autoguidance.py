@@ -53,3 +53,6 @@ def test_predictions_may_differ_but_not_the_noise():
     for schedule in ("edm", {"name": "cosine_continuous", "shift": 1.0}):
         with pytest.raises(ConfigError, match="need the same schedule"):
             guidance.autoguidance(ours, gaussian(Process(schedule, prediction="v"), 0.0, 1.0), 2.0)
+    scaled = [gaussian(Process({"name": "iddpm_levels", "family": family}), 0.0, 1.0) for family in ("ve", "vp")]
+    with pytest.raises(ConfigError, match="need the same schedule"):  # the same log-SNRs, but other x_t
+        guidance.autoguidance(*scaled, 2.0)

@@ -10,6 +10,7 @@ import pytest
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Process
 from diffusion_jax.sampling import grids, invert, sample, solvers
+from diffusion_jax.sampling.solvers.pndm import ADAMS_BASHFORTH
 from tests.oracles import BIMODAL, GAUSSIAN, LINE, QUICK, no_noise
 
 
@@ -54,6 +55,14 @@ def test_order_of_convergence(schedule, make, order, within):
     errors = _errors(make, Process(schedule, prediction="v"), (96, 192))
     measured = float(np.log2(errors[0] / errors[1]))
     assert abs(measured - order) < within, (errors, measured)
+
+
+@pytest.mark.parametrize("weights", ADAMS_BASHFORTH, ids=len)
+def test_pndm_weighs_earlier_noises_as_adams_and_bashforth(weights):
+    """The integral over the next step of the polynomial through the latest values, at 0, -1, ...: exact up to its degree."""
+    for degree in range(len(weights)):
+        values = (-np.arange(len(weights), dtype=float)) ** degree
+        assert np.dot(weights, values) == pytest.approx(1 / (degree + 1))
 
 
 @pytest.mark.parametrize("schedule", ["vp_sde", "edm", "straight_line"])

@@ -180,6 +180,19 @@ def test_from_zero_snr_the_first_step_is_ddim(solver):
     np.testing.assert_allclose(found, BIMODAL.transported(process, 1.0, start), atol=0.2)
 
 
+def test_order_three_starts_anew_behind_zero_snr():
+    """Half-log-SNR has no bound behind the step out of pure noise: the next one is `dpmpp_2s`'s, not of first order."""
+    process, times = Process("straight_line", prediction="v"), np.array([1.0, 0.8, 0.5])
+    denoiser, start = BIMODAL.denoiser(process), jnp.asarray(BIMODAL.marginal(process, 1.0, 16), jnp.float32)
+    _, path = sample(denoiser, solvers.dpmpp_3m(), times, jax.random.key(0), start.shape, initial=start, trajectory=True)
+    second, first = (
+        solver.step(denoiser, path[1], (), jnp.float32(0.8), jnp.float32(0.5), no_noise)[0]
+        for solver in (solvers.dpmpp_2s(), solvers.ddim())
+    )
+    np.testing.assert_allclose(path[2], second, atol=1e-5)
+    assert np.abs(second - first).max() > 0.01
+
+
 def test_order_three_does_not_extrapolate_over_a_leap():
     """Even indices take a last step of four times the half-log-SNR of the one before: its parabola would reach far off."""
     process, grid = Process("linear", prediction="v"), grids.uniform(25)

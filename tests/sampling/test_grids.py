@@ -129,6 +129,8 @@ def test_even_steps_in_log_snr(schedule):
     default = process.schedule.log_snr(grids.log_snr(9)(process)[:-1])
     np.testing.assert_allclose(np.diff(default, 2), 0.0, atol=1e-6)
     assert -20.001 < default[0] < -8 and 6 < default[-1] < 20.001
+    if schedule == "edm":  # trained from 0.002 on
+        np.testing.assert_allclose(default[-1], -2 * np.log(0.002))
 
 
 def test_latent_diffusion_counts_from_one():

@@ -227,6 +227,23 @@ def test_all_guidance_keeps_the_variance_channels():
         np.testing.assert_array_equal(denoiser(jnp.ones((3, 4, 4, 2)), jnp.full(3, 0.5)).raw_variance, raw)
 
 
+def test_ancestral_steps_use_what_guidance_made():
+    """A mean that the network predicted, and a classifier's tilt, belong to the x0 before guidance: neither outlives it."""
+    process, x, s, t = Process({"name": "linear", "num_steps": 50}, "mu"), jnp.array([[0.3, -1.2]]), 0.48, jnp.array([0.5])
+    plain, weak = (process.bind(lambda params, x, noise, cond, k=k: k * x, {}) for k in (0.9, 0.5))
+    step = lambda denoiser: solvers.ddpm().step(denoiser, x, (), t, jnp.float32(s), lambda name: jnp.zeros_like(x))[0]  # noqa: E731
+    tilted = guidance.classifier(plain, lambda x, t: -jnp.square(x).sum(-1), 2.0)
+    variance = np.exp(process.reverse_log_variance(plain(x, t), s, t))
+    np.testing.assert_allclose(step(tilted), 0.9 * x - variance * 4 * x, rtol=1e-3)
+    for guided in (
+        guidance.classifier_free(tilted, weak, 3.0),
+        guidance.interval(tilted, weak, 0.0, 1e-3),
+        guidance.rescale(tilted, weak),
+        guidance.dynamic_threshold(tilted),
+    ):
+        np.testing.assert_allclose(step(guided), process.posterior(guided(x, t).x0, x, s, t)[0], rtol=1e-3)
+
+
 def test_composed_guidance_evaluates_each_network_once():
     """The compiled program shares the conditional evaluation among mixing, rescaling and the interval."""
     process, weights = PROCESSES["vp_sde"], jnp.ones((64, 64))

@@ -84,10 +84,27 @@ def test_diffused_interpolation_keeps_the_images_at_an_early_start_and_loses_the
     np.testing.assert_allclose(late[0].std(), 0.3, rtol=0.25)  # the smaller variance, in few steps, falls short
 
 
+def test_diffused_interpolation_noises_each_image_apart_and_mixes_in_a_line():
+    """Black images: of two independent noises half and half, 1 / sqrt(2) is left; one step makes alpha v / (...) of it."""
+    process, variance = Process("linear", variance="fixed_small"), 0.25
+    denoiser, black = Mixture.gaussian(np.zeros(200), variance).denoiser(process), jnp.zeros((40, 200))
+    found = latents.interpolate_diffused(
+        denoiser, solvers.ddim(), np.array([1.0, 0.5, 0.0]), jax.random.key(0), black, black, [0.0, 0.5, 1.0], 0.5
+    )
+    alpha, sigma = (float(v) for v in process.schedule.alpha_sigma(np.float64(0.5)))
+    whole = alpha * variance / (alpha**2 * variance + sigma**2) * sigma
+    np.testing.assert_allclose(np.asarray(found).std((1, 2)), whole * np.array([1, 0.5**0.5, 1]), rtol=0.03)
+    assert abs(np.corrcoef(found[0].ravel(), found[2].ravel())[0, 1]) < 0.05
+
+
 def test_mistakes():
     process = Process("linear")
     with pytest.raises(ConfigError, match="one shape"):
         latents.slerp(jnp.zeros((1, 2)), jnp.zeros((1, 3)), 0.5)
+    with pytest.raises(ConfigError, match="one shape"):
+        latents.lerp(jnp.zeros((1, 1)), jnp.zeros((1, 3)), 0.5)
     denoiser, x0 = BIMODAL.denoiser(process), jnp.zeros((1, 2))
-    with pytest.raises(ConfigError, match="start must lie"):
-        latents.interpolate_diffused(denoiser, solvers.ddpm(), grids.uniform(5), jax.random.key(0), x0, x0, [0.5], 0.0)
+    times = np.array([1.0, 0.2, 0.0])
+    for start in (0.0, 0.1, 1.5):
+        with pytest.raises(ConfigError, match="start must lie"):
+            latents.interpolate_diffused(denoiser, solvers.ddpm(), times, jax.random.key(0), x0, x0, [0.5], start)

@@ -154,6 +154,13 @@ def test_chains(scheduler, config, eta, solver, spacing):
         check_closeness(found, expected)
 
 
+@pytest.mark.parametrize("count", [3, 7, 30])
+def test_trailing_times_of_steps_that_do_not_divide_the_chain(count):
+    peer_of = scheduler_of("DDIMScheduler", timestep_spacing="trailing")
+    peer_of.set_timesteps(count)
+    np.testing.assert_allclose(grids.trailing(count)(LINEAR), times_of_indices(peer_of.timesteps.numpy()))
+
+
 @pytest.mark.parametrize("spacing", ["linspace", "trailing"])
 def test_euler(spacing):
     """In x / alpha there, in x here."""

@@ -196,3 +196,8 @@ def test_the_boundary_is_the_identity():
     # By hand at the third index with u = 0.4, sigma_data = 0.3: c_skip = 0.09 / 0.25, c_out = 0.4 / 0.5.
     mixed, _ = solvers.lcm(0.2, 0.3).step(denoiser, x, (), jnp.float32(3e-3), jnp.float32(0.0), lambda name: x)
     np.testing.assert_allclose(mixed, 0.36 * 0.7 + 0.8 * -5, rtol=1e-4)
+    # The index is of 1,000 whatever the chain: the third of 100 steps is the 20th, and so is the time 0.02.
+    for process, t in ((Process({"name": "linear", "num_steps": 100}), 0.03), (Process("vp_sde"), 0.02)):
+        denoiser = Denoiser(lambda x, t: Denoised(0 * x - 5, x), process)
+        mixed, _ = solvers.lcm(0.02, 0.3).step(denoiser, x, (), jnp.float32(t), jnp.float32(0.0), lambda name: x)
+        np.testing.assert_allclose(mixed, 0.36 * 0.7 + 0.8 * -5, rtol=1e-4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,10 @@ import pytest
 from diffusion_jax import data
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation.noisy_accuracy import accuracy_by_time
+from diffusion_jax.process import Process
 from diffusion_jax.systems import Cascade, Generation, NoisyClassifier, Sampling, Stage
 from diffusion_jax.systems.cascade import Guided
-from diffusion_jax.systems.noisy_classifier import quarter_of, right
+from diffusion_jax.systems.noisy_classifier import quarter_of, right, same_noise
 from tests.tiny_systems import PROCESS, FunctionNetwork, make_generation, randomize, start
 
 TINY = {"name": "unet_classifier", "channels": 8, "multipliers": (1,), "num_res_blocks": 1, "attention_resolutions": (),
@@ -55,8 +58,40 @@ def test_the_log_has_the_accuracy_of_each_quarter_of_t():
     assert report["accuracy_top5/t_0.75_to_1"] == 1.0  # four classes
 
 
+def test_the_log_forgets_all_but_some_fifty_batches():
+    """A constant stream of batches of 12 settles at the sum of fifty."""
+    system = _function(lambda x, noise, cond: jnp.zeros((x.shape[0], 4)))
+    state = {**system.init_state(), "seen": jnp.full(4, 150.0), "right": jnp.full((2, 4), 150.0)}
+    _, (state, _) = system.loss({}, state, _batch(12), KEY)
+    assert float(state["seen"].sum()) == pytest.approx(50 * 12, rel=1e-6)
+    assert float(state["right"][0].sum()) == pytest.approx(50 * 12, rel=1e-6)  # no logit is above the label's
+
+
+def test_biased_times_leave_the_loss_unbiased_and_learn_where_it_is_large():
+    """Cross-entropy grows with t; drawn where it is large and weighted, its mean is that of uniform times."""
+    logits = lambda x, noise, cond: jnp.stack([noise / 200, 0 * noise], -1)  # noqa: E731
+    uniform, biased = (_function(logits, 2, times=times) for times in ("uniform", {"name": "importance", "num_bins": 20}))
+    batch = {**_batch(20_000), "label": np.ones(20_000, np.int32)}
+    state = biased.init_state()
+    t = (np.arange(20) + 0.5) / 20
+    state["times"] = {"losses": jnp.broadcast_to(jnp.asarray(5 * t)[:, None], (20, 10)), "count": jnp.full(20, 10)}
+    found, (after, seen) = biased.loss({}, state, batch, KEY)
+    expected = np.logaddexp(0, 5 * np.linspace(0, 1, 2001)).mean()  # log(1 + exp(5 t)) over t
+    assert float(found) == pytest.approx(expected, rel=0.02)
+    assert float(uniform.loss({}, uniform.init_state(), batch, KEY)[0]) == pytest.approx(expected, rel=0.02)
+    assert float(seen["per_example"].mean()) > 1.1 * expected
+    assert int(after["times"]["count"].sum()) == 200 + 20_000
+
+
 def test_times_fall_into_quarters():
     assert quarter_of(jnp.array([1e-4, 0.25, 0.2501, 0.5, 0.75, 0.7502, 1.0])).tolist() == [0, 0, 1, 1, 2, 3, 3]
+
+
+def test_processes_with_the_same_noise_agree_in_family_steps_and_levels():
+    process = Process("cosine_continuous")
+    assert same_noise(process, Process("cosine_continuous", "x0"))
+    for changed in ({"family": "linear"}, {"num_steps": 20}, {"log_snr": lambda t: process.schedule.log_snr(t) + 0.1}):
+        assert not same_noise(process, Process(dataclasses.replace(process.schedule, **changed)))
 
 
 def test_top_5_counts_who_is_among_the_first_five():

@@ -10,7 +10,7 @@ import pytest
 from diffusion_jax import data, models
 from diffusion_jax.data.degradations import TASKS
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.systems import Palette, Sampling, to_uint8
+from diffusion_jax.systems import Palette, Sampling, to_float, to_uint8
 from diffusion_jax.systems.images import luma, with_luma
 from diffusion_jax.systems.palette import panorama
 from tests.tiny_systems import FunctionNetwork
@@ -76,6 +76,27 @@ def test_the_network_sees_noise_in_the_holes_and_clean_pixels_around_them():
     np.testing.assert_array_equal(x[~missing], image[~missing])  # and no noise beside it
     assert abs(image[missing].mean()) < 0.05 and abs(image[missing].std() - 1) < 0.05
     assert abs(np.corrcoef(x[missing], image[missing])[0, 1]) < 0.05  # not the noise of x_t
+
+
+def test_sampling_shows_known_pixels_clean_and_answers_with_them():
+    seen = []
+
+    def function(x, noise, cond):
+        seen.append(np.asarray(x))
+        return jnp.sin(50 * x)
+
+    batch, system = _batch("mixture", 16), _system(function)
+    denoise = system.denoiser({}, jax.random.key(0), system.request(batch), jnp.arange(16), Sampling(threshold="none"))
+    x = jax.random.normal(jax.random.key(1), (16, SIZE, SIZE, 3))
+    x0 = np.asarray(denoise(x, jnp.full(16, 0.5)).x0)
+    holes = batch["missing"].any((1, 2, 3))
+    assert 0 < holes.sum() < 16  # images without a hole, among those with one, are made as a whole
+    known = np.broadcast_to(holes[:, None, None, None] & (batch["missing"] == 0), x.shape)
+    clean = batch["degraded"] / 127.5 - 1
+    for found in (seen[0], x0):
+        np.testing.assert_allclose(found[known], clean[known], atol=1e-6)
+    np.testing.assert_array_equal(seen[0][~known], np.asarray(x)[~known])
+    assert (np.abs(x0 - clean)[~known] > 1e-3).mean() > 0.9
 
 
 @pytest.mark.parametrize("distance", ["l1", "l2"])
@@ -159,6 +180,32 @@ def test_a_panorama_keeps_what_it_had_and_goes_on(side):
     assert np.abs(wide.astype(int) - stripes[:, :, :1]).max() <= 1  # eight times, and no drift
     with pytest.raises(ConfigError, match="'left' or 'right'"):
         panorama(_system(), {}, jax.random.key(0), stripes, STEPS, side="up")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_each_application_of_a_panorama_is_of_the_outer_half_and_draws_anew(side):
+    width, edge = 5, 0 if side == "right" else 4  # of each request, the column that is always known
+
+    class Continuing:
+        """Goes on with a slope in the first channel; the second is drawn, the third says the task."""
+
+        def sample(self, params, key, request, indices, sampling):
+            given = to_float(request["degraded"])
+            slope = given[:, :, edge : edge + 1, 0] + 4 / 255 * (jnp.arange(width) - edge)
+            task = jnp.broadcast_to(request["task"][:, None, None] / 127.5 - 1, slope.shape)
+            made = jnp.stack([slope, jax.random.uniform(key, slope.shape), task], -1)
+            return jnp.where(request["missing"] > 0, made, given)
+
+    columns = np.arange(width) + (0 if side == "right" else 6)
+    given = np.zeros((2, 4, width, 3), np.uint8)
+    given[..., 0] = 50 + 2 * columns
+    wide = np.asarray(panorama(Continuing(), {}, jax.random.key(0), given, STEPS, applications=3, side=side))
+    assert wide.shape == (2, 4, width + 3 * (width // 2), 3)
+    np.testing.assert_array_equal(wide[..., 0], np.broadcast_to(50 + 2 * np.arange(11), (2, 4, 11)))
+    made = wide[:, :, width:] if side == "right" else wide[:, :, :-width]
+    assert (made[..., 2] == TASKS.index("uncrop")).all()
+    parts = made[..., 1].reshape(2, 4, 3, 2)
+    assert (parts[:, :, 0] != parts[:, :, 1]).any() and (parts[:, :, 1] != parts[:, :, 2]).any()
 
 
 def test_what_does_not_fit_is_refused():

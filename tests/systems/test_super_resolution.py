@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.systems import Sampling, SuperResolution, to_float
@@ -107,6 +108,11 @@ def test_blur_augmentation_has_its_rate_in_training_only():
     assert abs(blurred.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 2000)
     clean, cond = _told(50, train=False, aug_schedule=None, blur_prob=1.0)
     np.testing.assert_array_equal(cond["low_res"], clean)
+    clean, cond = _told(50, aug_schedule=None, blur_prob=1.0, blur_sigma=(0.5, 0.5))
+    taps = np.exp([-2.0, 0.0, -2.0])  # (1 / 0.5)^2 / 2
+    expected = ndimage.correlate1d(np.asarray(clean, np.float64), taps / taps.sum(), 1, mode="nearest")
+    expected = ndimage.correlate1d(expected, taps / taps.sum(), 2, mode="nearest")
+    np.testing.assert_allclose(cond["low_res"], expected, atol=1e-6)
 
 
 def test_corruption_at_sampling_belongs_to_the_sample(system):
@@ -115,6 +121,9 @@ def test_corruption_at_sampling_belongs_to_the_sample(system):
         {"low_res": low_res[rows]}, jax.random.key(0), jnp.array(rows), Sampling(aug_level=0.5)
     )
     np.testing.assert_array_equal(cond([0, 1, 2, 3])["low_res"][2:], cond([2, 3])["low_res"])
+    low_res[1] = low_res[0]
+    first, second = np.asarray(cond([0, 1])["low_res"])
+    assert (first != second).mean() > 0.9  # each has noise of its own
 
 
 @pytest.mark.parametrize(
@@ -140,3 +149,5 @@ def test_bad_requests(system):
     plain = make_super_resolution(aug_schedule=None, process=PROCESS)
     with pytest.raises(ConfigError, match="without noise-conditioning augmentation"):
         plain.check_sampling(Sampling(aug_level=0.1))
+    with pytest.raises(ConfigError, match="truncated to False"):
+        plain.check_sampling(Sampling(truncated=True))

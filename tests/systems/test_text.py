@@ -83,6 +83,30 @@ def test_text_is_dropped_as_often_as_asked_and_whole():
     assert float(system.loss({}, {}, batch, jax.random.key(1))[0]) >= 0
 
 
+def test_a_given_pooled_vector_goes_with_its_text():
+    """It is dropped with it, guidance leads away from zeros or from the negative one, and it has a width of its own."""
+    spec = {"text": {"tokens": None, "mask": None, "pooled": None}}
+    value = lambda cond: cond["text"]["pooled"].sum(-1)[:, None, None, None]  # noqa: E731
+    network = FunctionNetwork(lambda x, noise, cond: value(cond) + 0 * x, (8, 8, 1), spec)
+    system = text_system(network=network, pooled_dim=3, cond_drop=0.25)
+    pooled = lambda numbers: np.array(numbers)[:, None] * np.array([[2.0, 0.0, -1.0]], np.float16)  # noqa: E731
+    request = {**texts([9, 9]), "text_pooled": pooled([0.2, -0.1])}
+    system.check_request(request)
+    np.testing.assert_allclose(draw(system, request, guidance=3.0)[:, 0, 0, 0], [0.6, -0.3], atol=5e-3)
+    against = {**request, **texts([8, 8], "negative_text"), "negative_text_pooled": pooled([0.1, 0.1])}
+    system.check_request(against)
+    np.testing.assert_allclose(draw(system, against, guidance=3.0)[:, 0, 0, 0], [0.4, -0.5], atol=5e-3)
+    batch = {"image": np.zeros((400, 8, 8, 1), np.uint8), **texts(np.ones(400)), "text_pooled": pooled(np.ones(400))}
+    given = system._training_cond(jnp.zeros((400, 8, 8, 1)), batch, jax.random.key(0), True)["text"]
+    gone = ~np.asarray(given["mask"]).any(-1)
+    assert 50 < gone.sum() < 150 and not np.asarray(given["pooled"])[gone].any() and np.asarray(given["pooled"])[~gone, 0].all()
+    assert system.request(batch).keys() == {"text", "text_mask", "text_pooled"}
+    with pytest.raises(ConfigError, match="a request needs 'text_pooled'"):
+        system.check_request(texts([9, 9]))
+    with pytest.raises(ConfigError, match=r"'text_pooled' has the shape \(2, 2\), .*, pooled vectors \[N, 3\]"):
+        system.check_request({**request, "text_pooled": np.zeros((2, 2))})
+
+
 def upscaler(**fields):
     defaults = {"image_size": 16, "channels": 1, "process": PROCESS, "network": UNET, "text_dim": 2, "text_length": 2}
     return TextSuperResolution(**{**defaults, "low_res_size": 8, **fields})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +78,14 @@ def test_steps_that_are_not_finite_change_nothing_but_the_counts():
         assert metrics["steps"] == 1 - bad and metrics["bin_count"].sum() == 2 * (1 - bad)
         assert all(np.isfinite(value).all() for value in metrics.values())
     assert skipped
+
+
+def test_averages_count_the_steps_that_were_taken():
+    """After three skipped steps the first to be taken starts the average: it is the parameters themselves."""
+    program = tiny.prepare(training__ema=[{"name": "power", "sigma_rel": 0.1}])
+    state = program.init()
+    state, _ = advance(program, dataclasses.replace(state, step=state.step + 3, skipped=state.skipped + 3), 3)
+    close(state.ema["power_0.1"], state.params, 1e-6)
 
 
 def test_the_key_is_of_the_seed_and_the_step_alone():

@@ -34,16 +34,21 @@ def resize(image: np.ndarray, size: tuple[int, int], method: str = "bicubic") ->
     return np.stack([np.asarray(Image.fromarray(c).resize(size[::-1], METHODS[method])) for c in channels], -1)
 
 
-def check_reducible(size: tuple[int, int], low_res: int) -> None:
-    """Raise a `DataError` for an image that is already smaller than the low-resolution one that is to be made of it."""
-    if min(size) < low_res:
+def check_reducible(size: tuple[int, int], low_res: int | tuple[int, int]) -> None:
+    """Raise a `DataError` for an image with a side already smaller than the low-resolution one that is to be made of it.
+
+    Args:
+      size, low_res: (height, width); one number for a square.
+    """
+    height, width = (low_res, low_res) if isinstance(low_res, int) else low_res
+    if size[0] < height or size[1] < width:
         raise DataError(
-            f"an image of {size[1]}x{size[0]} is already smaller than the low-resolution size {low_res}x{low_res}: "
-            f"leave images with a side below {low_res} out, or enlarge them first"
+            f"an image of {size[1]}x{size[0]} is already smaller than the low-resolution size {width}x{height}: "
+            "leave smaller images out, or enlarge them first"
         )
 
 
 def down_up(image: np.ndarray, size: tuple[int, int], method: str = "bicubic") -> np.ndarray:
     """The image reduced to (height, width) and enlarged back: the baseline of super-resolution; float32 [h, w, c]."""
-    check_reducible(image.shape[:2], max(size))
+    check_reducible(image.shape[:2], size)
     return resize(resize(image, size, method), image.shape[:2], method)

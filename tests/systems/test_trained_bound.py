@@ -14,21 +14,30 @@ from diffusion_jax.evaluation import bits_per_dim
 from diffusion_jax.process import likelihood
 from diffusion_jax.systems import to_float
 from diffusion_jax.training.recipes import load_recipe
+from tests.tiny_systems import start_program
 
 RECIPE = Path(__file__).resolve().parent.parent.parent / "configs" / "digits.py"
 SMALL = {
     "system.num_classes": 0, "system.cond_drop": 0.0, "system.network.channels": 16, "system.network.num_res_blocks": 1,
-    "system.process.schedule.num_steps": 100, "optimizer.learning_rate": 2e-3, "training.steps": 400,
-    "training.ema": [{"name": "constant", "decay": 0.99}], "training.tensorboard": False, "sampling.guidance": 1.0,
+    "system.process.schedule.num_steps": 1000, "system.weighting": "vlb", "system.times": "importance",
+    "system.vlb_weight": 0.0, "optimizer.learning_rate": 2e-3, "training.steps": 1200,
+    "training.ema": [{"name": "constant", "decay": 0.99}],
+    "training.tensorboard": False, "sampling.guidance": 1.0,
 }  # fmt: skip
-MARGIN = 0.1  # bits/dim
+MARGIN = 0.05  # bits/dim; found: 4.48, and 4.60 of the baseline
 
 
 @pytest.mark.slow
 def test_a_trained_model_beats_independent_pixels_in_bits_per_dim(tmp_path):
-    """By a tenth of a bit on the 8x8 digits, after 400 steps; the baseline is a Gaussian fitted to each pixel."""
+    """On the 8x8 digits, after 1,200 steps of importance-sampled L_vlb; the baseline is a Gaussian fitted to each pixel.
+
+    A hard one: pixels that are always black cost it nothing, and the chain more than a bit each.
+    """
     config = load_recipe(str(RECIPE), SMALL)
-    training.train(config, tmp_path)
+    fields = [f"--config.{name}={value}" for name, value in SMALL.items()]
+    trainer = start_program(f"--config={RECIPE}", f"--workdir={tmp_path}", *fields, program="train")  # on one device
+    _, errors = trainer.communicate()
+    assert trainer.returncode == 0, errors
     run = training.load_run(tmp_path)
     train, test = (data.from_config(config["data"], seed=0, split=split) for split in ("train", "test"))
     found = bits_per_dim(run.system, run.params, test, limit=180)

@@ -11,7 +11,7 @@ little of the blocks to be met; parameters here, and published:
 Process: 2,000 steps of beta from 1e-6 to 0.01; a level is drawn uniformly between two neighbouring steps, so any list of betas
 samples from one checkpoint: --config.sampling.schedule={...}. The one here, 100 steps, reaches nearly the same last level;
 published ones were found by search, and are not published.
-Hardware and hours: published batch 256 and 1M steps, on TPUs; `photographs`: 2 CPU cores, minutes.
+Hardware and hours: published batch 256 and 1M steps, on TPUs; `photographs`: 2 CPU cores, a quarter of an hour.
 Published score: faces 16_128 PSNR 23.04, SSIM 0.65; ImageNet 64_256 FID 5.2, PSNR 26.4, SSIM 0.762. What was measured here, of
 `photographs`, is in docs/systems.md.
 Variants: 16_128, 64_256, 64_512, 256_1024; photographs (6 -> 24 crops of bundled photographs, a small network that predicts v,

@@ -1,4 +1,4 @@
-"""One model that colours, fills, extends and cleans crops of bundled photographs: minutes on a laptop's CPU.
+"""One model that colours, fills, extends and cleans crops of bundled photographs; half an hour on a CPU.
 
     python -m experiments.palette_photographs
 

@@ -1,4 +1,4 @@
-"""Super-resolution of bundled photographs, 6 -> 24 pixels, beside bicubic: minutes on a laptop's CPU.
+"""Super-resolution of bundled photographs, 6 -> 24 pixels, beside bicubic: a quarter of an hour on a laptop's CPU.
 
     python -m experiments.sr_photographs
 

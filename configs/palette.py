@@ -69,11 +69,11 @@ def _photographs() -> dict:
         "multipliers": (1, 2, 2),
         "num_res_blocks": 1,
         "attention_resolutions": (),
-        "groups": 2,  # more would take absolute colours from so narrow a network
+        "groups": 8,
     }
     config["data"].update(source={"name": "photographs", "size": 24, "num_examples": 50_000}, image_size=24, batch_size=8)
     config["optimizer"].update(learning_rate=2e-3, warmup_steps=100, decay="cosine", clip_norm=1.0)
-    config["training"].update(steps=12_000, ema=[{"name": "constant", "decay": 0.995}], checkpoint_every=500, log_every=50)
+    config["training"].update(steps=16_000, ema=[{"name": "constant", "decay": 0.995}], checkpoint_every=500, log_every=50)
     schedule = {"name": "quadratic", "num_steps": 50, "beta_start": 1e-6, "beta_end": 0.55}
     config["sampling"] = {"solver": "ddpm", "steps": 50, "schedule": schedule}
     return config

@@ -40,11 +40,10 @@ from absl import flags
 
 from diffusion_jax import programs
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.evaluation import command_line
+from diffusion_jax.inference import command_line, load_run
 from diffusion_jax.interop import diffusers, diffusers_config, edm, guided_diffusion
 from diffusion_jax.interop.layouts import Layout
 from diffusion_jax.registry import build, known
-from diffusion_jax.training import load_run
 from diffusion_jax.training.given_weights import check_empty, start_run, system_of
 from diffusion_jax.training.recipes import load_recipe
 

@@ -43,9 +43,9 @@ from diffusion_jax.data.files import tile, write_image, write_json
 from diffusion_jax.data.images_with_masks import fitted, masked_images, named_files
 from diffusion_jax.data.sources.folder import read_image
 from diffusion_jax.errors import ConfigError, DataError, nearest
-from diffusion_jax.evaluation import command_line
-from diffusion_jax.evaluation.requests import label_rule
-from diffusion_jax.evaluation.runs import Runs, find
+from diffusion_jax.inference import command_line
+from diffusion_jax.inference.requests import label_rule
+from diffusion_jax.inference.runs import Runs, find
 from diffusion_jax.process import Denoiser
 from diffusion_jax.registry import build
 from diffusion_jax.rng import named

@@ -62,12 +62,13 @@ from absl import flags
 
 from diffusion_jax import programs
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.evaluation import charts, command_line, points, report
+from diffusion_jax.evaluation import charts, points, report
 from diffusion_jax.evaluation.evaluator import Evaluator
 from diffusion_jax.evaluation.given import evaluate_samples
 from diffusion_jax.evaluation.results import Results
 from diffusion_jax.evaluation.settings import Settings
 from diffusion_jax.evaluation.watch import wait_for_run, watch
+from diffusion_jax.inference import command_line
 
 _LOG = logging.getLogger(__name__)
 

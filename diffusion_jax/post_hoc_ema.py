@@ -25,7 +25,7 @@ from absl import flags
 
 from diffusion_jax import programs
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.evaluation import command_line
+from diffusion_jax.inference import command_line
 from diffusion_jax.training import post_hoc_ema
 
 _LOG = logging.getLogger(__name__)

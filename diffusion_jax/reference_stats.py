@@ -27,13 +27,13 @@ from absl import flags
 
 from diffusion_jax import __version__, data, programs
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.evaluation import command_line
-from diffusion_jax.evaluation.cache import judge_of
-from diffusion_jax.evaluation.features import Extractor, small
-from diffusion_jax.evaluation.metrics.statistics_file import Meta, Statistics, write_statistics
-from diffusion_jax.evaluation.passes import BATCH, moments_of
-from diffusion_jax.evaluation.reference import statistics_of
-from diffusion_jax.evaluation.sample_sets import open_samples
+from diffusion_jax.evaluation.reference import moments_of, statistics_of
+from diffusion_jax.features.cache import judge_of
+from diffusion_jax.features.extractor import Extractor, small
+from diffusion_jax.features.passes import BATCH
+from diffusion_jax.inference import command_line
+from diffusion_jax.inference.sample_sets import open_samples
+from diffusion_jax.metrics.statistics_file import Meta, Statistics, write_statistics
 from diffusion_jax.registry import build
 from diffusion_jax.training import complete
 from diffusion_jax.training import config as configs

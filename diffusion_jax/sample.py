@@ -41,12 +41,12 @@ from tqdm import tqdm
 
 from diffusion_jax import programs
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.evaluation import command_line
-from diffusion_jax.evaluation.generate import Generator
-from diffusion_jax.evaluation.image_requests import image_requests
-from diffusion_jax.evaluation.requests import LabelRule, Rows, label_rule, low_res_from, requests_of, texts_from
-from diffusion_jax.evaluation.runs import Runs, find
-from diffusion_jax.evaluation.samples import SampleFolder
+from diffusion_jax.inference import command_line
+from diffusion_jax.inference.generator import Generator
+from diffusion_jax.inference.image_requests import image_requests
+from diffusion_jax.inference.requests import LabelRule, Rows, label_rule, low_res_from, requests_of, texts_from
+from diffusion_jax.inference.runs import Runs, find
+from diffusion_jax.inference.samples import SampleFolder
 from diffusion_jax.systems import Palette, SuperResolution
 from diffusion_jax.systems.noisy_classifier import CANNOT_DRAW
 

@@ -22,12 +22,12 @@ from absl import flags
 
 from diffusion_jax import data, training
 from diffusion_jax.data.files import tile, write_image
-from diffusion_jax.evaluation.cache import judge_of
-from diffusion_jax.evaluation.classifier import Judge
-from diffusion_jax.evaluation.generate import Generator
 from diffusion_jax.evaluation.noisy_accuracy import accuracy_by_time
-from diffusion_jax.evaluation.requests import Rows
-from diffusion_jax.evaluation.runs import find
+from diffusion_jax.features.cache import judge_of
+from diffusion_jax.features.classifier import Judge
+from diffusion_jax.inference.generator import Generator
+from diffusion_jax.inference.requests import Rows
+from diffusion_jax.inference.runs import find
 from diffusion_jax.systems import from_config
 from diffusion_jax.training.grids import labelled
 from experiments import command
@@ -106,7 +106,7 @@ def study(out: Path, picture: Path, steps: int, num: int) -> dict[str, Any]:
         training.train(recipe(name, steps), out / name)
     config = training.complete(recipe("classifier", steps))
     test = data.from_config(config["data"], split="test")
-    params = training.load_run(out / "classifier").params
+    params = inference.load_run(out / "classifier").params
     found: dict[str, Any] = {"accuracy": accuracy_by_time(from_config(config), params, test, bins=BINS)}
     plain = training.complete(recipe("conditional", steps))["data"]
     judge = judge_of(out, plain)

@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusion_jax import programs
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.evaluation import command_line
+from diffusion_jax.inference import command_line
 
 
 def run(name: str, work: Callable[[], str]) -> None:

@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from diffusion_jax import data, evaluation, training
+from diffusion_jax import data, training
 from diffusion_jax.data.files import beside, tile, write_image
-from diffusion_jax.evaluation.frechet import Moments, frechet_distance
+from diffusion_jax.metrics.frechet import Moments, frechet_distance
 from diffusion_jax.rng import named
 from diffusion_jax.systems import Sampling, to_uint8
 from diffusion_jax.training.grids import labelled
@@ -48,7 +48,7 @@ def train(out: Path, variant: str) -> list[Path]:
 
 def draw(workdir: Path, steps: int, num: int) -> tuple[np.ndarray, np.ndarray]:
     """(images uint8 [N, 8, 8, 1], their labels [N]): the digits in turn, from the same noise for every model."""
-    run = training.load_run(workdir)
+    run = inference.load_run(workdir)
     sampling = Sampling.from_config(run.config["sampling"], steps=steps)
     labels, key = np.arange(num) % run.system.num_classes, named(jax.random.key(0), "sample")
     sample = jax.jit(lambda params: run.system.sample(params, key, {"label": labels}, jnp.arange(num), sampling))
@@ -68,7 +68,7 @@ def study(out: Path, variant: str, num: int) -> dict[str, Any]:
     began = time.process_time()
     teacher, *students = train(out, variant)
     real = digits("train")
-    judge = evaluation.train_classifier(*real, 10, held_out=digits("test"), steps=600 if variant == "full" else 5)
+    judge = features.train_classifier(*real, 10, held_out=digits("test"), steps=600 if variant == "full" else 5)
     moments = lambda images: Moments().add(judge.look(images)[1])  # noqa: E731
     counts = [int(path.name.removeprefix("steps_")) for path in students]
     models = [(teacher, TEACHER_STEPS), *((teacher, n) for n in counts), *zip(students, counts, strict=True)]
@@ -78,7 +78,7 @@ def study(out: Path, variant: str, num: int) -> dict[str, Any]:
         images, labels = draw(path, steps, num)
         name = f"{'teacher' if path == teacher else 'student'}_{steps}"
         metrics[name] = {
-            "agreement": evaluation.agreement(judge, images, labels),
+            "agreement": features.agreement(judge, images, labels),
             "frechet": frechet_distance(moments(images), moments(real[0]), warn=False),
         }
         pictures[name] = images

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from diffusion_jax import evaluation, training
+from diffusion_jax import training
 from diffusion_jax.data.files import tile, write_image
 from diffusion_jax.process import Denoiser
 from diffusion_jax.rng import named
@@ -69,9 +69,9 @@ def study(out: Path, variant: str) -> dict[str, Any]:
     """Train, edit and judge; returns what is written to out/metrics.json, and writes out/editing.png."""
     suffix = ",tiny" if variant == "tiny" else ""
     training.train(load_recipe(f"{_RECIPE}:digits_teacher{suffix}"), out / "model")
-    run = training.load_run(out / "model")
+    run = inference.load_run(out / "model")
     real, (images, labels) = digits("train"), digits("test")
-    judge = evaluation.train_classifier(*real, 10, held_out=(images, labels), steps=600 if variant == "full" else 5)
+    judge = features.train_classifier(*real, 10, held_out=(images, labels), steps=600 if variant == "full" else 5)
     request = {"label": np.full(len(images), 10, np.int32)}  # the null class: no digit is asked for
     sampling = Sampling(threshold="none")
 
@@ -85,10 +85,10 @@ def study(out: Path, variant: str) -> dict[str, Any]:
     rows, metrics = {"held out": images}, {"held out": {"same_digit": judge.accuracy}}
     for name, work in edits(variant).items():
         rows[name] = edited(work)
-        metrics[name] = {"same_digit": evaluation.agreement(judge, rows[name], labels)}
+        metrics[name] = {"same_digit": features.agreement(judge, rows[name], labels)}
     filled = images.copy()
     filled[:, 4:] = real[0].mean(0).round()[4:]
-    metrics["mean fill"] = {"same_digit": evaluation.agreement(judge, filled, labels)}
+    metrics["mean fill"] = {"same_digit": features.agreement(judge, filled, labels)}
     for name, result in (("mean fill", filled), ("replace", rows["replace"]), ("RePaint", rows["RePaint"])):
         metrics[name]["known_exact"] = bool((result[:, :4] == images[:, :4]).all())
         metrics[name]["hole_error"] = float(np.square((result[:, 4:] - images[:, 4:].astype(float)) / 255).mean())

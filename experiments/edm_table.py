@@ -23,13 +23,13 @@ from absl import flags
 from PIL import Image
 
 from diffusion_jax import data, training
-from diffusion_jax.evaluation.classifier import Judge, agreement, train_classifier
-from diffusion_jax.evaluation.frechet import Moments, frechet_distance
+from diffusion_jax.features.classifier import Judge, agreement, train_classifier
+from diffusion_jax.inference.run import load_run
+from diffusion_jax.metrics.frechet import Moments, frechet_distance
 from diffusion_jax.process import edm_design
 from diffusion_jax.sampling import edm_design as sampling_design
 from diffusion_jax.systems import Sampling, to_uint8
 from diffusion_jax.training.recipes import load_recipe
-from diffusion_jax.training.runs import load_run
 from experiments import command
 
 _OUT = flags.DEFINE_string("out", "runs/edm_table", "Where runs, table.json and edm.png go.")

@@ -25,9 +25,9 @@ from sklearn.ensemble import RandomForestClassifier
 from diffusion_jax import data, training
 from diffusion_jax.data.files import tile
 from diffusion_jax.data.sources.shapes import CLASSES, COLOURS
-from diffusion_jax.evaluation.generate import Generator
-from diffusion_jax.evaluation.requests import Rows, requests_of
-from diffusion_jax.evaluation.runs import find
+from diffusion_jax.inference.generator import Generator
+from diffusion_jax.inference.requests import Rows, requests_of
+from diffusion_jax.inference.runs import find
 from diffusion_jax.training.recipes import load_recipe
 from experiments import command
 

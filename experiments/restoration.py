@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import data, training
+from diffusion_jax.inference.run import Run
 from diffusion_jax.rng import named
 from diffusion_jax.systems import Diffusion, Sampling, to_uint8
 from diffusion_jax.training.recipes import load_recipe
-from diffusion_jax.training.runs import Run
 
 
 def trained(recipe: str, workdir: str) -> Run:
     """The run of a recipe, trained first (or to its end) where it is not finished."""
     training.train(load_recipe(recipe), workdir)
-    return training.load_run(workdir)
+    return inference.load_run(workdir)
 
 
 def held_out(config: Mapping[str, Any], num: int, **fields: Any) -> dict[str, np.ndarray]:

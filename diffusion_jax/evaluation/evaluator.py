@@ -16,16 +16,16 @@ from typing import Any
 
 from diffusion_jax.data.files import write_json
 from diffusion_jax.evaluation import scores
-from diffusion_jax.evaluation.cache import gather
-from diffusion_jax.evaluation.draw import EARLIER, draw_stages, requests
 from diffusion_jax.evaluation.measure import measure, sources, write_pictures, write_tables
 from diffusion_jax.evaluation.points import Point
-from diffusion_jax.evaluation.requests import Rows
 from diffusion_jax.evaluation.results import Results, Row
-from diffusion_jax.evaluation.runs import Runs, find
 from diffusion_jax.evaluation.settings import Parts, Settings, parts_of
 from diffusion_jax.evaluation.subject import Model, Subject
-from diffusion_jax.systems.cascade import Guided
+from diffusion_jax.features.cache import gather
+from diffusion_jax.inference.cascade import Guided
+from diffusion_jax.inference.draw import EARLIER, draw_stages, requests
+from diffusion_jax.inference.requests import Rows
+from diffusion_jax.inference.runs import Runs, find
 from diffusion_jax.training import config as configs
 from diffusion_jax.training.checkpoints import versions
 

@@ -11,9 +11,9 @@ from typing import Any
 from diffusion_jax.data.files import write_json
 from diffusion_jax.evaluation.measure import measure, sources, write_pictures
 from diffusion_jax.evaluation.results import Results
-from diffusion_jax.evaluation.sample_sets import open_samples
 from diffusion_jax.evaluation.settings import Settings, parts_alone, parts_of
 from diffusion_jax.evaluation.subject import Subject
+from diffusion_jax.inference.sample_sets import open_samples
 from diffusion_jax.training import config as configs
 from diffusion_jax.training.checkpoints import versions
 

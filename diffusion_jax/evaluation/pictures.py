@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from diffusion_jax.data.files import beside, tile
-from diffusion_jax.evaluation.cache import gather
-from diffusion_jax.evaluation.neighbours import nearest_rows
 from diffusion_jax.evaluation.subject import Subject
+from diffusion_jax.features.cache import gather
+from diffusion_jax.metrics.neighbours import nearest_rows
 
 _ROWS, _WIDEST = 8, 16  # of each half of the picture, in images
 _SHOWN, _NEAREST = 8, 5  # samples, and training images beside each

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusion_jax.errors import CheckpointError, ConfigError
-from diffusion_jax.evaluation.runs import per_stage
+from diffusion_jax.inference.runs import per_stage
 from diffusion_jax.training import finished_steps
 
 

@@ -5,30 +5,34 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from diffusion_jax import __version__, data
 from diffusion_jax.errors import DataError
-from diffusion_jax.evaluation.features import Extractor
-from diffusion_jax.evaluation.frechet import Gaussian
-from diffusion_jax.evaluation.metrics.statistics_file import (
+from diffusion_jax.features.extractor import Extractor
+from diffusion_jax.features.passes import BATCH, features_of, limited, one_ahead
+from diffusion_jax.metrics.frechet import Gaussian, Moments
+from diffusion_jax.metrics.moments import add_features, merge_processes
+from diffusion_jax.metrics.statistics_file import (
     Meta,
     Statistics,
     check_compatible,
     read_statistics,
     write_statistics,
 )
-from diffusion_jax.evaluation.passes import BATCH, features_of, moments_of
 
 _LOG = logging.getLogger(__name__)
 
 _MOST_FEATURES = 50_000  # real rows that are kept for neighbours and kernels
+_SUMMED = ("pool", "spatial")
 _KEPT_IMAGES = 10_000  # in a file of statistics, as the ADM evaluator has them
 
 
@@ -142,6 +146,23 @@ def _keep(path: Path | None, statistics: Statistics) -> None:
 def images_of(pipeline: data.Pipeline, limit: int | None = None) -> Iterator[np.ndarray]:
     """The images of a pipeline in order, batches uint8 [n, H, W, C]."""
     return (batch["image"] for batch in pipeline.one_pass(BATCH, limit))
+
+
+def moments_of(extractor: Extractor, batches: Iterable[np.ndarray], limit: int | None = None) -> dict[str, Moments]:
+    """Moments in one pass, of the outputs "pool" and, where the network has it, "spatial"; the images are not kept.
+
+    Where there are several processes each takes its turn of the batches, and all get the moments of all.
+
+    Args:
+      batches: uint8 [n, H, W, C], the same on every process.
+      limit: stop after this many images.
+    """
+    moments = {name: Moments() for name in _SUMMED if name in extractor.dims}
+    turns = itertools.islice(limited(batches, limit), jax.process_index(), None, jax.process_count())
+    for outputs in one_ahead(map(extractor, turns)):
+        for name, sums in moments.items():
+            add_features(sums, outputs[name])
+    return {name: merge_processes(sums) for name, sums in moments.items()}
 
 
 def statistics_of(

@@ -11,8 +11,8 @@ from typing import Any
 
 from diffusion_jax.errors import DataError
 from diffusion_jax.evaluation import charts
-from diffusion_jax.evaluation.metrics import Interval, distinguishable
 from diffusion_jax.evaluation.results import Results, Row, flat
+from diffusion_jax.metrics import Interval, distinguishable
 
 DISTANCES = ("fid", "fd_dinov2", "frechet_distance")
 _CURVES = (*DISTANCES, "kid", "agreement", "cascade_agreement", "inception_score", "precision", "recall", "held_out_loss",

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_jax import metrics
 from diffusion_jax.errors import ConfigError, nearest
-from diffusion_jax.evaluation import metrics
-from diffusion_jax.evaluation.classifier import train_classifier
-from diffusion_jax.evaluation.frechet import frechet_distance, warn_if_few
 from diffusion_jax.evaluation.held_out import bound_terms, held_out_loss, ode_bits_per_dim, summary, terms_table
-from diffusion_jax.evaluation.neighbours import nearest_rows
 from diffusion_jax.evaluation.noisy_accuracy import accuracy_by_time
-from diffusion_jax.evaluation.passes import BATCH
 from diffusion_jax.evaluation.results import Table
-from diffusion_jax.evaluation.sample_sets import count_duplicates
 from diffusion_jax.evaluation.subject import WHENCE, Subject
+from diffusion_jax.features.classifier import train_classifier
+from diffusion_jax.features.passes import BATCH
+from diffusion_jax.inference.sample_sets import count_duplicates
+from diffusion_jax.metrics.frechet import frechet_distance, warn_if_few
+from diffusion_jax.metrics.neighbours import nearest_rows
 
 _LOG = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from typing import Any
 from diffusion_jax import data
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation import scores
-from diffusion_jax.evaluation.cache import judge_of
-from diffusion_jax.evaluation.classifier import Judge
-from diffusion_jax.evaluation.features import Extractor, small
 from diffusion_jax.evaluation.reference import Reference, from_data, from_file
 from diffusion_jax.evaluation.subject import Options
+from diffusion_jax.features.cache import judge_of
+from diffusion_jax.features.classifier import Judge
+from diffusion_jax.features.extractor import Extractor, small
 from diffusion_jax.registry import build
 
 _LOG = logging.getLogger(__name__)

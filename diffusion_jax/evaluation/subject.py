@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax import data
-from diffusion_jax.evaluation.features import Extractor
-from diffusion_jax.evaluation.passes import BATCH, features_of
 from diffusion_jax.evaluation.reference import Reference
-from diffusion_jax.evaluation.sample_sets import SampleSet
+from diffusion_jax.features.extractor import Extractor
+from diffusion_jax.features.passes import BATCH, features_of
+from diffusion_jax.inference.sample_sets import SampleSet
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from diffusion_jax.systems.base import Batch, Request, System, from_config
-from diffusion_jax.systems.cascade import Cascade, Stage
 from diffusion_jax.systems.consistency import Consistency
 from diffusion_jax.systems.diffusion import Diffusion
 from diffusion_jax.systems.distillation import ProgressiveDistillation
@@ -18,7 +17,6 @@ from diffusion_jax.systems.uncertain_generation import UncertainGeneration
 
 __all__ = [
     "Batch",
-    "Cascade",
     "Consistency",
     "Diffusion",
     "Generation",
@@ -27,7 +25,6 @@ __all__ = [
     "Palette",
     "Request",
     "Sampling",
-    "Stage",
     "SuperResolution",
     "System",
     "TextGeneration",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from diffusion_jax.training.config import complete
 from diffusion_jax.training.loop import train
 from diffusion_jax.training.program import Program, prepare
-from diffusion_jax.training.runs import Run, load_run
 from diffusion_jax.training.workdir import finished_steps
 
-__all__ = ["Program", "Run", "complete", "finished_steps", "load_run", "prepare", "train"]
+__all__ = ["Program", "complete", "finished_steps", "prepare", "train"]

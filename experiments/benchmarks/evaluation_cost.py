@@ -25,11 +25,12 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from diffusion_jax.evaluation.classifier import Judge
-from diffusion_jax.evaluation.features import Extractor, small
-from diffusion_jax.evaluation.passes import BATCH, moments_of
-from diffusion_jax.evaluation.resizing import preprocessing
-from diffusion_jax.evaluation.sample_sets import SampleSet
+from diffusion_jax.evaluation.reference import moments_of
+from diffusion_jax.features.classifier import Judge
+from diffusion_jax.features.extractor import Extractor, small
+from diffusion_jax.features.passes import BATCH
+from diffusion_jax.features.resizing import preprocessing
+from diffusion_jax.inference.sample_sets import SampleSet
 from diffusion_jax.models import small_classifier
 from diffusion_jax.models.inception import inception_v3
 

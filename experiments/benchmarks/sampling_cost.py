@@ -22,10 +22,10 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from diffusion_jax.evaluation import Generator, SampleFolder, find
-from diffusion_jax.evaluation.generate import Drawn
-from diffusion_jax.evaluation.requests import Rows
-from diffusion_jax.systems import Cascade, Generation, Sampling, Stage
+from diffusion_jax.inference import Cascade, Generator, SampleFolder, Stage, find
+from diffusion_jax.inference.generator import Drawn
+from diffusion_jax.inference.requests import Rows
+from diffusion_jax.systems import Generation, Sampling
 
 _WORKDIR = flags.DEFINE_list("workdir", [], "Trained runs, the stages of a cascade; a fresh network if left out.")
 _NUM = flags.DEFINE_integer("num", 512, "Images a round.")

@@ -10,7 +10,7 @@ from diffusion_jax import data
 from diffusion_jax.data.embeddings import Embeddings
 from diffusion_jax.data.sources import one_hot
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.evaluation.requests import texts_from
+from diffusion_jax.inference.requests import texts_from
 
 NAMES = [f"{kind}/{number}.png" for kind in ("a", "b") for number in range(6)]
 

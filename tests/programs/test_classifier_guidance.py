@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_jax import evaluation
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.evaluation.runs import find
+from diffusion_jax.inference.runs import find
 from diffusion_jax.sample import Options, sample
 from tests.tiny_systems import make_run
 

@@ -13,10 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from diffusion_jax import convert, evaluation, sample, training
 from diffusion_jax.errors import CheckpointError, ConfigError, DataError, DiffusionError
-from diffusion_jax.evaluation import find
+from diffusion_jax.inference import find, load_run
 from diffusion_jax.interop.convert import export
 from diffusion_jax.registry import build
-from diffusion_jax.training import load_run
 from diffusion_jax.training.given_weights import system_of
 from diffusion_jax.training.recipes import load_recipe
 from tests.peers import peer

@@ -12,7 +12,7 @@ from PIL import Image
 from diffusion_jax.data.files import read_image
 from diffusion_jax.edit import Options, edit
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.evaluation.runs import find
+from diffusion_jax.inference.runs import find
 from tests.tiny_systems import make_run, start_program
 
 

@@ -13,8 +13,9 @@ import pytest
 
 from diffusion_jax.data.files import write_image
 from diffusion_jax.errors import CheckpointError, ConfigError
-from diffusion_jax.evaluation import Evaluator, Point, Settings, evaluate_samples, expand, find, open_samples
+from diffusion_jax.evaluation import Evaluator, Point, Settings, evaluate_samples, expand
 from diffusion_jax.evaluation.watch import wait_for_run
+from diffusion_jax.inference import find, open_samples
 from tests.tiny_systems import start_program
 from tests.training import tiny
 

@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_jax.data.sources.bundled import digits
 from diffusion_jax.evaluation import Settings, evaluate_samples
-from diffusion_jax.evaluation.metrics.statistics_file import read_statistics
+from diffusion_jax.metrics.statistics_file import read_statistics
 from tests.tiny_systems import start_program
 
 

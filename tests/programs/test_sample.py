@@ -16,8 +16,8 @@ from PIL import Image
 from diffusion_jax import sample
 from diffusion_jax.data.files import read_image
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.evaluation import Generator, find
-from diffusion_jax.evaluation.requests import Rows
+from diffusion_jax.inference import Generator, find
+from diffusion_jax.inference.requests import Rows
 from tests.tiny_systems import start_program
 
 

@@ -12,9 +12,10 @@ import pytest
 
 from diffusion_jax import systems, training
 from diffusion_jax.errors import CheckpointError, ConfigError
+from diffusion_jax.inference import load_run
 from diffusion_jax.sampling import grids
 from diffusion_jax.systems.distillation import ProgressiveDistillation
-from diffusion_jax.training import load_run, stages
+from diffusion_jax.training import stages
 from diffusion_jax.training.stages import halve, halvings
 from tests.tiny_systems import NETWORK, PROCESS, FunctionNetwork, make_batch, make_run
 

@@ -12,9 +12,10 @@ import pytest
 from diffusion_jax import data
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation.noisy_accuracy import accuracy_by_time
+from diffusion_jax.inference import Cascade, Stage
+from diffusion_jax.inference.cascade import Guided
 from diffusion_jax.process import Process
-from diffusion_jax.systems import Cascade, Generation, NoisyClassifier, Sampling, Stage
-from diffusion_jax.systems.cascade import Guided
+from diffusion_jax.systems import Generation, NoisyClassifier, Sampling
 from diffusion_jax.systems.noisy_classifier import quarter_of, right, same_noise
 from tests.tiny_systems import PROCESS, FunctionNetwork, make_generation, randomize, start
 

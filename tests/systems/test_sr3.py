@@ -12,8 +12,9 @@ from PIL import Image
 
 from diffusion_jax import systems
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.evaluation.requests import low_res_from
-from diffusion_jax.systems import Cascade, Sampling, Stage, SuperResolution, to_float
+from diffusion_jax.inference import Cascade, Stage
+from diffusion_jax.inference.requests import low_res_from
+from diffusion_jax.systems import Sampling, SuperResolution, to_float
 from diffusion_jax.training.recipes import load_recipe
 from tests.tiny_systems import FunctionNetwork, make_super_resolution
 

@@ -9,7 +9,8 @@ import pytest
 
 from diffusion_jax import data
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.systems import Cascade, Sampling, Stage, TextGeneration, TextSuperResolution
+from diffusion_jax.inference import Cascade, Stage
+from diffusion_jax.systems import Sampling, TextGeneration, TextSuperResolution
 from tests.tiny_systems import PROCESS, FunctionNetwork, randomize, start
 
 SPEC = {"text": {"tokens": None, "mask": None}}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import data, training
+from diffusion_jax import data
 from diffusion_jax.evaluation import bits_per_dim
 from diffusion_jax.process import likelihood
 from diffusion_jax.systems import to_float
@@ -38,7 +38,7 @@ def test_a_trained_model_beats_independent_pixels_in_bits_per_dim(tmp_path):
     trainer = start_program(f"--config={RECIPE}", f"--workdir={tmp_path}", *fields, program="train")  # on one device
     _, errors = trainer.communicate()
     assert trainer.returncode == 0, errors
-    run = training.load_run(tmp_path)
+    run = inference.load_run(tmp_path)
     train, test = (data.from_config(config["data"], seed=0, split=split) for split in ("train", "test"))
     found = bits_per_dim(run.system, run.params, test, limit=180)
     real, held_out = (np.asarray(to_float(next(iter(part.one_pass(5000)))["image"])) for part in (train, test))

@@ -149,36 +149,36 @@ def test_weights_of_other_shapes_or_types_are_not_taken(finished):
 
 
 def test_weights_to_sample_from(finished):
-    raw, ema, named = (training.load_run(finished, weights=weights) for weights in ("raw", "ema", "constant_0.99"))
+    raw, ema, named = (inference.load_run(finished, weights=weights) for weights in ("raw", "ema", "constant_0.99"))
     leaf = lambda run: np.asarray(run.params["stem"]["kernel"])  # noqa: E731
     assert ema.step == 10 and np.abs(leaf(raw) - leaf(ema)).max() > 0
     np.testing.assert_array_equal(leaf(ema), leaf(named))
     _, state = restore(finished)
     np.testing.assert_array_equal(leaf(raw), state.params["stem"]["kernel"])
     np.testing.assert_array_equal(leaf(ema), state.ema["constant_0.99"]["stem"]["kernel"])
-    assert training.load_run(finished, step=6).step == 6
-    assert training.load_run(finished, overrides={"sampling.steps": 7}).config["sampling"]["steps"] == 7
+    assert inference.load_run(finished, step=6).step == 6
+    assert inference.load_run(finished, overrides={"sampling.steps": 7}).config["sampling"]["steps"] == 7
 
 
 def test_sampling_falls_back_too(workdir, caplog):
     damage(workdir, 10)
     with caplog.at_level("ERROR", logger="diffusion_jax"):
-        assert training.load_run(workdir).step == 9
+        assert inference.load_run(workdir).step == 9
     assert "Checkpoint 10" in caplog.text
     with pytest.raises(CheckpointError, match="no checkpoint.*can be read"):
-        training.load_run(workdir, step=10)
+        inference.load_run(workdir, step=10)
 
 
 def test_what_is_not_there(finished, tmp_path):
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 7 \(it has: 6, 9, 10\)"):
-        training.load_run(finished, step=7)
+        inference.load_run(finished, step=7)
     with pytest.raises(CheckpointError, match="no weights 'emma'.*constant_0.99"):
-        training.load_run(finished, weights="emma")
+        inference.load_run(finished, weights="emma")
     with pytest.raises(CheckpointError, match="holds no run"):
-        training.load_run(tmp_path)
+        inference.load_run(tmp_path)
     training.config.claim(tmp_path, tiny.config())
     with pytest.raises(CheckpointError, match="no finished checkpoint yet"):
-        training.load_run(tmp_path)
+        inference.load_run(tmp_path)
 
 
 def test_a_directory_that_cannot_be_written(tmp_path):

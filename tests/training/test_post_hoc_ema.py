@@ -11,9 +11,10 @@ from scipy import integrate
 from diffusion_jax import post_hoc_ema as program
 from diffusion_jax import systems
 from diffusion_jax.errors import CheckpointError, ConfigError
-from diffusion_jax.evaluation.runs import find
+from diffusion_jax.inference import load_run
+from diffusion_jax.inference.runs import find
 from diffusion_jax.training import config as configs
-from diffusion_jax.training import ema, load_run, post_hoc_ema
+from diffusion_jax.training import ema, post_hoc_ema
 from diffusion_jax.training.checkpoints import Checkpointer
 from diffusion_jax.training.post_hoc_ema import Profile
 from diffusion_jax.training.state import TrainState

@@ -1,0 +1,12 @@
+"""What sampling, editing and evaluation share: trained runs, cascades, requests, the sharded generator, sample folders."""
+
+from __future__ import annotations
+
+from diffusion_jax.inference.cascade import Cascade, Stage
+from diffusion_jax.inference.generator import Generator
+from diffusion_jax.inference.run import Run, load_run
+from diffusion_jax.inference.runs import Runs, find
+from diffusion_jax.inference.sample_sets import SampleSet, open_samples
+from diffusion_jax.inference.samples import SampleFolder
+
+__all__ = ["Cascade", "Generator", "Run", "Runs", "SampleFolder", "SampleSet", "Stage", "find", "load_run", "open_samples"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class DiffusionError(ValueError):
@@ -32,3 +33,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def check_choice(what: str, value: Any, known: Iterable[str]) -> None:
+    """Raise a `ConfigError` unless `value` is one of the known names; the nearest is suggested.
+
+    Args:
+      what: what the value is, and of which part, such as "process: variance".
+    """
+    known = list(known)
+    if value not in known:
+        raise ConfigError(f"{what}: unknown {value!r}{nearest(str(value), known)} (known: {', '.join(known)})")

@@ -44,7 +44,15 @@ class System(Protocol):
         """Make what training carries from step to step beside the parameters: a small pytree, {} for most."""
 
     def losses(
-        self, params: Params, state: Any, batch: Batch, key: jax.Array, *, step: jax.Array, frozen: Mapping[str, Any], train: bool
+        self,
+        params: Params,
+        state: Any,
+        batch: Batch,
+        key: jax.Array,
+        *,
+        step: jax.Array,
+        frozen: Mapping[str, Any],
+        train: bool,
     ) -> Losses:
         """Compute the losses of a batch, one for each group of parameters.
 

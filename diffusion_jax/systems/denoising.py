@@ -118,9 +118,7 @@ class Denoising(Objective):
         if self.vlb_weight or system.process.learns_variance or isinstance(self.times, Importance):
             raise ConfigError(f"{what} takes a fixed variance, vlb_weight 0 and unbiased times")
         if build("weighting", self.weighting) is weightings.bound_only:
-            raise ConfigError(
-                f"{what} weights a squared error, of which the weighting 'vlb' has none: use 'edm', or 'simple'"
-            )
+            raise ConfigError(f"{what} weights a squared error, of which the weighting 'vlb' has none: use 'edm', or 'simple'")
         if self.distance == "l1":
             raise ConfigError(f"{what} learns the variance of a squared error: use the distance 'l2' or 'l2_sum'")
 
@@ -150,8 +148,8 @@ class Denoising(Objective):
             where=None if known is None else known.made,
         )
         if self.uncertainty:
-            weight = weightings.in_target_space(build("weighting", self.weighting), system.process, output.times)
-            u = system.network.log_variance(params, system.process.noise_level(output.times))
+            weight = weightings.in_target_space(build("weighting", self.weighting), system.process, output.t)
+            u = system.network.log_variance(params, system.process.noise_level(output.t))
             value = jnp.mean(weight * output.per_example * jnp.exp(-u) + u)
         return value, {"state": output.sampler_state, "per_example": output.per_example, "log_snr": output.log_snr}
 

@@ -98,7 +98,15 @@ class Diffusion:
         self.objective.check_steps(steps)
 
     def losses(
-        self, params: Params, state: Any, batch: Batch, key: jax.Array, *, step: jax.Array, frozen: Mapping[str, Any], train: bool
+        self,
+        params: Params,
+        state: Any,
+        batch: Batch,
+        key: jax.Array,
+        *,
+        step: jax.Array,
+        frozen: Mapping[str, Any],
+        train: bool,
     ) -> Losses:
         """Compute the objective of a batch; see `System.losses`."""
         for conditioner in self.conditioners:

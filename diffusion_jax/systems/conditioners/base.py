@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.data import numeric
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Process
 from diffusion_jax.rng import named
@@ -61,6 +62,7 @@ class Conditioner:
       flags: by which a person asks for it.
       needs_data: whether a request that nobody spells out is taken from held-out data.
       takes_previous: whether a later stage of a cascade gets it from the stage before.
+      keeps_known: whether `known` says which part of the data is known.
     """
 
     drop: float = 0.0
@@ -71,6 +73,7 @@ class Conditioner:
     flags: ClassVar[tuple[Flag, ...]] = ()
     needs_data: ClassVar[bool] = False
     takes_previous: ClassVar[bool] = False
+    keeps_known: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop <= 1:
@@ -178,14 +181,12 @@ def gather(request: Callable[[Mapping[str, Any]], Mapping[str, Any]], pipeline: 
 
     parts = []
     for batch in pipeline.one_pass(256, limit=num):
-        numeric = {name: np.asarray(value) for name, value in batch.items() if np.asarray(value).dtype != object}
-        parts.append(jax.tree.map(np.asarray, columns(numeric)))
+        parts.append(jax.tree.map(np.asarray, columns(numeric(batch))))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def per_example(key: jax.Array, name: str, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Draw standard normal noise [N, *shape], that of example i from (key, name, indices[i]) alone."""
-    from diffusion_jax.rng import named
 
     keys = jax.vmap(lambda index: named(key, name, index))(indices)
     return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)

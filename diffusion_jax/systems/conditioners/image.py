@@ -66,6 +66,7 @@ class ImageAndMask(Conditioner):
         Flag("task", "Image to image: colorize, inpaint, uncrop or jpeg; the run's own mixture if left out."),
     )
     needs_data = True
+    keeps_known = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

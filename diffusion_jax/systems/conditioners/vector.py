@@ -54,6 +54,4 @@ class Vector(Conditioner):
     def check_data(self, pipeline: Any) -> None:
         """Raise a `ConfigError` unless images are augmented, where the vector says how."""
         if self.key == "augment" and not pipeline.augment:
-            raise ConfigError(
-                "the conditioner 'augment' needs augmented images: set data.augment to a probability above 0"
-            )
+            raise ConfigError("the conditioner 'augment' needs augmented images: set data.augment to a probability above 0")

@@ -19,8 +19,8 @@ class Spec:
     Args:
       shape: without the batch, channels last: (H, W, C) of images, (F, H, W, C) of videos, (L, C) of audio, (N, D) of point
         sets.
-      kind: "image", "video", "audio", "points", "tokens" or "vector": how an example is drawn into a picture, and how it is
-        written.
+      kind: "image", "video", "audio", "points", "tokens" or "vector": says how an example is drawn into a picture, and how it
+        is written.
 
     Raises:
       ConfigError: an unknown kind, sizes that are not positive whole numbers, or a rank that the kind does not have.

@@ -81,6 +81,23 @@ class Embeddings(Mapping[str, dict[str, np.ndarray]]):
             raise DataError(f"{self._path} has no embedding of {len(missing)} images, such as {missing[0]!r}{hint}")
 
 
+def texts_from(path: str) -> dict[str, np.ndarray]:
+    """Read a person's texts: an npz of tokens [N, L, D], mask [N, L] and perhaps pooled [N, D'], one text for each sample.
+
+    Raises:
+      DataError: nothing there, or no texts in it.
+    """
+    try:
+        with np.load(path) as arrays:
+            found = {name: arrays[part] for part, name in PARTS.items() if part in arrays}
+            shapes = found["text"].shape, found["text_mask"].shape
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"cannot read {path}: an npz with tokens [N, L, D] and mask [N, L] is needed ({error})") from error
+    if len(shapes[0]) != 3 or shapes[1] != shapes[0][:2] or not shapes[0][0]:
+        raise DataError(f"{path}: tokens {shapes[0]} and mask {shapes[1]} should be [N, L, D] and [N, L]")
+    return {**found, "text_mask": found["text_mask"].astype(bool)}
+
+
 def one_hot(caption: str, vocabulary: Sequence[str], length: int) -> dict[str, np.ndarray]:
     """{"text": float16 [length, words + length], "text_mask": bool [length]} of a caption.
 

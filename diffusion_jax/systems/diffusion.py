@@ -55,7 +55,8 @@ class Diffusion:
         settle("objective", build_named("objective", self.objective, "denoising"))
         fields: dict[str, Any] = {"out_channels": self.process.output_channels(self.model_spec.channels)}
         for conditioner in self.conditioners:
-            fields |= conditioner.network_fields()
+            own = conditioner.network_fields()
+            fields |= own | {"vectors": {**fields.get("vectors", {}), **own.get("vectors", {})}}
             conditioner.check_process(self.process)
         keys = [key for conditioner in self.conditioners for key in conditioner.keys]
         settle("network", build_network(self.network, self.model_spec, keys, **fields))

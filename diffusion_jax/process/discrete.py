@@ -2,9 +2,9 @@
 
     q(x_t | x0) = keep(t) [x_t = x0] + (1 - keep(t)) noise(x_t)
 
-The noise is uniform over the K values, or all of it one more state, the mask. From s to t the same holds with keep(t) / keep(s),
-so that posteriors and reverse steps are sums over states for any s < t, and no K x K matrix is ever multiplied. Binomial
-diffusion, whose bits decay to a fair coin, is the uniform noise of K = 2.
+The noise is uniform over the K values, or all of it one more state, the mask. From s to t the same holds with
+keep(t) / keep(s), so that posteriors and reverse steps are sums over states for any s < t, and no K x K matrix is ever
+multiplied. Binomial diffusion, whose bits decay to a fair coin, is the uniform noise of K = 2.
 
 Sources: Sohl-Dickstein et al. 2015, appendix B.1 (arXiv 1503.03585); D3PM: Austin et al. 2021 (arXiv 2107.03006).
 """
@@ -34,6 +34,8 @@ NOISES = ("uniform", "absorbing")
 
 Tokens = Int[Array, "batch *shape"]
 """A batch of categories: data are 0 to K - 1, the mask is K."""
+
+Replaced = Bool[Array, "batch *shape"]
 
 LogValues = Float[Array, "batch *shape values"]
 """Logarithms of probabilities of the K values of x0."""
@@ -74,13 +76,13 @@ class Categorical:
             raise ConfigError(f"process 'categorical': num_values must be at least 2, got {self.num_values}")
         if schedule.family == "ve":
             raise ConfigError(
-                f"process 'categorical': the schedule {schedule.name!r} keeps all of the signal (alpha is 1 throughout): use one "
-                "that loses it, such as 'straight_line' or 'cosine_continuous'"
+                f"process 'categorical': the schedule {schedule.name!r} keeps all of the signal (alpha is 1 throughout): use "
+                "one that loses it, such as 'straight_line' or 'cosine_continuous'"
             )
         if self.noise == "absorbing" and np.isfinite(schedule.log_snr(np.float64(1.0))):
             raise ConfigError(
-                f"process 'categorical': absorbing noise must end in masks alone, but the schedule {schedule.name!r} keeps some "
-                "data: use 'straight_line', 'jsd' or 'zero_terminal_snr'"
+                f"process 'categorical': absorbing noise must end in masks alone, but the schedule {schedule.name!r} keeps "
+                "some data: use 'straight_line', 'jsd' or 'zero_terminal_snr'"
             )
         object.__setattr__(self, "schedule", schedule)
 
@@ -118,7 +120,7 @@ class Categorical:
             return jnp.full(shape, self.num_values, jnp.int32)
         return jax.random.randint(key, shape, 0, self.num_values, jnp.int32)
 
-    def corrupt(self, key: jax.Array, x0: Tokens, t: Time) -> tuple[Tokens, Bool[Array, "batch *shape"]]:
+    def corrupt(self, key: jax.Array, x0: Tokens, t: Time) -> tuple[Tokens, Replaced]:
         """Draw x_t of q(x_t | x0); also return which elements were replaced, be it by the value they had."""
         lost = jax.random.uniform(named(key, "where"), x0.shape) < jnp.exp(expand(self.log_keep(t)[1], x0))
         return jnp.where(lost, self.prior(named(key, "noise"), x0.shape), x0), lost
@@ -255,7 +257,7 @@ def binomial(schedule: Any = "straight_line") -> Categorical:
     A bit that is tossed anew with the probability beta is one replaced by uniform noise: `Categorical` of 2 values, exactly.
 
     Args:
-      schedule: "straight_line" is the published beta_t = 1 / (T - t + 1), which erases the same part of the signal in every step.
+      schedule: "straight_line" is the published beta_t = 1 / (T - t + 1), which erases as much of the signal in every step.
 
     Source: Sohl-Dickstein et al. 2015, section 2.4.1 and appendix B.1 (arXiv 1503.03585).
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -13,50 +14,48 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.process import Denoiser
+from diffusion_jax.process import Denoiser, likelihood
 from diffusion_jax.process.discrete import Categorical, binomial, bound_loss
 from diffusion_jax.registry import build
 from tests.enumeration import BITS, MASKED, STEPS, WORLDS
+from tests.oracles import QUICK
 
 PAIRS = list(itertools.combinations(range(STEPS + 1), 2))
 worlds = pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS.keys())
 
 
-def processes(world):
-    """The same process in continuous time and as a chain."""
-    return [world.process, Categorical(world.values, world.noise, {"name": "jsd", "num_steps": STEPS})]
+def compiled(function):
+    return jax.jit(function, compiler_options=QUICK)
 
 
 @worlds
-def test_marginals(world):
-    """q(x_t | x0) is the product of the steps' matrices; its transpose is the evidence of x_t."""
-    clean, noisy = jnp.arange(world.values)[:, None], jnp.arange(world.size)[:, None]
-    for process, t in itertools.product(processes(world), range(1, STEPS + 1)):
-        exact = world.between(0, t)[: world.values]
-        np.testing.assert_allclose(np.exp(process.forward(clean, t / STEPS))[:, 0], exact, atol=2e-6)
-        np.testing.assert_allclose(np.exp(process.evidence(noisy, t / STEPS))[:, 0], exact.T, atol=2e-6)
+def test_marginals_and_posteriors(world):
+    """q(x_t | x0) is the product of the steps' matrices, and q(x_s | x_t, x0) is Bayes' rule: for leaps over steps, too."""
+    chain = Categorical(world.values, world.noise, {"name": "jsd", "num_steps": STEPS})
+    axes = np.meshgrid(np.arange(len(PAIRS)), np.arange(world.values), np.arange(world.size), indexing="ij")
+    pair, x0, x_t = (jnp.asarray(axis.ravel()) for axis in axes)
+    s, t = (jnp.asarray(times, jnp.float32)[pair] / STEPS for times in zip(*PAIRS, strict=True))
 
-
-@worlds
-def test_posteriors_of_any_two_times(world):
-    """q(x_s | x_t, x0) is Bayes' rule, s = 0 and leaps over several steps included."""
-    x0, x_t = (jnp.asarray(axis.ravel()[:, None]) for axis in np.mgrid[: world.values, : world.size])
-    for process, (s, t) in itertools.product(processes(world), PAIRS):
-        exact = world.posterior(s, t).reshape(-1, world.size)
+    for process in (world.process, chain):
+        parts = compiled(lambda x0, x_t, s, t, p=process: (p.forward(x0, t), p.evidence(x_t, t), p.posterior(x0, x_t, s, t)))
+        forward, evidence, posterior = (np.exp(part[:, 0]) for part in parts(x0[:, None], x_t[:, None], s, t))
+        marginal = np.array([world.between(0, later) for _, later in PAIRS])
+        np.testing.assert_allclose(forward, marginal[pair, x0], atol=2e-6)
+        np.testing.assert_allclose(evidence, marginal[pair, : world.values, x_t], atol=2e-6)
+        exact = np.array([world.posterior(*times) for times in PAIRS])[pair, x0, x_t]
         possible = ~np.isnan(exact[:, 0])
-        found = np.exp(process.posterior(x0, x_t, jnp.float32(s / STEPS), jnp.float32(t / STEPS)))[:, 0]
-        np.testing.assert_allclose(found[possible], exact[possible], atol=3e-6)
+        np.testing.assert_allclose(posterior[possible], exact[possible], atol=3e-6)
 
 
 @worlds
 def test_the_reverse_step_of_a_network(world):
     """By Bayes' rule from softmax(output) q(x_t | x0); and that is D3PM's sum of joint probabilities, normalised."""
-    x, t = jnp.asarray(world.states), 3
-    log_probs = world.denoiser()(x, t / STEPS)
-    np.testing.assert_allclose(np.exp(log_probs), world.clean(t), atol=2e-6)
+    x, t, denoiser = jnp.asarray(world.states), 3, world.denoiser()
+    reverse = compiled(lambda s: jnp.exp(world.process.reverse(denoiser(x, t / STEPS), x, s / STEPS, t / STEPS)))
+    np.testing.assert_allclose(np.exp(compiled(denoiser)(x, t / STEPS)), world.clean(t), atol=2e-6)
     prior = np.exp(world.logits[t - 1]) / np.exp(world.logits[t - 1]).sum(-1, keepdims=True)
     for s in range(t):
-        found = np.exp(world.process.reverse(log_probs, x, s / STEPS, t / STEPS))
+        found = np.asarray(reverse(s))
         whole = np.prod([found[:, n][:, world.states[:, n]] for n in range(world.elements)], axis=0)
         np.testing.assert_allclose(whole, world.reverse(s, t), atol=3e-6)
         joint = world.between(0, s)[: world.values, :, None] * world.between(s, t)  # [x0, x_s, x_t]
@@ -99,8 +98,9 @@ def expected_terms(world):
     x0 = jnp.repeat(jnp.asarray(world.states[world.data]), noisy, 0)
     x_t = jnp.tile(jnp.asarray(world.states), (clean, 1))
     denoiser, terms = world.denoiser(), []
+    term_of = compiled(lambda t: world.process.vlb_term(denoiser(x_t, t / STEPS), x0, x_t, (t - 1) / STEPS, t / STEPS))
     for t in range(1, STEPS + 1):
-        term = world.process.vlb_term(denoiser(x_t, t / STEPS), x0, x_t, (t - 1) / STEPS, t / STEPS)
+        term = term_of(t)
         weight = world.together(world.between(0, t))[world.data]
         term = np.where(weight > 0, np.asarray(term, np.float64).reshape(clean, noisy), 0.0)
         terms.append((weight * term).sum(-1) * world.elements)
@@ -118,73 +118,92 @@ def test_the_bound_is_the_enumerated_one(world):
     assert (exact > -np.log2(world.model[world.data])).all()
 
 
-@worlds
+@pytest.mark.parametrize("world", [WORLDS["bits"], WORLDS["masked tokens"]], ids=["bits", "masked tokens"])
 def test_the_bound_of_draws(world):
     """`bits_per_dim` and the training loss are unbiased estimates of it, term by term."""
-    count, terms = 40_000, expected_terms(world)[:, 1] / world.elements
+    count, terms, process = 10_000, expected_terms(world)[:, 1] / world.elements, world.process
     x0 = jnp.tile(jnp.asarray(world.states[world.data[1]]), (count, 1))
-    parts = world.process.bits_per_dim(world.denoiser(), x0, jax.random.key(0), STEPS)
-    spread = 5 * np.asarray(parts.terms).std(0) / count**0.5 + 1e-5
-    assert (np.abs(np.asarray(parts.terms).mean(0) - terms) < spread).all()
-    np.testing.assert_allclose(parts.total, parts.terms.sum(-1) + parts.prior, rtol=1e-6)
+    parts = compiled(lambda key: likelihood.bits_per_dim(world.denoiser(), x0, key, STEPS))(jax.random.key(0))
+    drawn = np.asarray(parts.terms, np.float64)
+    assert (np.abs(drawn.mean(0) - terms) < 5 * drawn.std(0) / count**0.5 + 1e-5).all()
+    np.testing.assert_allclose(parts.total, parts.terms.sum(-1) + parts.prior, rtol=1e-5)
 
-    process, table = world.process, jnp.asarray(world.logits)
-    fed = process.network_inputs(jnp.arange(world.size)[:, None], 1.0)[0][:, 0]
+    table, fed = jnp.asarray(world.logits), process.network_inputs(jnp.arange(world.size)[:, None], 1.0)[0][:, 0]
 
     def network(params, x, level, cond):
         """The world's model, of what a network sees."""
         tokens = jnp.abs(x[..., None] - fed).argmin(-1)
         return table[jnp.round(level / 1000 * STEPS).astype(int) - 1, world.place(tokens)].reshape(x.shape[0], -1)
 
-    loss, output = bound_loss(process, network, {}, x0, jax.random.key(1), times="low_discrepancy", steps=STEPS)
-    assert abs(float(loss) - terms.sum()) < 5 * float(output.per_example.std()) / count**0.5
-    auxiliary, _ = bound_loss(process, network, {}, x0, jax.random.key(1), times="low_discrepancy", steps=STEPS, aux_weight=0.5)
-    wrong = np.mean([-np.log2(world.clean(t)[..., 0]).mean() for t in range(1, STEPS + 1)])
-    assert 0.01 < float(auxiliary - loss) < 5 * wrong
+    def loss(weight, key):
+        return bound_loss(process, network, {}, x0, key, times="low_discrepancy", steps=STEPS, aux_weight=weight)
+
+    (plain, output), (more, _) = (compiled(functools.partial(loss, weight))(jax.random.key(1)) for weight in (0.0, 0.5))
+    np.testing.assert_allclose(output.per_example.mean(), terms.sum(), atol=5 * float(output.per_example.std()) / count**0.5)
+    np.testing.assert_allclose(plain, output.per_example.mean(), rtol=1e-5)
+    auxiliary, clean = [], world.states[world.data[1]]
+    for t in range(1, STEPS + 1):
+        weight, right = world.together(world.between(0, t))[world.data[1]], world.clean(t)[:, np.arange(world.elements), clean]
+        auxiliary.append((weight * -np.log2(np.where(weight[:, None] > 0, right, 1)).mean(-1)).sum())
+    np.testing.assert_allclose(more - plain, 0.5 * np.mean(auxiliary), rtol=0.04)
 
 
 @pytest.mark.parametrize("noise", ["uniform", "absorbing"])
 def test_the_exact_denoiser_reaches_the_entropy(noise):
     """One element: the reverse step with the true p(x0 | x_t) is the true reverse step, so the bound is the entropy."""
-    data, process = np.array([0.6, 0.3, 0.1]), Categorical(3, noise)
+    data, process, count = np.array([0.6, 0.3, 0.1]), Categorical(3, noise), 50_000
     exact = Denoiser(lambda x, t: process.decode(jnp.broadcast_to(jnp.log(data), (*x.shape[:-1], 3)), x, t), process)
-    x0 = jnp.asarray(np.repeat(np.arange(3), np.round(data * 30_000).astype(int)))[:, None]
-    parts = process.bits_per_dim(exact, x0, jax.random.key(0), 8)
-    spread = float(parts.total.std()) / len(x0) ** 0.5
-    assert abs(float(parts.total.mean()) + (data * np.log2(data)).sum()) < 4 * spread < 0.02
+    x0 = jnp.asarray(np.repeat(np.arange(3), np.round(data * count).astype(int)))[:, None]
+    total = np.asarray(compiled(lambda key: process.bits_per_dim(exact, x0, key, 8).total)(jax.random.key(0)), np.float64)
+    assert abs(total.mean() + (data * np.log2(data)).sum()) < 4 * total.std() / count**0.5 < 0.03
 
 
 def test_the_terms_stay_finite():
     """Gradients, too: for sure but wrong networks, single masks, tiny times and steps."""
-    for process, t in itertools.product([BITS.process, MASKED.process], [1e-6, 1e-3, 1.0]):
-        x0 = jnp.array([[0, 1, 1, 0]])
+    output, x0 = jnp.array([[1.0, -1, -1, 1, -1, 1, 1, -1]]), jnp.array([[0, 1, 1, 0]])
+    for process in (BITS.process, MASKED.process):
         x_t = x0.at[0, 0].set(process.num_states - 1)
 
-        def value(output, process=process, t=t, x0=x0, x_t=x_t):
-            return process.vlb_term(process.decode(output, x_t, t), x0, x_t, 0.999 * t, t).sum()
+        def value(scale, t, process=process, x_t=x_t):
+            return process.vlb_term(process.decode(scale * output, x_t, t), x0, x_t, 0.999 * t, t).sum()
 
-        for scale in (0.0, 30.0, 1000.0):
-            value_of, gradient = jax.value_and_grad(value)(scale * jnp.array([[1.0, -1, -1, 1, -1, 1, 1, -1]]))
-            assert np.isfinite(value_of) and np.isfinite(gradient).all() and value_of >= -1e-6
+        both = compiled(jax.value_and_grad(value))
+        for scale, t in itertools.product((0.0, 30.0, 1000.0), (1e-6, 1e-3, 1.0)):
+            term, gradient = both(scale, t)
+            assert np.isfinite(term) and np.isfinite(gradient) and term >= -1e-6
 
 
 # Properties -----------------------------------------------------------------------------------------------------------
 
+
+@functools.cache
+def all_states(values, noise):
+    """(s, t, x0, logits) -> q(x_s | x_t, x0), p(x_s | x_t), q(x_t | x0) and q(x_s | x0), over all x_t."""
+    process = Categorical(values, noise)
+    x_t = jnp.arange(process.num_states)[:, None]
+
+    def function(s, t, x0, logits):
+        start = jnp.full_like(x_t, x0)
+        reverse = process.reverse(process.decode(logits, x_t, t), x_t, s, t)
+        parts = (process.posterior(start, x_t, s, t), reverse, process.forward(start, t), process.forward(start, s))
+        return [jnp.exp(part[:, 0]) for part in parts]
+
+    return compiled(function)
+
+
 times = st.tuples(st.integers(0, 999), st.integers(1, 1000)).map(sorted).filter(lambda pair: pair[0] < pair[1])
 
 
-@hypothesis.given(st.integers(2, 5), st.sampled_from(["uniform", "absorbing"]), times, st.integers(0, 2**31 - 1))
+@hypothesis.given(st.sampled_from([2, 5]), st.sampled_from(["uniform", "absorbing"]), times, st.integers(0, 2**31 - 1))
 def test_posteriors_are_consistent(values, noise, pair, seed):
-    """They sum to 1, and with q(x_t | x0) give back q(x_s | x0); an unmasked element never moves."""
-    process, (s, t) = Categorical(values, noise, "straight_line"), (np.float32(number / 1000) for number in pair)
-    x0 = jnp.full((process.num_states, 1), seed % values)
-    x_t = jnp.arange(process.num_states)[:, None]
-    posterior = np.exp(process.posterior(x0, x_t, s, t))[:, 0].astype(np.float64)
-    weight = np.exp(process.forward(x0[:1], t))[0, 0].astype(np.float64)
-    np.testing.assert_allclose(posterior[weight > 0].sum(-1), 1, atol=1e-5)
-    np.testing.assert_allclose(weight @ posterior, np.exp(process.forward(x0[:1], s))[0, 0], atol=1e-5)
-    logits = jax.random.normal(jax.random.key(seed), (process.num_states, values)) * 5
-    reverse = np.exp(process.reverse(process.decode(logits, x_t, t), x_t, s, t))[:, 0]
+    """They sum to 1, and with q(x_t | x0) give back q(x_s | x0); what is not masked never moves."""
+    logits = np.random.default_rng(seed).normal(0, 5, (values + (noise == "absorbing"), values)).astype(np.float32)
+    posterior, reverse, late, early = (
+        np.asarray(part, np.float64)
+        for part in all_states(values, noise)(pair[0] / 1000, pair[1] / 1000, seed % values, logits)
+    )
+    np.testing.assert_allclose(posterior[late[0] > 0].sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(late[0] @ posterior, early[0], atol=1e-5)
     np.testing.assert_allclose(reverse.sum(-1), 1, atol=1e-5)
     if noise == "absorbing":
         assert (reverse[:-1][~np.eye(values, values + 1, dtype=bool)] == 0).all()

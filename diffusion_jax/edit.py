@@ -39,9 +39,7 @@ import numpy as np
 from absl import flags
 
 from diffusion_jax import programs
-from diffusion_jax.data.files import tile, write_image, write_json
-from diffusion_jax.data.images_with_masks import fitted, masked_images, named_files
-from diffusion_jax.data.sources.folder import read_image
+from diffusion_jax.data.files import fitted, load_image, masked_images, named_files, tile, write_image, write_json
 from diffusion_jax.errors import ConfigError, DataError, nearest
 from diffusion_jax.inference import command_line
 from diffusion_jax.inference.requests import label_rule
@@ -191,7 +189,7 @@ def read_images(folder: str, masks: str | None, system: Any, fit: bool) -> tuple
     """
     size, channels = system.image_size, system.channels
     files = named_files(Path(folder)).values()
-    found = masked_images(Path(folder), Path(masks)) if masks else ((None, read_image(path), None) for path in files)
+    found = masked_images(Path(folder), Path(masks)) if masks else ((None, load_image(path), None) for path in files)
     images, kept = [], []
     for path, (_, image, mask) in zip(files, found, strict=True):
         if not fit and image.shape[:2] != (size, size):

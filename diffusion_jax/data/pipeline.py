@@ -14,8 +14,8 @@ from absl import flags
 import diffusion_jax.data.degradations  # noqa: F401  (registers them by name)
 from diffusion_jax.data.augment import NonLeaky
 from diffusion_jax.data.cache import Cache
-from diffusion_jax.data.embeddings import PARTS
 from diffusion_jax.data.sources.base import Example, Source
+from diffusion_jax.data.sources.text import PARTS
 from diffusion_jax.data.transforms import Crop, Fit
 from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.registry import build

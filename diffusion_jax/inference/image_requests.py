@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_jax import data
 from diffusion_jax.data.degradations import TASKS, with_mask
-from diffusion_jax.data.images_with_masks import fitted, masked_images
+from diffusion_jax.data.files import fitted, masked_images
 from diffusion_jax.errors import ConfigError, DataError, nearest
 from diffusion_jax.inference.requests import requests_of
 from diffusion_jax.systems import Palette

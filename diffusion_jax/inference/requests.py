@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from diffusion_jax import data
-from diffusion_jax.data.embeddings import PARTS
-from diffusion_jax.data.sources.folder import image_files
+from diffusion_jax.data.files import image_files
+from diffusion_jax.data.sources.text import PARTS
 from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.inference.cascade import Cascade
 from diffusion_jax.systems import Diffusion, labels, to_uint8

@@ -203,7 +203,9 @@ def check_request(system: Samples, request: Request) -> None:
 
 
 def from_config(config: Any) -> System:
-    """Build the system of a whole run's configuration; the spec comes from its `data` part.
+    """Build the system of a whole run's configuration, of the name "diffusion" where it says no other.
+
+    The spec comes from the configuration's `data` part.
 
     Raises:
       ConfigError: unknown names or fields, parts that do not fit together.
@@ -212,4 +214,4 @@ def from_config(config: Any) -> System:
     spec = Spec.image(data["image_size"], data.get("channels", 3)) if data.get("image_size") is not None else None
     if spec is None:
         raise ConfigError("data.image_size is missing: give pixels, as 32 or (height, width)")
-    return build("system", config["system"], spec=spec)
+    return build("system", {"name": "diffusion", **dict(config["system"].items())}, spec=spec)

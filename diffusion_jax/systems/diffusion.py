@@ -17,7 +17,7 @@ from diffusion_jax.spec import Spec
 from diffusion_jax.systems.base import Batch, Losses, Params, Request, check_request
 from diffusion_jax.systems.conditioners import Known
 from diffusion_jax.systems.denoising import Example
-from diffusion_jax.systems.parts import build_conditioners, build_network, build_process
+from diffusion_jax.systems.parts import build_conditioners, build_named, build_network, build_process
 from diffusion_jax.systems.sampling import Sampling, draw, guided
 
 
@@ -52,10 +52,11 @@ class Diffusion:
         settle("codec", build("codec", self.codec))
         settle("process", build_process(self.process))
         settle("conditioners", build_conditioners(self.conditioners, self.spec))
-        settle("objective", build("objective", self.objective))
+        settle("objective", build_named("objective", self.objective, "denoising"))
         fields: dict[str, Any] = {"out_channels": self.process.output_channels(self.model_spec.channels)}
         for conditioner in self.conditioners:
-            fields |= conditioner.network_fields()
+            own = conditioner.network_fields()
+            fields |= own | {"vectors": {**fields.get("vectors", {}), **own.get("vectors", {})}}
             conditioner.check_process(self.process)
         keys = [key for conditioner in self.conditioners for key in conditioner.keys]
         settle("network", build_network(self.network, self.model_spec, keys, **fields))

@@ -16,11 +16,14 @@ def _is_mapping(config: Any) -> bool:
     return isinstance(config, Mapping) or hasattr(config, "items")
 
 
+def build_named(kind: str, config: Any, usual: str) -> Any:
+    """Build a part from its fields, whose "name" may be left out."""
+    return build(kind, {"name": usual, **dict(config.items())} if _is_mapping(config) else config)
+
+
 def build_process(config: Any) -> Process:
-    """Build a process from its fields; its "name" may be left out."""
-    if _is_mapping(config):
-        config = {"name": "diffusion", **dict(config.items())}
-    return build("process", config)
+    """Build a process from its fields, of the kind "diffusion" where they say no other."""
+    return build_named("process", config, "diffusion")
 
 
 def build_conditioners(config: Any, spec: Spec) -> tuple[Any, ...]:

@@ -56,7 +56,7 @@ def _digits(kind: str) -> dict:
             "network": small_unet(16, (1, 2), groups=4),
             "conditioners": {"labels": {"num_classes": 10, "drop": 0.1}},
         },
-        "data": {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 64, "cache": True},
+        "data": {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 64},
         "optimizer": {"name": "radam", "learning_rate": 1e-3, "decay": "cosine", "clip_norm": 1.0},
         "training": {"steps": 2000, "ema": [{"name": "constant", "decay": 0.995}], "checkpoint_every": 500},
         "sampling": {

@@ -31,7 +31,6 @@ def _data(image_size: int, batch_size: int) -> dict:
         "crop": "center",
         "flip": False,
         "batch_size": batch_size,
-        "cache": True,
     }
 
 

@@ -37,7 +37,7 @@ def _digits() -> dict:
             "conditioners": {"labels": {"num_classes": 10, "drop": 0.1}},
         },
         "frozen": {"teacher": None},
-        "data": {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 64, "cache": True},
+        "data": {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 64},
         "optimizer": {"name": "adamw", "learning_rate": 5e-4, "decay": "linear", "clip_norm": 1.0},
         "training": {"steps": 200, "ema": [{"name": "constant", "decay": 0.98}], "checkpoint_every": 200},
         "sampling": {"solver": "ddim", "grid": "trailing", "steps": 32, "threshold": "none"},

@@ -115,11 +115,8 @@ class Diffusion:
         x0 = self.codec.encode(frozen, batch, named(key, "encode"))
         cond, null = self._training_cond(batch, key, train)
         example = Example(x0, cond, null, self._known(batch))
-        return {
-            "network": self.objective.loss(
-                self, params["network"], state, example, key, step=step, frozen=frozen, train=train
-            )
-        }  # fmt: skip
+        given = {"step": step, "frozen": frozen, "train": train}
+        return {"network": self.objective.loss(self, params["network"], state, example, key, **given)}
 
     def _training_cond(self, batch: Batch, key: jax.Array, train: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         """The conditioning of a training batch, of which some is dropped at random, and its null."""

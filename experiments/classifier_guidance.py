@@ -61,7 +61,6 @@ def recipe(name: str, steps: int) -> dict[str, Any]:
             "image_size": 8,
             "channels": 1,
             "batch_size": 64 if classifier else 32,
-            "cache": True,
             "crop": "zoom" if classifier else "center",
         },
         "optimizer": {

@@ -36,7 +36,7 @@ _RESAMPLING = {"conv": "conv", "resnet": "resblock"}
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """A config.json.
+    """Read a config.json.
 
     Raises:
       DataError: it is missing, or no JSON object.
@@ -56,7 +56,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def network_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `models.unet` for a UNet2DModel's configuration.
+    """Return the fields of `models.unet` for a UNet2DModel's configuration.
 
     Args:
       config: as in config.json; what it leaves out has UNet2DModel's defaults.
@@ -144,7 +144,7 @@ _KEPT = ("remat", "dtype", "dropout")  # fields of the recipe's network that say
 
 
 def open_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """(the weight file, the configuration beside it) of a model's folder, a pipeline's folder, or a file.
+    """Find (the weight file, the configuration beside it) of a model's folder, a pipeline's folder, or a file.
 
     Raises:
       DataError: there is no weight file, or no config.json.
@@ -161,7 +161,7 @@ def open_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 def over_recipe(recipe: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's network as a model's configuration says it is.
+    """Return a recipe's network as a model's configuration says it is.
 
     What the recipe says about how the network runs (dropout, remat, dtype) stays; image size, channels and classes follow
     from the rest of the recipe, and must agree.
@@ -179,12 +179,14 @@ def over_recipe(recipe: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
             f"--config.data.image_size={size} and --config.data.channels={channels}"
         )
     system = recipe["system"]
-    rows = system.get("num_classes", 0)
-    rows += bool(rows) and system.get("cond_drop", 0.1) > 0
+    labels = system.get("conditioners", {}).get("labels") or {}
+    rows = labels.get("num_classes", 0)
+    rows += bool(rows) and labels.get("drop", 0.1) > 0
     if rows != classes:
         raise ConfigError(
             f"the weights have {classes or 'no'} class embeddings, the recipe's system has {rows or 'none'}: set "
-            "--config.system.num_classes, and --config.system.cond_drop=0 where no row stands for 'no class'"
+            "--config.system.conditioners.labels.num_classes, and --config.system.conditioners.labels.drop=0 where no row "
+            "stands for 'no class'"
         )
     own = system.get("network", {})
     kept = {field: own[field] for field in _KEPT if not isinstance(own, str) and field in own}

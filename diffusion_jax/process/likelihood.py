@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -114,9 +114,17 @@ class BitsPerDim(NamedTuple):
     eps_mse: Float[Array, "batch steps"]
 
 
+@runtime_checkable
+class HasBound(Protocol):
+    """A process that is not Gaussian, and has a bound of its own."""
+
+    def bits_per_dim(self, denoiser: Denoiser, x0: Any, key: jax.Array, num_steps: int) -> BitsPerDim:
+        """Compute all terms of the bound on T steps, as `bits_per_dim` does."""
+
+
 def bits_per_dim(
     denoiser: Denoiser,
-    x0: Data,
+    x0: jax.Array,
     key: jax.Array,
     num_steps: int | None = None,
     clip: bool = True,
@@ -126,7 +134,7 @@ def bits_per_dim(
     """Measure all terms of the bound, with one noise draw for each; T network evaluations.
 
     Args:
-      x0: clean data [B, ...] of 256 levels.
+      x0: clean data [B, ...] of 256 levels; of another process (`HasBound`), what that one takes.
       num_steps: T, by default the chain's own; continuous processes need it.
       clip: clip the predicted x0 to the data's range, as published likelihoods do.
       tanh: approximate the decoder's distribution function, as published likelihoods do.
@@ -138,13 +146,15 @@ def bits_per_dim(
 
     Source: Nichol & Dhariwal 2021 (arXiv 2102.09672).
     """
-    process = gaussian(denoiser.process, "bits_per_dim", "a bound of its own")
-    check_data(x0)
-    count = process.num_steps if num_steps is None else num_steps
+    count = denoiser.process.num_steps if num_steps is None else num_steps
     if count is None:
         raise ConfigError("bits_per_dim of a continuous process needs num_steps, such as 1000")
     if count < 2:
         raise ConfigError(f"bits_per_dim needs num_steps of at least 2, got {count}")
+    if isinstance(denoiser.process, HasBound):
+        return denoiser.process.bits_per_dim(denoiser, x0, key, count)
+    process = gaussian(denoiser.process, "bits_per_dim", "one that has its own")
+    check_data(x0)
 
     def step(carry: None, index: jax.Array) -> tuple[None, tuple[jax.Array, ...]]:
         s, t = index / count, (index + 1) / count

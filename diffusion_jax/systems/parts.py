@@ -62,7 +62,8 @@ def build_network(config: Any, spec: Spec, cond_keys: Iterable[str], **fields: A
     network = build("network", config, image_size=size, in_channels=spec.channels, **fields)
     if network.spec != spec:
         raise ConfigError(
-            f"the network is made for {network.spec}, but the system's are {spec}: leave image_size and in_channels out of the network's configuration"
+            f"the network is made for {network.spec}, but the system's data are {spec}: leave image_size and in_channels out "
+            "of the network's configuration"
         )
     taken, fed = set(network.cond_spec), set(cond_keys)
     if taken != fed:

@@ -85,6 +85,19 @@ def test_one_pass_is_in_order_once():
     assert sum(len(b["image"]) for b in pipeline().one_pass(8, limit=11)) == 11
 
 
+def test_whatever_a_source_has_reaches_the_batch():
+    class Measured(ArraySource):
+        def __getitem__(self, index):
+            return {**super().__getitem__(index), "weight": np.float32([index, 1]), "place": "here", "count": index}
+
+    source = Measured("measured", numbered().images, None)
+    for batch in (pipeline(source=source).batch(1), next(pipeline(source=source).one_pass(8))):
+        index = batch["image"][:, 0, 3, 0]
+        np.testing.assert_array_equal(batch["weight"], np.stack([index, np.ones(8)], -1))
+        assert batch["weight"].dtype == np.float32 and batch["count"].tolist() == index.tolist()
+        assert batch["place"].tolist() == ["here"] * 8 and batch["place"].dtype == object
+
+
 def test_rectangles_from_source_to_batch():
     """Drawn, fitted, cropped with their masks, degraded or augmented: (height, width) throughout."""
     config = {"source": {"name": "shapes", "size": (20, 30), "num_examples": 40}, "image_size": (16, 24), "batch_size": 40}

@@ -1,6 +1,7 @@
 """Solvers: pairs (init, step) that walk x from time t to an earlier time s with a `Denoiser`.
 
-All are written in (alpha, sigma) and log-SNR, so each serves every family of processes. The levels sigma / alpha are
+All but `categorical`, which draws bits and categories, are written in (alpha, sigma) and log-SNR, so each serves every
+Gaussian process. The levels sigma / alpha are
 the time of the probability-flow ODE, d(x / alpha) = eps d(sigma / alpha).
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 from diffusion_jax.sampling.solvers.ancestral import ddpm
 from diffusion_jax.sampling.solvers.base import Draw, Noise, Solver
 from diffusion_jax.sampling.solvers.ddim import ddim, euler, euler_ancestral
+from diffusion_jax.sampling.solvers.discrete import categorical
 from diffusion_jax.sampling.solvers.dpmpp_multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
 from diffusion_jax.sampling.solvers.dpmpp_singlestep import dpmpp_2s, dpmpp_sde
 from diffusion_jax.sampling.solvers.heun import heun
@@ -21,6 +23,7 @@ __all__ = [
     "Draw",
     "Noise",
     "Solver",
+    "categorical",
     "ddim",
     "ddpm",
     "dpmpp_2m",

@@ -11,6 +11,7 @@ import jax
 from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process import Denoiser, Process
 from diffusion_jax.process.noise_levels import on_schedule
+from diffusion_jax.process.process import gaussian
 from diffusion_jax.registry import build, check_fields
 from diffusion_jax.sampling import guidance, sample
 
@@ -116,7 +117,13 @@ class Sampling:
         return build("grid", self.grid, num_steps=self.steps)
 
     def check(self, process: Process) -> None:
-        """Raise a `ConfigError` if the grid does not suit the process, or the solver cannot serve it on that grid."""
+        """Raise a `ConfigError` if the grid does not suit the process, or the solver cannot serve it on that grid.
+
+        Guidance and another schedule are of Gaussian processes alone.
+        """
+        for name, off in (("guidance", 1.0), ("classifier", None), ("schedule", None)):
+            if getattr(self, name) != off:
+                gaussian(process, f"sampling.{name}", f"{name} {off}")
         process = self.rebind(process)
         build("solver", self.solver).check(process, self.build_grid()(process))
 

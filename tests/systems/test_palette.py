@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from diffusion_jax.systems.images import luma, with_luma
+from diffusion_jax.systems.palette import panorama
 
 from diffusion_jax import data, models
 from diffusion_jax.data.degradations import TASKS
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.systems import Palette, Sampling, to_float, to_uint8
-from diffusion_jax.systems.images import luma, with_luma
-from diffusion_jax.systems.palette import panorama
 from tests.tiny_systems import FunctionNetwork
 
 SIZE = 16

@@ -77,7 +77,7 @@ def test_the_same_weights_give_the_same_output(name):
     module, network, names = compared(name)
     params = convert(arrays(module), names.weight_maps(network), network.shapes())
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, *network.image_shape)).astype(np.float32)
+    x = rng.standard_normal((2, *network.spec.shape)).astype(np.float32)
     times, labels = np.array([0.0, 937.0], np.float32), np.array([2, 5])
     classes = VARIANTS[name].get("num_class_embeds")
     with torch.no_grad():

@@ -148,9 +148,7 @@ def recipe(teacher=None, **objective) -> dict:
         },
         "data": {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 8, "num_threads": 1},
         "optimizer": {"name": "adam", "learning_rate": 1e-4, "decay": "linear"},
-        "training": {
-            "steps": 2, "checkpoint_every": 1, "log_every": 1, "tensorboard": False, "eval_every": 2, "eval_examples": 8,
-        },
+        "training": {"steps": 2, "checkpoint_every": 1, "log_every": 1, "tensorboard": False},
         "sampling": {"solver": "ddim", "grid": "trailing", "steps": 2},
         "frozen": {"teacher": teacher},
     }  # fmt: skip

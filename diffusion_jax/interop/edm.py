@@ -91,8 +91,8 @@ def _block(name: str, path: str, heads: int = 0) -> Iterator[WeightMap]:
 
 def _song(module: SongUNet) -> Iterator[WeightMap]:
     count, blocks = len(module.multipliers), module.num_res_blocks
-    size = lambda level: f"{module.image_size >> level}x{module.image_size >> level}"  # noqa: E731
-    attends = lambda level: int(module.image_size >> level in module.attention_resolutions)  # noqa: E731
+    size = lambda level: "x".join(str(side >> level) for side in module.image_size)  # noqa: E731
+    attends = lambda level: int(min(module.image_size) >> level in module.attention_resolutions)  # noqa: E731
     yield from layers.dense("map_label", "label_embedding")
     yield WeightMap(("map_augment.weight",), ("augment_embedding/kernel",), linear, linear)
     yield from _time_embedding()
@@ -115,7 +115,7 @@ def _song(module: SongUNet) -> Iterator[WeightMap]:
 
 def _adm(module: UNet) -> Iterator[WeightMap]:
     levels = layers.levels(module)
-    size = lambda level: f"{module.image_size >> level}x{module.image_size >> level}"  # noqa: E731
+    size = lambda level: "x".join(str(side >> level) for side in module.image_size)  # noqa: E731
     yield WeightMap(("map_label.weight",), ("label_embedding/embedding",), linear, linear)
     yield from _time_embedding()
     yield from layers.conv(f"enc.{size(0)}_conv", "stem")

@@ -14,7 +14,7 @@ from diffusion_jax.errors import check_choice
 from diffusion_jax.interop import layers
 from diffusion_jax.interop.convert import WeightMap, linear
 from diffusion_jax.interop.layouts import Layout
-from diffusion_jax.models.adm_classifier import UNetClassifier
+from diffusion_jax.models.classifiers import UNetClassifier
 from diffusion_jax.models.network import Network
 from diffusion_jax.registry import register
 

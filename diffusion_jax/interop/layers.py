@@ -146,7 +146,7 @@ def levels(module: Any) -> list[Level]:
         Level(
             index=level,
             blocks=module.num_res_blocks[level],
-            attends=module.image_size // 2**level in module.attention_resolutions,
+            attends=min(module.image_size) // 2**level in module.attention_resolutions,
             heads=width // module.head_channels if module.head_channels else module.num_heads,
             last=level == count - 1,
         )

@@ -60,7 +60,7 @@ def outputs(name, params):
     torch = peer("torch")
     module, network, _ = compared(name)
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, *network.image_shape)).astype(np.float32)
+    x = rng.standard_normal((2, *network.spec.shape)).astype(np.float32)
     times, cond, seen, labels = np.array([3.0, 871.5], np.float32), {}, x, None
     if "low_res" in network.cond_spec:
         small = torch.tensor(rng.standard_normal((2, 3, 8, 8)).astype(np.float32))
@@ -134,7 +134,7 @@ def test_the_noisy_classifier(pool):
     params = convert(tensors, maps, network.shapes())
     back = export(params, maps)
     assert back.keys() == tensors.keys() and all(np.array_equal(back[key], tensors[key]) for key in tensors)
-    x = np.random.default_rng(3).standard_normal((2, *network.image_shape)).astype(np.float32)
+    x = np.random.default_rng(3).standard_normal((2, *network.spec.shape)).astype(np.float32)
     times = np.array([12.0, 640.0], np.float32)
     with torch.no_grad():
         theirs = module(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(times)).numpy()

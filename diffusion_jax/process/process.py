@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import ConfigError, nearest
+from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process.parameterisations import Mu, Parameterisation
 from diffusion_jax.process.schedules import Schedule
 from diffusion_jax.process.types import PIXELS, Data, DataRange, Denoised, Denoiser, Time, expand
@@ -18,12 +18,6 @@ from diffusion_jax.registry import build, known, register
 
 VARIANCES = ("fixed_small", "fixed_large", "learned_range", "learned_diagonal")
 NOISE_INPUTS = ("auto", "timestep", "rescaled_timestep", "log_snr", "log_sigma")
-
-
-def _check_known(field: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        hint = nearest(str(value), known)
-        raise ConfigError(f"process: unknown {field} {value!r}{hint} (known: {', '.join(known)})")
 
 
 def gaussian(process: Any, what: str, instead: str) -> Process:
@@ -81,10 +75,10 @@ class Process:
         prediction: Parameterisation = build("prediction", self.prediction)
         if isinstance(prediction, Mu):
             prediction = prediction.on(schedule)
-        _check_known("variance", self.variance, VARIANCES)
+        check_choice("process: variance", self.variance, VARIANCES)
         noise_input = self.noise_input
         if isinstance(noise_input, str) and noise_input not in NOISE_INPUTS:
-            _check_known("noise_input", noise_input, (*NOISE_INPUTS, *known("noise_input")))
+            check_choice("process: noise_input", noise_input, (*NOISE_INPUTS, *known("noise_input")))
             noise_input = {"name": noise_input}
         if not isinstance(noise_input, str):
             noise_input = build("noise_input", noise_input)

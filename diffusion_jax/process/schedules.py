@@ -10,39 +10,13 @@ import dataclasses
 import math
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from scipy import special
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.process import tables
+from diffusion_jax.process.tables import Family, LogSnrTable, alpha_sigma_from_log_snr, namespace
 from diffusion_jax.registry import build, register
-
-Family = Literal["vp", "ve", "linear"]
-
-
-def namespace(value: Any) -> tuple[ModuleType, Any, Any]:
-    """(numpy-like module, sigmoid, value as a floating array) for JAX or for numpy input."""
-    if isinstance(value, jax.Array):
-        return jnp, jax.nn.sigmoid, value.astype(jnp.promote_types(value.dtype, jnp.float32))
-    return np, special.expit, np.asarray(value, np.float64)
-
-
-def alpha_sigma_from_log_snr(log_snr: Any, family: Family) -> tuple[Any, Any]:
-    """(alpha, sigma) with alpha^2 / sigma^2 = exp(log_snr), shaped like `log_snr`.
-
-    Families: "vp" has alpha^2 + sigma^2 = 1, "ve" has alpha = 1, "linear" has alpha + sigma = 1 (flow matching).
-    Infinite log-SNR gives exactly (1, 0), and minus infinity (0, 1).
-    """
-    xp, sigmoid, log_snr = namespace(log_snr)
-    if family == "vp":
-        return xp.sqrt(sigmoid(log_snr)), xp.sqrt(sigmoid(-log_snr))
-    if family == "ve":
-        return xp.ones_like(log_snr), xp.exp(-0.5 * log_snr)
-    return sigmoid(0.5 * log_snr), sigmoid(-0.5 * log_snr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +56,7 @@ def from_betas(betas: Any, name: str = "betas") -> Schedule:
 
     Source: Ho et al. 2020, section 2 (arXiv 2006.11239).
     """
-    table = tables.LogSnrTable.from_betas(np.asarray(betas, np.float64))
+    table = LogSnrTable.from_betas(np.asarray(betas, np.float64))
     return Schedule(name, "vp", table.log_snr, table.inverse, table.num_steps)
 
 

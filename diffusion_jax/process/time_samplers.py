@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.process.tables import alpha_sigma_from_log_snr
 from diffusion_jax.process.types import PerExample
 from diffusion_jax.registry import register
 
@@ -218,3 +219,52 @@ class Importance:
         row = jnp.where(rank >= number[place] - self.history, place, bins)
         kept = state["losses"].at[row, slot].set(losses, mode="drop")
         return {"losses": kept, "count": state["count"] + number[:-1]}
+
+
+@register("times", "piecewise_uniform")
+@dataclasses.dataclass(frozen=True)
+class PiecewiseUniform(Stateless):
+    """A step i of the chain drawn uniformly, then a level uniform between its gamma and that of the step before, 1 at first.
+
+    Args:
+      of: "sqrt_gamma" draws uniformly in the square root, as published ports do; "gamma" as the paper has it.
+
+    Levels before a hundredth of the first step are not drawn: in float32 there would be no noise to predict.
+
+    Source: Saharia et al. 2021, section 2.1 (arXiv 2104.07636); Chen et al. 2021, algorithm 1 (arXiv 2009.00713).
+    """
+
+    of: str = "sqrt_gamma"
+
+    def __post_init__(self) -> None:
+        if self.of not in ("gamma", "sqrt_gamma"):
+            raise ConfigError(f"times 'piecewise_uniform': of must be 'gamma' or 'sqrt_gamma', got {self.of!r}")
+
+    def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
+        steps = process.num_steps
+        if steps is None or process.schedule.family != "vp":
+            raise ConfigError(
+                "times 'piecewise_uniform' needs a variance-preserving chain, such as the schedule 'betas' or 'linear'; "
+                f"{process.schedule.name!r} is none"
+            )
+        for_step, within = jax.random.split(key)
+        later = jax.random.randint(for_step, (count,), 1, steps + 1)
+        u = 1.0 - jax.random.uniform(within, (count,))  # in (0, 1]: 1 is the later, noisier end
+        u = jnp.where(later == 1, jnp.maximum(u, 0.01), u)
+        log_snr = self._between(process.log_snr((later - 1) / steps), process.log_snr(later / steps), u)
+        return process.schedule.inverse(log_snr), jnp.ones(count)
+
+    def _between(self, early: jax.Array, late: jax.Array, u: jax.Array) -> jax.Array:
+        """log-SNR where gamma, or its root, is the mean of two levels' with weight u on the late one.
+
+        The noise variance is interpolated as well as gamma: near data, and near noise, only one of them has digits left.
+        """
+        (a, sigma_a), (b, sigma_b) = (alpha_sigma_from_log_snr(level, "vp") for level in (early, late))
+        if self.of == "gamma":
+            kept, noise = (1 - u) * a**2 + u * b**2, (1 - u) * sigma_a**2 + u * sigma_b**2
+        else:
+            root = (1 - u) * a + u * b
+            # 1 - root = (1 - u)(1 - a) + u (1 - b), and 1 - a = sigma_a^2 / (1 + a).
+            lost = (1 - u) * sigma_a**2 / (1 + a) + u * sigma_b**2 / (1 + b)
+            kept, noise = root**2, lost * (1 + root)
+        return jnp.log(kept) - jnp.log(noise)

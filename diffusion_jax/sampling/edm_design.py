@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process.edm_design import COLUMNS, iddpm_table
 from diffusion_jax.process.schedules import vp_sde
 from diffusion_jax.process.types import Corruption
@@ -37,8 +37,7 @@ def column(name: str) -> dict[str, Any]:
     >>> column("edm")["solver"]["name"]
     'heun'
     """
-    if name not in _SAMPLERS:
-        raise ConfigError(f"the design table has no column {name!r} (known: {', '.join(COLUMNS)})")
+    check_choice("the design table: column", name, COLUMNS)
     return {field: dict(part) for field, part in _SAMPLERS[name].items()} | {"threshold": "none"}
 
 

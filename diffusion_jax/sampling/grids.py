@@ -258,3 +258,30 @@ def _evenly(count: int, length: int) -> list[int]:
     """
     stride = (length - 1) / (count - 1) if count > 1 else 0.0
     return [round(offset) for offset in itertools.accumulate([stride] * (count - 1), initial=0.0)]
+
+
+@register("grid", "levels")
+def levels(levels: Sequence[float]) -> Grid:
+    """The times of given noise levels sigma / alpha, such as (80.0, 0.661), and then 0.
+
+    Args:
+      levels: descending, positive; as many evaluations as levels.
+
+    Raises:
+      ConfigError: levels that do not descend, or (with the process) above the schedule's largest.
+    """
+    given = np.atleast_1d(np.asarray(levels, np.float64))
+    if given.ndim != 1 or not given.size or (given <= 0).any() or (np.diff(given) >= 0).any():
+        raise ConfigError(f"grid 'levels': needs positive noise levels in descending order, got {levels}")
+
+    def grid(process: Corruption) -> np.ndarray:
+        schedule = of_gaussian("levels", process).schedule
+        top = float(np.exp(-0.5 * schedule.log_snr(1.0)))
+        if given[0] > top * (1 + 1e-6):
+            raise ConfigError(
+                f"grid 'levels': {given[0]:g} lies above {top:g}, the largest level sigma / alpha of the schedule "
+                f"{schedule.name!r}"
+            )
+        return np.append(schedule.inverse(-2 * np.log(given)), 0.0)
+
+    return grid

@@ -12,10 +12,10 @@ from diffusion_jax import training
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Process, consistency
 from diffusion_jax.process.consistency import Growing, Ladder, target_decay
-from diffusion_jax.process.ode import heun_step
 from diffusion_jax.sampling import grids, sample
-from diffusion_jax.sampling.consistency import consistency as solver
-from diffusion_jax.sampling.consistency import levels
+from diffusion_jax.sampling.grids import levels
+from diffusion_jax.sampling.solvers.few_step import consistency as solver
+from diffusion_jax.sampling.solvers.runge_kutta import heun_step
 from diffusion_jax.systems import Consistency
 from tests.oracles import Mixture
 from tests.tiny_systems import NETWORK, FunctionNetwork, make_batch, make_run

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.process import Process, gaussian
-from diffusion_jax.process.types import Corruption, Data, Denoised
+from diffusion_jax.process.types import Corruption, Data, Denoised, expand
 
 Draw = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 """(key, shape, dtype) -> random numbers, such as `jax.random.normal`."""
@@ -60,8 +60,8 @@ def level(process: Process, t: jax.Array) -> jax.Array:
 
 
 def ode_step(process: Process, denoised: Denoised, s: jax.Array) -> Data:
-    """x_s = alpha_s x0 + sigma_s eps: an Euler step of the probability-flow ODE."""
-    alpha, sigma = process.alpha_sigma(s)
+    """Return x_s = alpha_s x0 + sigma_s eps, an Euler step of the probability-flow ODE; s is one time, or [B]."""
+    alpha, sigma = (expand(value, denoised.x0) for value in process.alpha_sigma(s))
     return alpha * denoised.x0 + sigma * denoised.eps
 
 

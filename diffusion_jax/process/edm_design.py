@@ -59,7 +59,7 @@ COLUMNS = tuple(_COLUMNS)
 
 
 def column(name: str) -> dict[str, Any]:
-    """What a column trains with, as fields of a system: "process", "times" and "weighting", to be changed at will.
+    """Return what a column trains with, as fields of a system: "process", "times" and "weighting", to be changed at will.
 
     Args:
       name: "vp" and "ve" (the score SDEs), "iddpm" (improved DDPM, sampled with DDIM) or "edm".
@@ -78,7 +78,7 @@ def column(name: str) -> dict[str, Any]:
 
 @register("schedule", "ve")
 def ve(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Schedule:
-    """The variance-exploding SDE: sigma = sigma_max sqrt(t), in which the variance grows evenly.
+    """Return the variance-exploding SDE: sigma = sigma_max sqrt(t), in which the variance grows evenly.
 
     Args:
       sigma_min: the smallest level that time samplers draw (the schedule itself reaches 0).
@@ -102,7 +102,7 @@ def ve(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Schedule:
 
 @functools.cache
 def iddpm_table(num_levels: int = 1000, c1: float = 0.001, c2: float = 0.008) -> np.ndarray:
-    """The levels u_0 > u_1 > ... > u_M = 0 of improved DDPM, float64 [M + 1].
+    """Return the levels u_0 > u_1 > ... > u_M = 0 of improved DDPM, float64 [M + 1].
 
     u_{j-1} = sqrt((u_j^2 + 1) / max(abar_{j-1} / abar_j, c1) - 1), with abar_j = sin^2(pi/2 j / (M (c2 + 1))).
 
@@ -121,7 +121,7 @@ def iddpm_table(num_levels: int = 1000, c1: float = 0.001, c2: float = 0.008) ->
 def iddpm_levels(
     num_levels: int = 1000, c1: float = 0.001, c2: float = 0.008, family: Family = "ve", rounded: bool = True
 ) -> Schedule:
-    """A chain of the M levels of improved DDPM: its step i (from 0) is the paper's u_{M-1-i}.
+    """Return a chain of the M levels of improved DDPM: its step i (from 0) is the paper's u_{M-1-i}.
 
     Args:
       family: "ve" as in the table (alpha = 1), or "vp".

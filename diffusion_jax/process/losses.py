@@ -98,7 +98,7 @@ def denoising(
     apply_kwargs: Mapping[str, Any] | None = None,
     where: jax.Array | None = None,
 ) -> tuple[jax.Array, LossOutput]:
-    """The training loss of a batch.
+    """Compute the training loss of a batch.
 
     Args:
       apply: (params, x [B, ...], noise level [B], cond, **apply_kwargs) -> output.

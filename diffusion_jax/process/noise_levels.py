@@ -55,7 +55,7 @@ class _Level:
 
 
 def on_schedule(process: Process, schedule: Any) -> Process:
-    """The process on another schedule: the same network, asked at other levels.
+    """Return the process on another schedule: the same network, asked at other levels.
 
     Args:
       schedule: a `Schedule`, its name or its configuration, such as {"name": "betas", "betas": [...]}.

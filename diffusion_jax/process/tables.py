@@ -20,14 +20,14 @@ _SNAP = {"float32": 2e-3, "float64": 1e-9}
 
 
 def namespace(value: Any) -> tuple[ModuleType, Any, Any]:
-    """(numpy-like module, sigmoid, value as a floating array) for JAX or for numpy input."""
+    """Return (numpy-like module, sigmoid, value as a floating array) for JAX or for numpy input."""
     if isinstance(value, jax.Array):
         return jnp, jax.nn.sigmoid, value.astype(jnp.promote_types(value.dtype, jnp.float32))
     return np, special.expit, np.asarray(value, np.float64)
 
 
 def alpha_sigma_from_log_snr(log_snr: Any, family: Family) -> tuple[Any, Any]:
-    """(alpha, sigma) with alpha^2 / sigma^2 = exp(log_snr), shaped like `log_snr`.
+    """Return (alpha, sigma) with alpha^2 / sigma^2 = exp(log_snr), shaped like `log_snr`.
 
     Families: "vp" has alpha^2 + sigma^2 = 1, "ve" has alpha = 1, "linear" has alpha + sigma = 1 (flow matching).
     Infinite log-SNR gives exactly (1, 0), and minus infinity (0, 1).
@@ -48,7 +48,7 @@ class LogSnrTable:
 
     @classmethod
     def from_betas(cls, betas: np.ndarray) -> LogSnrTable:
-        """The table of the chain x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z."""
+        """Return the table of the chain x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z."""
         if betas.ndim != 1 or betas.size < 1:
             raise ConfigError(f"betas must be a one-dimensional table, got the shape {betas.shape}")
         may_be_one = np.arange(betas.size) == betas.size - 1
@@ -67,7 +67,7 @@ class LogSnrTable:
         return len(self.knots)
 
     def log_snr(self, t: Any) -> Any:
-        """log-SNR at times t in [0, 1]; +inf at 0. numpy: float64; JAX: float32."""
+        """Return the log-SNR at times t in [0, 1]; +inf at 0. numpy: float64; JAX: float32."""
         xp, sigmoid, _ = namespace(t)
         is_jax = xp is jnp
         knots = xp.asarray(self.knots, jnp.float32 if is_jax else np.float64)
@@ -89,7 +89,7 @@ class LogSnrTable:
         return xp.where(u <= 0, xp.inf, value)
 
     def inverse(self, log_snr: Any) -> Any:
-        """The time of a log-SNR, in [0, 1]."""
+        """Return the time of a log-SNR, in [0, 1]."""
         xp, sigmoid, _ = namespace(log_snr)
         finite = self.knots[np.isfinite(self.knots)]
         knots = xp.asarray(finite, jnp.float32 if xp is jnp else np.float64)

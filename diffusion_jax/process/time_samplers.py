@@ -31,17 +31,17 @@ class TimeSampler(Protocol):
     """The contract."""
 
     def init_state(self, process: Process) -> Any:
-        """What is carried from step to step; an empty dict for most."""
+        """Return what is carried from step to step; an empty dict for most."""
 
     def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
-        """(t [count], loss weight [count]); the weight is 1 unless the draw is biased."""
+        """Return (t [count], loss weight [count]); the weight is 1 unless the draw is biased."""
 
     def update(self, process: Process, state: Any, t: PerExample, losses: PerExample) -> Any:
-        """The state after seeing losses [count] at times t, without the weights of `sample`."""
+        """Return the state after seeing losses [count] at times t, without the weights of `sample`."""
 
 
 def snap(process: Process, t: PerExample) -> PerExample:
-    """Times rounded up to the steps of a discrete schedule; in continuous time, kept from the earliest.
+    """Return times rounded up to the steps of a discrete schedule; in continuous time, kept from the earliest.
 
     A schedule that names its own earliest time is trusted; a time may carry a rounding above its step.
     """
@@ -189,7 +189,7 @@ class Importance:
         return {"losses": jnp.zeros((bins, self.history)), "count": jnp.zeros(bins, jnp.int32)}
 
     def probabilities(self, state: dict[str, jax.Array]) -> Float[Array, " bins"]:
-        """Of each step or bin, summing to 1."""
+        """Return the probability of each step or bin, summing to 1."""
         bins = state["count"].shape[0]
         root = jnp.sqrt(jnp.mean(state["losses"] ** 2, axis=-1))
         mixed = (1 - self.uniform_mix) * root / jnp.maximum(root.sum(), 1e-30) + self.uniform_mix / bins
@@ -205,7 +205,7 @@ class Importance:
         return start + (1 - start) * (chosen + offset) / bins, 1 / (bins * p[chosen])
 
     def update(self, process: Process, state: dict[str, jax.Array], t: PerExample, losses: PerExample) -> dict:
-        """The last `history` losses of every step, in the order of the batch; those that are not finite are left out."""
+        """Return the last `history` losses of every step, in the order of the batch; those that are not finite are left out."""
         bins, start = self._bins(process), self._start(process)
         losses = jax.lax.stop_gradient(losses)
         place = jnp.ceil((t - start) / (1 - start) * bins - 1e-3).astype(int) - 1

@@ -23,13 +23,13 @@ from diffusion_jax.sampling.solvers import Noise, Solver
 
 
 def normal(keys: jax.Array, images: jax.Array, *names: Any) -> jax.Array:
-    """Standard normal noise shaped like the images, of each image's key and the names."""
+    """Draw standard normal noise shaped like the images, of each image's key and the names."""
     draw = lambda key: jax.random.normal(named(key, *names), images.shape[1:], images.dtype)  # noqa: E731
     return jax.vmap(draw)(keys)
 
 
 def checked_mask(mask: Any, images: jax.Array) -> jax.Array:
-    """A mask in the images' dtype, that broadcasts against them.
+    """Return a mask in the images' dtype, that broadcasts against them.
 
     Args:
       mask: [B, ...] or [...] with as many axes as the images, or as one image; 1 is kept, 0 is drawn.
@@ -49,7 +49,7 @@ def checked_mask(mask: Any, images: jax.Array) -> jax.Array:
 
 
 def after_each_step(solver: Solver, change: Callable[[Process, Data, jax.Array, Noise], jax.Array]) -> Solver:
-    """A solver whose every step is followed by (process, x at s, s, noise) -> x at s."""
+    """Return a solver whose every step is followed by (process, x at s, s, noise) -> x at s."""
 
     def step(denoiser: Denoiser, x: Data, state: Any, t: jax.Array, s: jax.Array, noise: Noise) -> tuple[jax.Array, Any]:
         x, state = solver.step(denoiser, x, state, t, s, noise)
@@ -59,12 +59,12 @@ def after_each_step(solver: Solver, change: Callable[[Process, Data, jax.Array, 
 
 
 def snapped(process: Process, t: float) -> float:
-    """The time, or the nearest step of a chain."""
+    """Return the time, or the nearest step of a chain."""
     return t if process.num_steps is None else float(np.round(t * process.num_steps) / process.num_steps)
 
 
 def mixed(mask: jax.Array, kept: jax.Array, drawn: jax.Array) -> jax.Array:
-    """`kept` where the mask is 1, to the last bit, and `drawn` where it is 0."""
+    """Return `kept` where the mask is 1, to the last bit, and `drawn` where it is 0."""
     return jnp.where(mask == 1, kept, jnp.where(mask == 0, drawn, mask * kept + (1 - mask) * drawn))
 
 
@@ -131,7 +131,7 @@ def _keeping(solver: Solver, guide: Data, mask: jax.Array, n: Data) -> Solver:
 
 
 def low_pass(images: jax.Array, factor: int) -> jax.Array:
-    """phi_N: shrunk N times and enlarged again, with a cubic kernel that is widened where it shrinks (anti-aliasing).
+    """Shrink N times and enlarge again (phi_N), with a cubic kernel that is widened where it shrinks (anti-aliasing).
 
     Linear; applied twice it is nearly what it is applied once.
 
@@ -194,7 +194,7 @@ def ilvr(
 
 
 def visits(count: int, jump: int = 10, resamples: int = 10) -> list[int]:
-    """The indices of `count` steps in the order in which they are visited, from count - 1 to -1, which is data.
+    """Return the indices of `count` steps in the order in which they are visited, from count - 1 to -1, which is data.
 
     Where the index is a multiple of `jump`, up to the last from which a jump stays inside, the walk returns `jump` indices
     towards noise, resamples - 1 times.
@@ -287,7 +287,7 @@ def repaint(
 
 
 def forward(process: Process, x: Data, s: Any, t: Any, noise: Data) -> jax.Array:
-    """A draw of q(x_t | x_s) for scalar times s < t, in any family of processes."""
+    """Return a draw of q(x_t | x_s) for scalar times s < t, in any family of processes."""
     alpha_s, _ = process.alpha_sigma(s)
     alpha_t, sigma_t = process.alpha_sigma(t)
     return alpha_t / alpha_s * x + sigma_t * jnp.sqrt(-jnp.expm1(process.log_snr(t) - process.log_snr(s))) * noise

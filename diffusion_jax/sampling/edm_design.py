@@ -29,7 +29,7 @@ _SAMPLERS: dict[str, dict[str, Any]] = {
 
 
 def column(name: str) -> dict[str, Any]:
-    """How a column is sampled, as fields of `Sampling`: "solver" and "grid". Nothing is clipped.
+    """Return how a column is sampled, as fields of `Sampling`: "solver" and "grid". Nothing is clipped.
 
     Args:
       name: "vp", "ve", "iddpm" or "edm".
@@ -72,7 +72,7 @@ def _check_range(name: str, sigma_min: float, sigma_max: float) -> None:
 
 @register("grid", "edm_vp")
 def edm_vp(num_steps: int, sigma_min: float | None = None, sigma_max: float | None = None, t_min: float = 1e-3) -> Grid:
-    """The column VP: evenly spaced times of the VP SDE from 1 to t_min.
+    """Visit the column VP: evenly spaced times of the VP SDE from 1 to t_min.
 
     Args:
       sigma_min, sigma_max: the levels at those ends; where one is given, the SDE's two constants are fitted to both, and
@@ -91,14 +91,14 @@ def edm_vp(num_steps: int, sigma_min: float | None = None, sigma_max: float | No
 
 @register("grid", "edm_ve")
 def edm_ve(num_steps: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Grid:
-    """The column VE: a geometric sequence of levels."""
+    """Visit the column VE: a geometric sequence of levels."""
     _check_range("edm_ve", sigma_min, sigma_max)
     return _of_levels("edm_ve", num_steps, sigma_max * (sigma_min / sigma_max) ** _fractions(num_steps))
 
 
 @register("grid", "edm_iddpm")
 def edm_iddpm(num_steps: int, first: int = 8, num_levels: int = 1000) -> Grid:
-    """The column of improved DDPM: evenly spaced indices of its levels, rounded half up.
+    """Visit the column of improved DDPM: evenly spaced indices of its levels, rounded half up.
 
     Args:
       first: the index of the noisiest level visited; 8 is the level 80.2.

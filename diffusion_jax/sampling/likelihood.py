@@ -42,7 +42,7 @@ def log_likelihood(
     indices: Any = None,
     levels: tuple[float, float] | None = None,
 ) -> PerExample:
-    """log p(x0) in nats, of the density that the probability-flow ODE makes of noise.
+    """Return log p(x0) in nats, of the density that the probability-flow ODE makes of noise.
 
     Jit-able with the parameters bound inside the function; forward only.
 
@@ -82,7 +82,7 @@ def log_likelihood(
         directions = jnp.moveaxis(jax.vmap(draw)(keys), 1, 0)
 
     def slope(z: jax.Array, log_snr: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """dz and d(log-density) for a unit of log-SNR."""
+        """Return dz and d(log-density) for a unit of log-SNR."""
         alpha, sigma = denoiser.process.alpha_sigma(t)
         size = jnp.sqrt(alpha**2 + sigma**2)
         turn = -0.5 * (alpha / size) * (sigma / size)  # of the angle

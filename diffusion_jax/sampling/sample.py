@@ -34,7 +34,7 @@ def initial_noise(process: Corruption, keys: jax.Array, t: float, shape: tuple[i
 
 
 def times_of(grid: Grid | Any, denoiser: Denoiser, end: float = 0.0) -> np.ndarray:
-    """The times of a run, float64, descending; `end` replaces the times below it."""
+    """Return the times of a run, float64, descending; `end` replaces the times below it."""
     times = np.asarray(grid(denoiser.process) if callable(grid) else grid, np.float64)
     if end > 0:
         times = np.append(times[times > end], end)

@@ -17,7 +17,7 @@ from diffusion_jax.sampling.solvers.base import Noise, Solver, ode_step, serves_
 
 @register("solver", "ddpm")
 def ddpm(variance: str | float | None = None) -> Solver:
-    """Ancestral sampling: a draw of q(x_s | x_t, x0) at the predicted x0, for any pair of times; no noise at s = 0.
+    """Sample ancestrally: draw q(x_s | x_t, x0) at the predicted x0, for any pair of times; no noise at s = 0.
 
     Args:
       variance: replaces the process's own: "fixed_small" or "fixed_large" (or the learned one it was trained with), or
@@ -69,7 +69,7 @@ def _moved(process: Process, gradient: Data, variance: jax.Array, s: jax.Array, 
 
 @register("solver", "ddim")
 def ddim(eta: float = 0.0) -> Solver:
-    """DDIM: deterministic at eta = 0; at eta = 1 it is `ddpm("fixed_small")`.
+    """Step as DDIM does: deterministic at eta = 0; at eta = 1 it is `ddpm("fixed_small")`.
 
     Args:
       eta: in [0, 1], the noise added, as a share of the posterior's standard deviation.
@@ -93,7 +93,7 @@ def ddim(eta: float = 0.0) -> Solver:
 
 @register("solver", "euler")
 def euler() -> Solver:
-    """Euler's method on the probability-flow ODE in sigma / alpha.
+    """Step by Euler's method on the probability-flow ODE in sigma / alpha.
 
     In these coordinates it is DDIM at eta = 0, and on the straight line it is x + (s - t)(eps - x0), the flow's Euler.
 
@@ -104,7 +104,7 @@ def euler() -> Solver:
 
 @register("solver", "euler_ancestral")
 def euler_ancestral(eta: float = 1.0) -> Solver:
-    """Euler's step to a lower level sigma / alpha, and noise from there up to the level asked for.
+    """Take Euler's step to a lower level sigma / alpha, and add noise from there up to the level asked for.
 
     The levels are down^2 + up^2 = level_s^2 with up = eta level_s sqrt(1 - level_s^2 / level_t^2), and the step to `down`
     is x0 + down * eps: DDIM's rule, whose eta it is. At eta = 1 it is `ddpm("fixed_small")`.

@@ -50,12 +50,12 @@ class Solver(NamedTuple):
 
 
 def stateless(x: jax.Array, num_steps: int) -> tuple[()]:
-    """The state of a solver that remembers nothing."""
+    """Return the state of a solver that remembers nothing."""
     return ()
 
 
 def level(process: Process, t: jax.Array) -> jax.Array:
-    """sigma / alpha at a scalar time; infinite at zero SNR."""
+    """Return sigma / alpha at a scalar time; infinite at zero SNR."""
     return jnp.exp(-0.5 * process.log_snr(t))
 
 
@@ -66,7 +66,7 @@ def ode_step(process: Process, denoised: Denoised, s: jax.Array) -> Data:
 
 
 def needs_signal(solver: str) -> Callable[[Process, np.ndarray], None]:
-    """The check of a solver that divides by alpha at the time it leaves."""
+    """Return the check of a solver that divides by alpha at the time it leaves."""
 
     def check(process: Corruption, times: np.ndarray) -> None:
         serves_gaussian(process, times)

@@ -26,12 +26,12 @@ from diffusion_jax.sampling.solvers.base import Noise, Solver, stateless
 
 
 def span(process: Process, t: jax.Array, s: jax.Array) -> jax.Array:
-    """h = l_s - l_t > 0, a scalar."""
+    """Return h = l_s - l_t > 0, a scalar."""
     return 0.5 * (process.log_snr(s) - process.log_snr(t))
 
 
 def advance(process: Process, x: Data, x0: Data, t: jax.Array, s: jax.Array, eta: float = 0.0) -> Data:
-    """The mean of x_s with x0 held constant."""
+    """Return the mean of x_s with x0 held constant."""
     alpha, sigma = process.alpha_sigma(s)
     h = span(process, t, s)
     kept = sigma / process.alpha_sigma(t)[1]
@@ -40,12 +40,12 @@ def advance(process: Process, x: Data, x0: Data, t: jax.Array, s: jax.Array, eta
 
 
 def deviation(process: Process, t: jax.Array, s: jax.Array, eta: float) -> jax.Array:
-    """The standard deviation of x_s about that mean, for eta > 0."""
+    """Return the standard deviation of x_s about that mean, for eta > 0."""
     return process.alpha_sigma(s)[1] * jnp.sqrt(-jnp.expm1(-2 * eta * span(process, t, s)))
 
 
 def phi(k: int, z: jax.Array) -> jax.Array:
-    """phi_0 = e^z, phi_k(z) = (phi_{k-1}(z) - 1 / (k - 1)!) / z, with phi_k(0) = 1 / k!; z is finite."""
+    """Compute phi_0 = e^z, phi_k(z) = (phi_{k-1}(z) - 1 / (k - 1)!) / z, with phi_k(0) = 1 / k!; z is finite."""
     small = jnp.abs(z) < 1
     safe = jnp.where(small, 1.0, z)
     value = jnp.expm1(safe) / safe  # phi_1
@@ -61,7 +61,7 @@ def _factorial(n: int) -> float:
 
 
 def middle(process: Any, t: jax.Array, s: jax.Array, fraction: float = 0.5) -> jax.Array:
-    """The time between t and s at that fraction of the step in half-log-SNR, a scalar of t's dtype."""
+    """Return the time between t and s at that fraction of the step in half-log-SNR, a scalar of t's dtype."""
     low, high = process.log_snr(t), process.log_snr(s)
     return process.schedule.inverse(low + fraction * (high - low)).astype(t.dtype)
 
@@ -69,7 +69,7 @@ def middle(process: Any, t: jax.Array, s: jax.Array, fraction: float = 0.5) -> j
 def midpoint_step(
     denoiser: Denoiser, x: Data, x0: Data, t: jax.Array, s: jax.Array, eta: float = 0.0, noise: Noise | None = None
 ) -> Data:
-    """From t to s with the prediction x0 at t and one more in the middle; t of finite log-SNR and s > 0."""
+    """Walk from t to s with the prediction x0 at t and one more in the middle; t of finite log-SNR and s > 0."""
     process = denoiser.process
     between = middle(process, t, s)
     inner = advance(process, x, x0, t, between, eta)
@@ -87,7 +87,7 @@ def midpoint_step(
 
 @register("solver", "dpmpp_2s")
 def dpmpp_2s() -> Solver:
-    """DPM-Solver++(2S): order 2 without history; first order at the step to 0, and from zero SNR. 2N - 1 evaluations.
+    """Step as DPM-Solver++(2S): order 2 without history; order 1 at the step to 0, and from zero SNR. 2N - 1 evaluations.
 
     Source: Lu et al. 2022, algorithm 1 with r = 1/2 (arXiv 2211.01095).
     """
@@ -96,7 +96,7 @@ def dpmpp_2s() -> Solver:
 
 @register("solver", "dpmpp_sde")
 def dpmpp_sde(eta: float = 1.0) -> Solver:
-    """DPM-Solver++(2S) on the reverse SDE, with one path of noise through the middle of each step. 2N - 1 evaluations.
+    """Step as DPM-Solver++(2S) on the reverse SDE, one path of noise through the middle of each step. 2N - 1 evaluations.
 
     Args:
       eta: in [0, 1], how much of the SDE's noise: 1 is the reverse SDE, 0 is `dpmpp_2s`.
@@ -128,7 +128,7 @@ def _midpoint(eta: float) -> Solver:
 
 @register("solver", "dpmpp_2m")
 def dpmpp_2m(variant: str = "midpoint") -> Solver:
-    """DPM-Solver++(2M): order 2 with one evaluation a step; first order at the first step and at the step to 0.
+    """Step as DPM-Solver++(2M): order 2 with one evaluation a step; first order at the first step and at the step to 0.
 
     Args:
       variant: how the slope of x0 in half-log-SNR enters: "midpoint", the paper's algorithm 2, or "taylor".
@@ -140,7 +140,7 @@ def dpmpp_2m(variant: str = "midpoint") -> Solver:
 
 @register("solver", "dpmpp_2m_sde")
 def dpmpp_2m_sde(eta: float = 1.0, variant: str = "midpoint") -> Solver:
-    """SDE-DPM-Solver++(2M): `dpmpp_2m` on the reverse SDE, one evaluation a step.
+    """Step as SDE-DPM-Solver++(2M): `dpmpp_2m` on the reverse SDE, one evaluation a step.
 
     Args:
       eta: in [0, 1], how much of the SDE's noise: 1 is the reverse SDE, 0 is `dpmpp_2m`.
@@ -177,7 +177,7 @@ def _second_order(name: str, eta: float, variant: str) -> Solver:
 
 @register("solver", "dpmpp_3m")
 def dpmpp_3m(form: str = "exact") -> Solver:
-    """DPM-Solver++(3M): order 3 with one evaluation a step; first order at the step to 0.
+    """Step as DPM-Solver++(3M): order 3 with one evaluation a step; first order at the step to 0.
 
     With m_0 the prediction now, m_1 and m_2 the earlier ones, the parabola through them in half-log-SNR is integrated.
 

@@ -17,7 +17,7 @@ from diffusion_jax.sampling.solvers.base import Noise, Solver, serves_gaussian, 
 
 @register("solver", "consistency")
 def consistency(sigma_min: float = 0.002) -> Solver:
-    """x_s = alpha_s (x0 + sqrt(level_s^2 - sigma_min^2) z), with fresh noise z; the prediction itself at s = 0.
+    """Return x_s = alpha_s (x0 + sqrt(level_s^2 - sigma_min^2) z), with fresh noise z; the prediction itself at s = 0.
 
     One evaluation a step; a grid of one step is one jump from noise to data.
 

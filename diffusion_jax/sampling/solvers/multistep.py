@@ -28,7 +28,7 @@ def _transfer(process: Process, x: Data, eps: Data, t: jax.Array, s: jax.Array) 
 
 @register("solver", "pndm")
 def pndm(warm_up: str = "linear") -> Solver:
-    """Pseudo linear multistep: the last four predictions of the noise, with the weights of even steps in time.
+    """Step by a pseudo linear multistep: the last four predictions of the noise, with the weights of even steps in time.
 
     The weights are the published ones whatever the grid: use one that is even in time, such as `uniform` or `leading`.
 
@@ -84,7 +84,7 @@ B_FUNCTIONS = ("bh1", "bh2")
 
 @register("solver", "unipc")
 def unipc(order: int = 2, b: str = "bh2", corrector: bool = True) -> Solver:
-    """UniPC in the prediction of x0, one evaluation a step.
+    """Step as UniPC in the prediction of x0, one evaluation a step.
 
     A step at t first corrects x_t with the prediction just made at it (UniC), then predicts x_s (UniP). The first steps
     have the orders for which there is history; the step to 0 is of first order; from zero SNR the first one is.

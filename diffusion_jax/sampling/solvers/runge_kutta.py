@@ -19,7 +19,7 @@ from diffusion_jax.sampling.solvers.base import Noise, Solver, level, needs_sign
 
 @register("solver", "heun")
 def heun(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1.0, space: str = "x") -> Solver:
-    """Heun's method of order 2, optionally with churn: noise added before each step. 2N - 1 evaluations.
+    """Step by Heun's method of order 2, optionally with churn: noise added before each step. 2N - 1 evaluations.
 
     Args:
       s_churn: how much noise over the whole run; each of N steps raises sigma / alpha by min(s_churn / N, sqrt(2) - 1).
@@ -92,7 +92,7 @@ def _scales(schedule: Schedule, scaled: bool, tau: jax.Array) -> tuple[jax.Array
 
 @register("solver", "in_time")
 def in_time(schedule: Any = None, scaled: bool = True, order: int = 1, alpha: float = 1.0) -> Solver:
-    """A step of dx/dt = s'(t) x0 + (s(t) sigma(t))' eps, which is equation 4 of the paper, in the time of a schedule.
+    """Step along dx/dt = s'(t) x0 + (s(t) sigma(t))' eps, which is equation 4 of the paper, in the time of a schedule.
 
     Args:
       schedule: whose sigma(t) = sigma / alpha and scaling s(t) = alpha the ODE has; the process's own by default. Between
@@ -161,7 +161,7 @@ def in_time(schedule: Any = None, scaled: bool = True, order: int = 1, alpha: fl
 
 
 def ddim_step(denoise: Denoiser, x_t: Data, t: PerExample, s: PerExample) -> jax.Array:
-    """x_s by one step of DDIM at eta = 0, which is Euler's in sigma / alpha.
+    """Return x_s by one step of DDIM at eta = 0, which is Euler's in sigma / alpha.
 
     Args:
       x_t: [B, ...] at times t [B].
@@ -173,7 +173,7 @@ def ddim_step(denoise: Denoiser, x_t: Data, t: PerExample, s: PerExample) -> jax
 
 
 def heun_step(denoise: Denoiser, x_t: Data, t: PerExample, s: PerExample) -> jax.Array:
-    """x_s by one step of Heun's method in sigma / alpha, of order 2: two evaluations.
+    """Return x_s by one step of Heun's method in sigma / alpha, of order 2: two evaluations.
 
     Args:
       x_t: [B, ...] at times t [B].

@@ -63,11 +63,10 @@ from absl import flags
 from diffusion_jax import programs
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation import charts, points, report
-from diffusion_jax.evaluation.evaluator import Evaluator
-from diffusion_jax.evaluation.given import evaluate_samples
+from diffusion_jax.evaluation.evaluator import Evaluator, evaluate_samples
+from diffusion_jax.evaluation.inputs import Settings
 from diffusion_jax.evaluation.results import Results
-from diffusion_jax.evaluation.settings import Settings
-from diffusion_jax.evaluation.watch import wait_for_run, watch
+from diffusion_jax.evaluation.sweep import wait_for_run, watch
 from diffusion_jax.inference import command_line
 
 _LOG = logging.getLogger(__name__)
@@ -135,7 +134,7 @@ def _evaluate(
     evaluator = Evaluator(workdirs, out, settings, overrides)
     for number, point in enumerate(todo, start=1):
         if len(todo) > 1:
-            _LOG.info("Point %d of %d.", number, len(todo))
+            _LOG.info("Case %d of %d.", number, len(todo))
         evaluator.evaluate(point)
         _write_report(evaluator.results, ", ".join(workdirs), wanted)
     evaluator.close()

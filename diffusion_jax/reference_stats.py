@@ -28,9 +28,8 @@ from absl import flags
 from diffusion_jax import __version__, data, programs
 from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.evaluation.reference import moments_of, statistics_of
-from diffusion_jax.features.cache import judge_of
-from diffusion_jax.features.extractor import Extractor, small
-from diffusion_jax.features.passes import BATCH
+from diffusion_jax.features.classifier import classifier_of_data
+from diffusion_jax.features.extractor import BATCH, Extractor, small
 from diffusion_jax.inference import command_line
 from diffusion_jax.inference.sample_sets import open_samples
 from diffusion_jax.metrics.statistics_file import Meta, Statistics, write_statistics
@@ -94,7 +93,7 @@ def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
     if features != "small":
         extractor = build("features", features)
     elif config is not None:
-        extractor = small(judge_of(out.parent, config["data"], steps=values["classifier_steps"]))
+        extractor = small(classifier_of_data(out.parent, config["data"], steps=values["classifier_steps"]))
     else:
         raise ConfigError("--features=small is trained on a run's or a recipe's data: for images alone, name another network")
     if config is None:

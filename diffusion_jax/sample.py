@@ -44,7 +44,7 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.inference import command_line
 from diffusion_jax.inference.generator import Generator
 from diffusion_jax.inference.image_requests import image_requests
-from diffusion_jax.inference.requests import LabelRule, Rows, label_rule, low_res_from, requests_of, texts_from
+from diffusion_jax.inference.requests import LabelRule, Requests, label_rule, low_res_from, requests_of, texts_from
 from diffusion_jax.inference.runs import Runs, find
 from diffusion_jax.inference.samples import SampleFolder
 from diffusion_jax.systems import Palette, SuperResolution
@@ -112,7 +112,7 @@ def _labels(runs: Runs, options: Options) -> tuple[int, LabelRule | None]:
     return num, rule
 
 
-def _requests(runs: Runs, options: Options, num: int, rule: LabelRule | None) -> Rows:
+def _requests(runs: Runs, options: Options, num: int, rule: LabelRule | None) -> Requests:
     first, columns = runs.cascade.stages[0].system, {}
     if options.input is not None and not isinstance(first, SuperResolution):
         raise ConfigError("--input is for super-resolution, but the first run draws from noise alone")
@@ -133,10 +133,10 @@ def _requests(runs: Runs, options: Options, num: int, rule: LabelRule | None) ->
         avoided, _ = label_rule(options.negative_labels, runs.cascade.num_classes)
         columns["negative_label"] = avoided(np.arange(num))
     # Labels that come with the images describe them; those asked for go before.
-    return Rows(columns, rule if options.labels or "label" not in columns else None)
+    return Requests(columns, rule if options.labels or "label" not in columns else None)
 
 
-def draw(generator: Generator, indices: Sequence[int], rows: Rows, folder: SampleFolder) -> float:
+def draw(generator: Generator, indices: Sequence[int], rows: Requests, folder: SampleFolder) -> float:
     """Draw samples into a folder; seconds per image after the first batch, which compiles (0 if there is no other)."""
     started, first_done, first_count = time.perf_counter(), 0.0, 0
     with tqdm(total=len(indices), unit="image", disable=not sys.stderr.isatty()) as bar:

@@ -23,7 +23,7 @@ from absl import flags
 from PIL import Image
 
 from diffusion_jax import data, training
-from diffusion_jax.features.classifier import Judge, agreement, train_classifier
+from diffusion_jax.features.classifier import TrainedClassifier, agreement, train_classifier
 from diffusion_jax.inference.run import load_run
 from diffusion_jax.metrics.frechet import Moments, frechet_distance
 from diffusion_jax.process import edm_design
@@ -76,7 +76,7 @@ def draw(workdir: Path, sampling: dict[str, Any], num: int) -> np.ndarray:
     return np.asarray(to_uint8(draw(run.params)))
 
 
-def judged(judge: Judge, images: np.ndarray, labels: np.ndarray, real: Moments) -> Row:
+def judged(judge: TrainedClassifier, images: np.ndarray, labels: np.ndarray, real: Moments) -> Row:
     """How often the judge sees the class, and how far its features are from the real ones."""
     moments = Moments().add(judge.look(images)[1])
     return {"agreement": agreement(judge, images, labels), "frechet": frechet_distance(moments, real, warn=False)}

@@ -16,16 +16,16 @@ from typing import Any
 
 from diffusion_jax.data.files import write_json
 from diffusion_jax.evaluation import scores
+from diffusion_jax.evaluation.inputs import MetricInputs, Model, Parts, Settings, parts_alone, parts_of
 from diffusion_jax.evaluation.measure import measure, sources, write_pictures, write_tables
-from diffusion_jax.evaluation.points import Point
 from diffusion_jax.evaluation.results import Results, Row
-from diffusion_jax.evaluation.settings import Parts, Settings, parts_of
-from diffusion_jax.evaluation.subject import Model, Subject
-from diffusion_jax.features.cache import gather
+from diffusion_jax.evaluation.sweep import Case
+from diffusion_jax.features.classifier import gather
 from diffusion_jax.inference.cascade import Guided
 from diffusion_jax.inference.draw import EARLIER, draw_stages, requests
-from diffusion_jax.inference.requests import Rows
+from diffusion_jax.inference.requests import Requests
 from diffusion_jax.inference.runs import Runs, find
+from diffusion_jax.inference.sample_sets import open_samples
 from diffusion_jax.training import config as configs
 from diffusion_jax.training.checkpoints import versions
 
@@ -56,7 +56,7 @@ def evaluate_run(
     """
     workdirs = [os.fspath(w) for w in ([workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs)]
     evaluator = Evaluator(workdirs, out or Path(workdirs[-1]) / "evaluation", settings or Settings(), overrides)
-    row = evaluator.evaluate(Point(tuple(checkpoints), dict(sampling or {})))
+    row = evaluator.evaluate(Case(tuple(checkpoints), dict(sampling or {})))
     evaluator.close()
     return {**row["metrics"], "num_samples": row["num"], "settings": row["settings"]}
 
@@ -82,7 +82,7 @@ class Evaluator:
         self._parts: dict[int, Parts] = {}
         self.results = Results(out)
 
-    def evaluate(self, point: Point) -> Row:
+    def evaluate(self, point: Case) -> Row:
         """The row of a point, from the results where they have it."""
         runs = find(self.workdirs, checkpoints=point.checkpoints, overrides=self._overrides, sampling=point.sampling)
         rows = requests(runs, self.settings.num)
@@ -95,23 +95,23 @@ class Evaluator:
         if known is not None:
             _LOG.info("Checkpoint %s %s is evaluated already.", "/".join(map(str, steps)), dict(point.sampling))
             return known
-        subjects = [self._subject(runs, number, params[number], rows) for number in range(len(params))]
-        for subject in subjects:
-            scores.choose(subject, self.settings.metrics)  # fails here, before expensive work
+        inputs = [self._subject(runs, number, params[number], rows) for number in range(len(params))]
+        for inputs in inputs:
+            scores.choose(inputs, self.settings.metrics)  # fails here, before expensive work
         folder = self.results.folder / "samples" / key
-        if subjects[-1].kind == "images":
+        if inputs[-1].kind == "images":
             samples = draw_stages(
                 runs, params, rows, folder, drawn_with,
                 num=self.settings.num, batch_size=self.settings.batch_size, seed=self.settings.seed,
             )  # fmt: skip
-            subjects = [dataclasses.replace(each, samples=drawn) for each, drawn in zip(subjects, samples, strict=True)]
-        found = self._measure(subjects)
+            inputs = [dataclasses.replace(each, samples=drawn) for each, drawn in zip(inputs, samples, strict=True)]
+        found = self._measure(inputs)
         tables = write_tables(self.results, key, found)
         row = {
             "key": key, "step": steps[-1], "checkpoints": steps, "sampling": {k: list(v) for k, v in point.sampling.items()},
-            "num": self.settings.num, "metrics": found, "pictures": write_pictures(self.results, key, subjects[-1]),
+            "num": self.settings.num, "metrics": found, "pictures": write_pictures(self.results, key, inputs[-1]),
             "tables": tables,
-            "settings": {**self.settings.plain(), **drawn_with, **sources(subjects[-1])}, "versions": versions(),
+            "settings": {**self.settings.plain(), **drawn_with, **sources(inputs[-1])}, "versions": versions(),
             "seconds": time.monotonic() - began,
         }  # fmt: skip
         self._record(row, folder)
@@ -140,7 +140,7 @@ class Evaluator:
                 with contextlib.suppress(OSError):  # others are in it
                     samples.parent.rmdir()
 
-    def _subject(self, runs: Runs, number: int, params: Any, rows: Rows) -> Subject:
+    def _subject(self, runs: Runs, number: int, params: Any, rows: Requests) -> MetricInputs:
         """All that is known about a stage's samples before they are drawn."""
         system, config = runs.cascade.stages[number].system, self._configs[number]
         params = params.network if isinstance(params, Guided) else params
@@ -148,7 +148,7 @@ class Evaluator:
         parts = self._of_data(number) if getattr(system, "draws_images", True) else (None, None, None)
         columns = rows.columns if number == 0 and len(self.workdirs) == 1 else {}
         pipeline = runs.pipeline(0, "test")
-        return Subject(
+        return MetricInputs(
             None, self.settings.num, self.settings, rows.labels(self.settings.num), *parts,
             model=Model(system, params, config["data"], config["seed"]), low_res=columns.get("low_res"),
             originals=gather(pipeline, self.settings.num)["image"] if "low_res" in columns else None,
@@ -160,12 +160,12 @@ class Evaluator:
             self._parts[number] = parts_of(self._configs[number]["data"], self.workdirs[number], self.settings)
         return self._parts[number]
 
-    def _measure(self, subjects: Sequence[Subject]) -> dict[str, Any]:
+    def _measure(self, inputs: Sequence[MetricInputs]) -> dict[str, Any]:
         """The metrics of every stage; the last stage's are the cascade's own, and only its agreement's name says so."""
         found: dict[str, Any] = {}
-        for number, subject in enumerate(subjects):
-            last, prefix = number == len(subjects) - 1, _prefix(number, len(subjects))
-            for name, value in measure(subject, self.settings.metrics).items():
+        for number, inputs in enumerate(inputs):
+            last, prefix = number == len(inputs) - 1, _prefix(number, len(inputs))
+            for name, value in measure(inputs, self.settings.metrics).items():
                 found[name if last and name != "agreement" else prefix + name] = value
         return found
 
@@ -173,3 +173,38 @@ class Evaluator:
 def _prefix(number: int, count: int) -> str:
     """What goes before the metrics of a stage."""
     return {0: "base_", count - 1: "cascade_"}.get(number, f"stage{number + 1}_") if count > 1 else ""
+
+
+def evaluate_samples(
+    path: str | os.PathLike, out: str | os.PathLike, settings: Settings | None = None, workdir: str | None = None
+) -> dict[str, Any]:
+    """Evaluate images that some tool made, and write what was found.
+
+    Args:
+      path: a folder of images or an npz; see `open_samples`.
+      out: where results and pictures go.
+      settings: how; `num` is the most images that are taken.
+      workdir: a run whose data stand for the real side, unless `settings` name a reference.
+
+    Raises:
+      DiffusionError: images, a network or statistics that cannot be had.
+    """
+    settings, samples = settings or Settings(), open_samples(path)
+    num = min(settings.num, samples.count)
+    config = None if workdir is None else configs.read(workdir)["data"]
+    parts = parts_alone(settings) if config is None else parts_of(config, str(workdir), settings)
+    inputs = MetricInputs(samples, num, settings, None if samples.labels is None else samples.labels[:num], *parts)
+    results = Results(out)
+    began = time.monotonic()
+    settled = {**settings.plain(), "samples": os.path.abspath(path), **sources(inputs)}
+    key = hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()[:16]
+    found = measure(inputs, settings.metrics)
+    row = {
+        "key": key, "step": None, "checkpoints": [], "sampling": {"samples": [str(path)]}, "num": num, "metrics": found,
+        "pictures": write_pictures(results, key, inputs), "settings": settled, "versions": versions(),
+        "seconds": time.monotonic() - began,
+    }  # fmt: skip
+    results.add(row)
+    with results.writing():
+        write_json(results.folder / "metrics.json", {**found, "num_samples": num, "settings": settled})
+    return {**found, "num_samples": num, "settings": settled}

@@ -17,10 +17,8 @@ import numpy as np
 
 from diffusion_jax import __version__, data
 from diffusion_jax.errors import DataError
-from diffusion_jax.features.extractor import Extractor
-from diffusion_jax.features.passes import BATCH, features_of, limited, one_ahead
-from diffusion_jax.metrics.frechet import Gaussian, Moments
-from diffusion_jax.metrics.moments import add_features, merge_processes
+from diffusion_jax.features.extractor import BATCH, Extractor, features_of, limited, one_ahead
+from diffusion_jax.metrics.frechet import Gaussian, Moments, add_features, merge_processes
 from diffusion_jax.metrics.statistics_file import (
     Meta,
     Statistics,

@@ -15,7 +15,7 @@ import numpy as np
 
 from diffusion_jax.inference.cascade import Cascade
 from diffusion_jax.inference.generator import Generator
-from diffusion_jax.inference.requests import Rows, requests_of
+from diffusion_jax.inference.requests import Requests, requests_of
 from diffusion_jax.inference.runs import Runs
 from diffusion_jax.inference.sample_sets import SampleSet, open_samples
 from diffusion_jax.inference.samples import SampleFolder
@@ -26,18 +26,18 @@ EARLIER = "earlier_stages"
 """Where images of a cascade's earlier stages lie, beside those of the points that share them."""
 
 
-def requests(runs: Runs, num: int) -> Rows:
+def requests(runs: Runs, num: int) -> Requests:
     """Classes in turn; where more is needed (low-resolution images, texts), that of held-out images, with their classes."""
     first, classes = runs.cascade.stages[0].system, runs.cascade.num_classes
     columns = requests_of(first, runs.pipeline(0, "test"), num) if getattr(first, "needs_data", False) else {}
     in_turn = (lambda indices: (indices % classes).astype(np.int32)) if classes and "label" not in columns else None
-    return Rows(columns, in_turn)
+    return Requests(columns, in_turn)
 
 
 def draw_stages(
     runs: Runs,
     params: Sequence[Any],
-    rows: Rows,
+    rows: Requests,
     folder: Path,
     settings: dict[str, Any],
     *,
@@ -87,7 +87,7 @@ def draw_stages(
 def _draw_in_turn(
     runs: Runs,
     params: Sequence[Any],
-    rows: Rows,
+    rows: Requests,
     folder: Path,
     settings: dict[str, Any],
     *,
@@ -108,7 +108,7 @@ def _draw_in_turn(
                 wanted = rows
                 if number:
                     shared = {name: column for name, column in rows.columns.items() if name != "low_res"}
-                    wanted = Rows({**shared, "low_res": np.concatenate(list(found[-1].batches(num, num)))}, rows.rule)
+                    wanted = Requests({**shared, "low_res": np.concatenate(list(found[-1].batches(num, num)))}, rows.rule)
                 chain = Cascade([stage], first=number)
                 generator = Generator(chain, params[number : number + 1], seed=seed, batch_size=min(batch_size, num))
                 for drawn in generator(missing, wanted):

@@ -131,7 +131,7 @@ def low_res_from(path: str, shape: tuple[int, int, int]) -> dict[str, np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class Requests:
     """Conditioning by sample index.
 
     Attributes:
@@ -150,7 +150,7 @@ class Rows:
     def labels(self, num: int) -> np.ndarray | None:
         """Of the first `num` samples, int [num]; None without labels."""
         wanted = {name: column for name, column in self.columns.items() if name == "label"}
-        return Rows(wanted, self.rule)(np.arange(num)).get("label")
+        return Requests(wanted, self.rule)(np.arange(num)).get("label")
 
     def check(self, cascade: Cascade, num: int) -> None:
         """Raise a `ConfigError` if the cascade does not take this conditioning for its first `num` samples."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
+import zlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffusion_jax.data.files import tile, write_image, write_json
+from diffusion_jax.data.files import read_image, replacing, tile, write_image, write_json
 from diffusion_jax.errors import ConfigError, DataError, nearest
-from diffusion_jax.inference.stores import STORES
 
 _PENDING = 8  # batches waiting to be written before the sampler is held up
 _GRID = 64  # samples on the grid
@@ -135,3 +136,151 @@ def differences(before: Any, now: Any, path: str = "") -> list[str]:
         pairs = enumerate(zip(before, now, strict=True))
         return [line for number, pair in pairs for line in differences(*pair, f"{path}[{number}]")]
     return [] if before == now else [f"{path} was {before!r}, now {now!r}"]
+
+
+_DAMAGED = (OSError, SyntaxError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+"""How PIL, numpy and zipfile report files that are not what they should be."""
+
+_BLOCK = 1024  # rows in memory at a time when parts are joined
+
+
+class PngStore:
+    """`000000.png`, `000001.png`, ..., and `labels.json` when all are there."""
+
+    def __init__(self, folder: Path, image_shape: tuple[int, int, int]) -> None:
+        self.folder, self.image_shape = folder, image_shape
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, index: int) -> Path:
+        """Where a sample lies."""
+        return self.folder / f"{index:06d}.png"
+
+    def intact(self, num: int) -> set[int]:
+        """Which of the first `num` samples are there, read and checked."""
+        names = {entry.name for entry in os.scandir(self.folder)}
+        candidates = [index for index in range(num) if self.path(index).name in names]
+        with ThreadPoolExecutor() as pool:
+            verdicts = pool.map(self._is_intact, candidates)
+            return {index for index, good in zip(candidates, verdicts, strict=True) if good}
+
+    def _is_intact(self, index: int) -> bool:
+        try:
+            return read_image(self.path(index)).shape == self.image_shape
+        except _DAMAGED:
+            return False
+
+    def write(self, indices: np.ndarray, images: np.ndarray) -> None:
+        """Write samples."""
+        for index, image in zip(indices, images, strict=True):
+            write_image(self.path(int(index)), image)
+
+    def finish(self, num: int, labels: np.ndarray | None) -> None:
+        """Record the labels of all samples."""
+        if labels is not None:
+            write_json(self.folder / "labels.json", np.asarray(labels).tolist())
+
+    def read(self, num: int) -> np.ndarray:
+        """The first `num` samples, uint8 [num, H, W, C]."""
+        return np.stack([read_image(self.path(index)) for index in range(num)])
+
+
+class NpzStore:
+    """`samples.npz` with arr_0 uint8 [N, H, W, C] and arr_1 int [N]; while it grows, runs of samples under `parts/`."""
+
+    def __init__(self, folder: Path, image_shape: tuple[int, int, int]) -> None:
+        self.folder, self.image_shape = folder, image_shape
+        self.parts.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def parts(self) -> Path:
+        """The folder of parts, each of consecutive samples and named by its first."""
+        return self.folder / "parts"
+
+    @property
+    def whole(self) -> Path:
+        """The joined file."""
+        return self.folder / "samples.npz"
+
+    def _joined(self) -> int:
+        """How many samples the joined file holds; 0 if it is not there or damaged."""
+        if not self.whole.exists():
+            return 0
+        try:
+            with zipfile.ZipFile(self.whole) as archive:
+                if archive.testzip() is not None:
+                    return 0
+                with archive.open("arr_0.npy") as file:
+                    shape = _header(file)
+        except _DAMAGED:
+            return 0
+        return shape[0] if shape[1:] == self.image_shape else 0
+
+    def _intact_parts(self) -> dict[Path, range]:
+        """The readable parts in order of their samples, which do not overlap."""
+        found = {}
+        for path in sorted(self.parts.glob("*.npz")):
+            try:
+                with np.load(path) as part:  # reading checks the sums
+                    shape = part["images"].shape
+            except _DAMAGED:
+                continue  # its samples are drawn again
+            if shape[1:] == self.image_shape:
+                first = int(path.stem)
+                found[path] = range(first, first + shape[0])
+        return found
+
+    def intact(self, num: int) -> set[int]:
+        """Which samples are there, read and checked."""
+        return set(range(self._joined())).union(*self._intact_parts().values())
+
+    def write(self, indices: np.ndarray, images: np.ndarray) -> None:
+        """Write samples, a part for each run of consecutive ones."""
+        breaks = np.flatnonzero(np.diff(indices) != 1) + 1
+        for rows in np.split(np.arange(len(indices)), breaks):
+            with replacing(self.parts / f"{int(indices[rows[0]]):09d}.npz") as temporary:
+                with open(temporary, "wb") as file:
+                    np.savez(file, images=images[rows])
+
+    def finish(self, num: int, labels: np.ndarray | None) -> None:
+        """Join all parts, a block at a time, and remove them."""
+        parts = self._intact_parts()
+        total = max([self._joined(), *(span.stop for span in parts.values())])
+        if parts or not self.whole.exists():
+            with replacing(self.whole) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+                with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (total, *self.image_shape)}
+                    np.lib.format.write_array_header_1_0(file, header)
+                    for block in self._joined_blocks(self._joined()):
+                        file.write(block.tobytes())
+                    for path in parts:
+                        with np.load(path) as part:
+                            file.write(part["images"].tobytes())
+                if labels is not None:
+                    with archive.open("arr_1.npy", "w") as file:
+                        np.lib.format.write_array(file, np.asarray(labels))
+        for path in self.parts.iterdir():
+            path.unlink()
+        self.parts.rmdir()
+
+    def _joined_blocks(self, count: int) -> Iterator[np.ndarray]:
+        """The first `count` rows of the joined file."""
+        if not count:
+            return
+        with zipfile.ZipFile(self.whole) as archive, archive.open("arr_0.npy") as file:
+            _header(file)
+            for start in range(0, count, _BLOCK):
+                shape = (min(_BLOCK, count - start), *self.image_shape)
+                yield np.frombuffer(file.read(int(np.prod(shape))), np.uint8).reshape(shape)
+
+    def read(self, num: int) -> np.ndarray:
+        """The first `num` samples of the joined file, uint8 [num, H, W, C]."""
+        return np.concatenate(list(self._joined_blocks(num)))
+
+
+def _header(file: Any) -> tuple[int, ...]:
+    """The shape in the header of an open .npy file, which is left at its data."""
+    np.lib.format.read_magic(file)
+    return np.lib.format.read_array_header_1_0(file)[0]
+
+
+STORES = {"png": PngStore, "npz": NpzStore}

@@ -24,7 +24,7 @@ from absl import app, flags
 
 from diffusion_jax.inference import Cascade, Generator, SampleFolder, Stage, find
 from diffusion_jax.inference.generator import Drawn
-from diffusion_jax.inference.requests import Rows
+from diffusion_jax.inference.requests import Requests
 from diffusion_jax.systems import Generation, Sampling
 
 _WORKDIR = flags.DEFINE_list("workdir", [], "Trained runs, the stages of a cascade; a fresh network if left out.")
@@ -59,7 +59,7 @@ def seconds_per_image(drawn: Iterator[Drawn], use: Callable[[Drawn], None], fini
 def measure(generator: Generator, num: int, rounds: int, format: str) -> np.ndarray:
     """Seconds per image, [rounds, (kept in memory, written to disk), (wall, processor)]."""
     classes = generator.cascade.num_classes
-    rows = Rows({}, (lambda indices: (indices % classes).astype(np.int32)) if classes else None)
+    rows = Requests({}, (lambda indices: (indices % classes).astype(np.int32)) if classes else None)
     measured = []
     for _ in range(rounds):
         kept = seconds_per_image(generator(range(num), rows), lambda part: None, lambda: None)

@@ -1,4 +1,4 @@
-"""Rows of results: kept as they come, and shown on one page in a real browser."""
+"""Requests of results: kept as they come, and shown on one page in a real browser."""
 
 from __future__ import annotations
 

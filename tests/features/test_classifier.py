@@ -49,10 +49,10 @@ def test_it_learns_digits_and_is_the_same_every_time(digits):
     def train():
         return train_classifier(images[:1500], labels[:1500], 10, held_out=(images[1500:], labels[1500:]), steps=150)
 
-    judge, again = train(), train()
-    assert judge.accuracy > 0.85 and judge.num_held_out == 297
-    assert judge.accuracy == agreement(judge, images[1500:], labels[1500:])
-    seen, features = judge.look(images[:300])
+    classifier, again = train(), train()
+    assert classifier.accuracy > 0.85 and classifier.num_held_out == 297
+    assert classifier.accuracy == agreement(classifier, images[1500:], labels[1500:])
+    seen, features = classifier.look(images[:300])
     assert seen.shape == (300,) and features.shape == (300, 128)
     np.testing.assert_array_equal(features, again.look(images[:300])[1])
 
@@ -68,13 +68,13 @@ def test_bad_data(digits):
 def test_it_is_kept_beside_the_run_and_trained_again_when_damaged(tmp_path, caplog):
     config = {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 8}
     with caplog.at_level("INFO"):
-        first = cache.judge_of(tmp_path, config, steps=3)
+        first = cache.classifier_of_data(tmp_path, config, steps=3)
         assert len(caplog.records) == 2
-        second = cache.judge_of(tmp_path, config, steps=3)
+        second = cache.classifier_of_data(tmp_path, config, steps=3)
         assert len(caplog.records) == 2 and second.accuracy == first.accuracy
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
     np.testing.assert_array_equal(first.look(images)[1], second.look(images)[1])
     (kept,) = (tmp_path / "classifier").iterdir()
     kept.write_bytes(kept.read_bytes()[:1000])
-    third = cache.judge_of(tmp_path, config, steps=3)
+    third = cache.classifier_of_data(tmp_path, config, steps=3)
     np.testing.assert_array_equal(first.look(images)[1], third.look(images)[1])

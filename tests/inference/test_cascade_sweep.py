@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_jax.evaluation import Settings
 from diffusion_jax.evaluation.evaluator import Evaluator
-from diffusion_jax.evaluation.points import Point
+from diffusion_jax.evaluation.sweep import Case
 from diffusion_jax.inference import draw
 from diffusion_jax.inference.generator import Generator
 from diffusion_jax.inference.runs import find
@@ -26,7 +26,7 @@ def test_levels_share_the_stored_images_of_the_base(runs, tmp_path, monkeypatch)
 
     monkeypatch.setattr(draw, "Generator", Watched)
     evaluator = Evaluator(workdirs, tmp_path, Settings(num=4, batch_size=4, metrics=("duplicates",), keep_samples=True))
-    rows = [evaluator.evaluate(Point((None,), {"quantize": [True], "aug_level": [level]})) for level in (0.0, 0.6)]
+    rows = [evaluator.evaluate(Case((None,), {"quantize": [True], "aug_level": [level]})) for level in (0.0, 0.6)]
     assert drawn == [8, 16, 16]
     last = [np.concatenate(list(open_samples(tmp_path / "samples" / row["key"] / "stage2").batches(4, 4))) for row in rows]
     assert np.abs(last[0].astype(int) - last[1]).max() > 1

@@ -9,7 +9,7 @@ from PIL import Image
 from diffusion_jax import data
 from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.inference import Cascade, Stage
-from diffusion_jax.inference.requests import Rows, label_rule, low_res_from, requests_of
+from diffusion_jax.inference.requests import Requests, label_rule, low_res_from, requests_of
 from diffusion_jax.systems import Sampling
 from tests.tiny_systems import make_super_resolution
 
@@ -56,17 +56,17 @@ def test_requests_of_data_is_pils_box_resize_rounded():
 
 def test_rows_repeat_and_a_rule_goes_before_a_column():
     columns = {"low_res": np.arange(3), "label": np.array([7, 8, 9])}
-    assert Rows(columns)(np.array([3, 4]))["label"].tolist() == [7, 8]
-    assert Rows(columns, label_rule("1", 3)[0])(np.array([3, 4]))["label"].tolist() == [1, 1]
-    assert Rows(columns).labels(4).tolist() == [7, 8, 9, 7] and Rows({}).labels(4) is None
+    assert Requests(columns)(np.array([3, 4]))["label"].tolist() == [7, 8]
+    assert Requests(columns, label_rule("1", 3)[0])(np.array([3, 4]))["label"].tolist() == [1, 1]
+    assert Requests(columns).labels(4).tolist() == [7, 8, 9, 7] and Requests({}).labels(4) is None
 
 
 def test_labels_that_come_with_images_are_checked():
     cascade = Cascade([Stage(make_super_resolution(), Sampling())])
     low_res = np.zeros((3, 8, 8, 1), np.uint8)
-    Rows({"low_res": low_res, "label": np.array([0, 1, 4])}).check(cascade, 2)
+    Requests({"low_res": low_res, "label": np.array([0, 1, 4])}).check(cascade, 2)
     with pytest.raises(ConfigError, match="label 4 is out of range"):
-        Rows({"low_res": low_res, "label": np.array([0, 1, 4])}).check(cascade, 3)
+        Requests({"low_res": low_res, "label": np.array([0, 1, 4])}).check(cascade, 3)
 
 
 def test_low_res_from_an_npz_and_from_a_folder(tmp_path):

@@ -107,7 +107,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with SampleFolder(tmp_path, {}, "png", SHAPE) as folder:
-        monkeypatch.setattr("diffusion_jax.inference.stores.write_image", full)
+        monkeypatch.setattr("diffusion_jax.inference.samples.write_image", full)
         folder.add(np.arange(2), IMAGES[:2])
         with pytest.raises(DataError, match="No space left on device"):
             folder.finish(2)

@@ -13,8 +13,8 @@ import pytest
 
 from diffusion_jax.data.files import write_image
 from diffusion_jax.errors import CheckpointError, ConfigError
-from diffusion_jax.evaluation import Evaluator, Point, Settings, evaluate_samples, expand
-from diffusion_jax.evaluation.watch import wait_for_run
+from diffusion_jax.evaluation import Case, Evaluator, Settings, evaluate_samples, expand
+from diffusion_jax.evaluation.sweep import wait_for_run
 from diffusion_jax.inference import find, open_samples
 from tests.tiny_systems import start_program
 from tests.training import tiny
@@ -27,8 +27,8 @@ def test_points_are_every_checkpoint_with_every_setting(runs):
     assert [(point.checkpoints, point.sampling) for point in found] == [
         ((step,), {"guidance": [scale], "steps": [2]}) for step in (None, 1) for scale in (1.0, 3.0)
     ]
-    assert expand([runs["base"]], "all") == [Point((1,))]
-    assert expand(["a", "b"], "700/600") == [Point((700, 600))]
+    assert expand([runs["base"]], "all") == [Case((1,))]
+    assert expand(["a", "b"], "700/600") == [Case((700, 600))]
     with pytest.raises(ConfigError, match="'all' of a cascade"):
         expand(["a", "b"], "all")
     with pytest.raises(ConfigError, match="cannot read checkpoints 'newest'"):
@@ -40,20 +40,20 @@ def test_points_are_every_checkpoint_with_every_setting(runs):
 def test_points_are_evaluated_once_and_other_settings_anew(runs, tmp_path, caplog):
     caplog.set_level("INFO")
     evaluator = Evaluator([runs["base"]], tmp_path, QUICK)
-    rows = [evaluator.evaluate(Point((1,), {"guidance": [scale]})) for scale in (1.0, 3.0)]
+    rows = [evaluator.evaluate(Case((1,), {"guidance": [scale]})) for scale in (1.0, 3.0)]
     assert rows[0]["metrics"]["frechet_distance"] != rows[1]["metrics"]["frechet_distance"]
     again = Evaluator([runs["base"]], tmp_path, QUICK)
-    assert again.evaluate(Point((None,), {"guidance": [3.0]}))["metrics"] == rows[1]["metrics"]
+    assert again.evaluate(Case((None,), {"guidance": [3.0]}))["metrics"] == rows[1]["metrics"]
     assert "is evaluated already" in caplog.text and len(again.results.rows) == 2
     more = Evaluator([runs["base"]], tmp_path, Settings(num=30, classifier_steps=20, metrics=("duplicates",)))
-    assert more.evaluate(Point())["metrics"] == {"duplicates": 0} and len(more.results.rows) == 3
+    assert more.evaluate(Case())["metrics"] == {"duplicates": 0} and len(more.results.rows) == 3
     assert not (tmp_path / "samples").exists()
 
 
 def test_given_images_are_measured_like_drawn_ones(runs, tmp_path):
     """The samples of a point, kept and given back: the same numbers."""
     kept = Settings(num=20, classifier_steps=20, metrics=("fid", "agreement", "kid"), keep_samples=True)
-    row = Evaluator([runs["base"]], tmp_path / "drawn", kept).evaluate(Point())
+    row = Evaluator([runs["base"]], tmp_path / "drawn", kept).evaluate(Case())
     drawn = tmp_path / "drawn" / "samples" / row["key"] / "stage1"
     found = evaluate_samples(drawn, tmp_path / "given", kept, runs["base"])
     for name in ("frechet_distance", "agreement", "kid"):
@@ -118,7 +118,7 @@ def test_bad_input_is_one_clear_line(runs, tmp_path, name):
 def test_a_killed_evaluation_goes_on(runs, tmp_path):
     """Killed with a part of its samples on disk: they are not drawn again, and the row is that of an undisturbed run."""
     settings = Settings(num=600, classifier_steps=20, metrics=("fid",), batch_size=20)
-    expected = Evaluator([runs["base"]], tmp_path / "whole", settings).evaluate(Point())["metrics"]
+    expected = Evaluator([runs["base"]], tmp_path / "whole", settings).evaluate(Case())["metrics"]
     arguments = [f"--workdir={runs['base']}", f"--out={tmp_path / 'killed'}", "--num=600", "--batch_size=20"]
     arguments += ["--classifier_steps=20", "--metrics=fid", "--noreport"]
     process = start_program(*arguments, program="evaluate")

@@ -17,7 +17,7 @@ from diffusion_jax import sample
 from diffusion_jax.data.files import read_image
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.inference import Generator, find
-from diffusion_jax.inference.requests import Rows
+from diffusion_jax.inference.requests import Requests
 from tests.tiny_systems import start_program
 
 
@@ -75,7 +75,7 @@ def test_image_i_is_the_same_whatever_the_batch_and_the_devices(runs, drawn, bat
     found = find([runs["base"], runs["sr"]])
     params, _ = found.load()
     generator = Generator(found.cascade, params, batch_size=batch_size, devices=jax.devices()[:devices])
-    rows = Rows({}, lambda indices: (indices % 10).astype(np.int32))
+    rows = Requests({}, lambda indices: (indices % 10).astype(np.int32))
     images = np.concatenate([part.images[-1] for part in generator(range(10), rows)])
     assert off_by(images, images_in(drawn, 10)) <= 1
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from diffusion_jax.evaluation.noisy_accuracy import accuracy_by_time
 
 from diffusion_jax import data
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.evaluation.noisy_accuracy import accuracy_by_time
 from diffusion_jax.inference import Cascade, Stage
 from diffusion_jax.inference.cascade import Guided
 from diffusion_jax.process import Process

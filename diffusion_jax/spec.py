@@ -59,8 +59,11 @@ class Spec:
         return f"{'x'.join(map(str, self.shape))} {self.kind}"
 
 
-def size_of(value: Any) -> tuple[int, int]:
+def size_of(value: Any, what: str = "image_size") -> tuple[int, int]:
     """Return (H, W) of an image size as recipes write it: a whole number is a square, a pair is (height, width).
+
+    Args:
+      what: the field's name, for the error.
 
     >>> size_of(32), size_of([24, 32])
     ((32, 32), (24, 32))
@@ -70,5 +73,5 @@ def size_of(value: Any) -> tuple[int, int]:
     """
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in pair):
-        raise ConfigError(f"image_size must be a positive whole number of pixels, or (height, width), got {value!r}")
+        raise ConfigError(f"{what} must be a positive whole number of pixels, or (height, width), got {value!r}")
     return pair

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffusion_jax.data import degradations, sources, transforms
-from diffusion_jax.data.pipeline import Pipeline, from_config
+from diffusion_jax.data.config import Data, from_config
+from diffusion_jax.data.pipeline import Pipeline, numeric
 
-__all__ = ["Pipeline", "degradations", "from_config", "sources", "transforms"]
+__all__ = ["Data", "Pipeline", "degradations", "from_config", "numeric", "sources", "transforms"]

@@ -13,49 +13,28 @@ from absl import flags
 
 import diffusion_jax.data.degradations  # noqa: F401  (registers them by name)
 from diffusion_jax.data.augment import NonLeaky
+from diffusion_jax.data.cache import Cache
 from diffusion_jax.data.embeddings import PARTS
 from diffusion_jax.data.sources.base import Example, Source
 from diffusion_jax.data.transforms import Crop, Fit
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.registry import build, check_fields
+from diffusion_jax.registry import build
+from diffusion_jax.spec import Spec
 
 Batch = dict[str, Any]
+
+
+def numeric(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return what of a batch a network can be given: its arrays of numbers, without captions and other objects."""
+    arrays = {name: np.asarray(value) for name, value in batch.items()}
+    return {name: array for name, array in arrays.items() if array.dtype != object}
+
 
 Degradation = Callable[[np.ndarray, np.random.Generator], dict[str, Any]]
 """(image uint8 [H, W, C], generator) -> what an example gets beside its image."""
 
 _DEGRADATION = 7919  # keeps these draws apart from others of the same seed
 _EPOCHS = 10**8  # for ever; an endless repetition has no length that can be sliced by host
-
-
-class _Prepared:
-    """A source with its images fitted (and masks alike), optionally kept in memory."""
-
-    def __init__(self, source: Source, fit: Fit, cache: bool) -> None:
-        self._source, self._fit = source, fit
-        self._kept: list[Example] | None = None
-        if cache:
-            with ThreadPoolExecutor() as pool:
-                self._kept = list(pool.map(self._prepare, range(len(source))))
-
-    def _prepare(self, index: int) -> Example:
-        example = dict(self._source[index])
-        label = example.get("label")
-        if label is not None and not 0 <= label < self._source.num_classes:
-            raise DataError(
-                f"example {index} of the source {self._source.name!r} has the label {label}, "
-                f"outside 0 to {self._source.num_classes - 1}"
-            )
-        example["image"] = self._fit(example["image"])
-        if "mask" in example:
-            example["mask"] = dataclasses.replace(self._fit, channels=1)(example["mask"])
-        return example
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> Example:
-        return self._kept[index] if self._kept is not None else self._prepare(int(index))
 
 
 def _finish(example: Example, crop: Crop, rng: np.random.Generator | None) -> Example:
@@ -102,7 +81,7 @@ class Pipeline:
 
     Args:
       source: a `Source`.
-      image_size: of the square images, in pixels.
+      image_size: (height, width) of the images in pixels, or one number for squares.
       batch_size: of the global batch, over all hosts; epochs run together inside a batch.
       channels: 1 or 3.
       resize, pad: see `Fit`; crop, flip: see `Crop`.
@@ -112,7 +91,8 @@ class Pipeline:
       host, hosts: which rows of every global batch this process takes.
       num_threads, prefetch: threads that prepare batches ahead, and how many batches ahead.
       num_workers: processes instead of threads, for large images.
-      cache: keep the fitted images in memory; for small data sets.
+      cache: how many GiB of memory fitted images may take (what does not fit is read anew whenever it is needed), or a `Cache`
+        that pipelines share. Worker processes keep none.
       degradation: a name or configuration of `data.degradations`: what it makes of the finished image joins the example.
         In training it is drawn anew each epoch; in `one_pass` it depends on (seed, index) alone.
 
@@ -122,7 +102,7 @@ class Pipeline:
     """
 
     source: Source
-    image_size: int
+    image_size: int | tuple[int, int]
     batch_size: int
     channels: int = 3
     resize: str = "area"
@@ -136,7 +116,7 @@ class Pipeline:
     num_threads: int = 4
     prefetch: int = 4
     num_workers: int = 0
-    cache: bool = False
+    cache: float | Cache = 1.0
     degradation: Any = None
 
     def __post_init__(self) -> None:
@@ -154,14 +134,14 @@ class Pipeline:
         degradation = None if self.degradation is None else build("degradation", self.degradation)
         if degradation is not None and self.augment:
             raise ConfigError("data: degradations are made of plain images: leave augment at 0, or degradation out")
-        fit = Fit(crop.source_size, self.channels, self.resize, self.pad)
-        prepared = _Prepared(self.source, fit, self.cache)
-        examples = grain.MapDataset.source(prepared).seed(self.seed).shuffle().repeat(_EPOCHS)
+        cache = self.cache if isinstance(self.cache, Cache) else Cache(self.cache)
+        fitted = cache.fitted(self.source, Fit(crop.source_size, self.channels, self.resize, self.pad))
+        examples = grain.MapDataset.source(fitted).seed(self.seed).shuffle().repeat(_EPOCHS)
         examples = examples.random_map(_Augment(crop, augment, degradation))
         batches = examples.batch(self.batch_size // self.hosts, batch_fn=_stack)
         # Batch first, then every hosts-th: consecutive slices of a global batch go to consecutive hosts.
         object.__setattr__(self, "_batches", batches[self.host :: self.hosts])
-        object.__setattr__(self, "_prepared", prepared)
+        object.__setattr__(self, "_fitted", fitted)
         object.__setattr__(self, "_crop", crop)
         object.__setattr__(self, "_degradation", degradation)
 
@@ -176,9 +156,9 @@ class Pipeline:
         return self.source.class_names
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the images."""
-        return self.image_size, self.image_size, self.channels
+    def spec(self) -> Spec:
+        """The shape and kind of one example: (H, W, C) of an image."""
+        return Spec.image(self.image_size, self.channels)
 
     @property
     def skipped(self) -> int:
@@ -216,39 +196,11 @@ class Pipeline:
           limit: stop after this many examples.
         """
         total = len(self.source) if limit is None else min(limit, len(self.source))
-        for start in range(0, total, batch_size):
-            indices = range(start, min(start + batch_size, total))
-            yield _stack([self._plain(index) for index in indices])
+        with ThreadPoolExecutor(max(1, self.num_threads)) as pool:
+            for start in range(0, total, batch_size):
+                yield _stack(list(pool.map(self._plain, range(start, min(start + batch_size, total)))))
 
     def _plain(self, index: int) -> Example:
         """An example without augmentation, degraded as its index says."""
         rng = np.random.default_rng([self.seed, _DEGRADATION, index])
-        return _degrade(_finish(self._prepared[index], self._crop, None), self._degradation, rng)
-
-
-def from_config(
-    config: Mapping[str, Any], *, seed: int = 0, host: int = 0, hosts: int = 1, split: str | None = None
-) -> Pipeline:
-    """The pipeline of a run's `data` configuration.
-
-    Args:
-      config: the fields of `Pipeline`, with "source" as a name or {"name": ..., ...}.
-      split: replaces the source's split ("test" for held-out data). A source's `test_split` field says what stands for
-        "test" where its splits have other names.
-
-    Raises:
-      ConfigError: unknown fields or names; DataError: data that cannot be read.
-    """
-    fields = dict(config.items())
-    source = fields.pop("source", None)
-    if source is None:
-        raise ConfigError("data needs a 'source', such as {'name': 'folder', 'path': 'my/images'}")
-    if isinstance(source, str):
-        source = {"name": source}
-    if hasattr(source, "items"):
-        source = dict(source.items())
-        test_split = source.pop("test_split", "test")
-        if split is not None:
-            source["split"] = test_split if split == "test" else split
-    check_fields("data", Pipeline, {"source": None, "seed": seed, **fields})
-    return Pipeline(build("source", source), **{"seed": seed, **fields}, host=host, hosts=hosts)
+        return _degrade(_finish(self._fitted[index], self._crop, None), self._degradation, rng)

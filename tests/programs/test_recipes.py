@@ -86,7 +86,7 @@ def test_tiny_recipes_are_of_a_size_for_drawn_shapes(name, size, low_res, classe
     config = load_recipe(str(CONFIGS / name))
     system, pipeline = systems.from_config(config), data.from_config(config["data"])
     system.check(pipeline)
-    assert tuple(pipeline.image_shape) == system.image_shape == (size, size, 3) and pipeline.batch(0)["image"].shape[0] == 8
+    assert pipeline.spec.shape == system.image_shape == (size, size, 3) and pipeline.batch(0)["image"].shape[0] == 8
     assert getattr(system, "low_res_size", None) == low_res and system.num_classes == classes
     assert config["training"]["steps"] == 4 and config["sampling"]["steps"] == 2
     assert system.network.num_params() < 1_000_000

@@ -9,6 +9,7 @@ import pytest
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import schedules
+from diffusion_jax.spec import Spec
 from diffusion_jax.systems import Generation, Sampling, from_config, labels
 from tests.tiny_systems import PROCESS, FunctionNetwork, gaussian_x0, make_batch, make_generation, randomize, start
 
@@ -150,14 +151,14 @@ def test_bad_requests_and_fields():
 
 def test_check_names_what_differs_from_the_data():
     class Data:
-        image_shape, num_classes = (8, 8, 1), 4
+        spec, num_classes = Spec((8, 8, 1)), 4
 
     system = make_generation()
     system.check(Data())
     Data.num_classes = 7
     with pytest.raises(ConfigError, match="7 classes"):
         system.check(Data())
-    Data.image_shape = (8, 8, 3)
+    Data.spec = Spec((8, 8, 3))
     with pytest.raises(ConfigError, match=r"\(8, 8, 3\)"):
         system.check(Data())
 

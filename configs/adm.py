@@ -58,15 +58,14 @@ def _schedule(size: int) -> dict:
 def _generator(variant: str) -> dict:
     size, low, batch, rate, steps, dropout = _GENERATORS[variant]
     system = {
-        "name": "super_resolution" if low else "generation",
         "process": {"schedule": _schedule(size), "prediction": "eps", "variance": "learned_range"},
         "network": {"name": f"unet_adm_upsampler{size}" if low else f"unet_adm{size}", "dropout": dropout, "dtype": "bfloat16"},
-        "num_classes": 0 if variant in ("uncond256", "lsun256") else 1000,
-        "cond_drop": 0.0,  # guidance is the classifier's
-        "vlb_weight": 0.001,
+        # Guidance is the classifier's.
+        "conditioners": {} if variant in ("uncond256", "lsun256") else {"labels": {"num_classes": 1000, "drop": 0.0}},
+        "objective": {"vlb_weight": 0.001},
     }
     if low:
-        system |= {"low_res_size": low, "low_res_resize": "area", "aug_schedule": None}
+        system["conditioners"]["low_res"] = {"size": low, "resize": "area", "aug_schedule": None}
     return {
         "system": system,
         "data": _data(size, batch),
@@ -111,6 +110,7 @@ def get_config(variant: str = "64") -> ConfigDict:
         shrink_to_shapes(config, low_res_size=8)
         config.data.source.size = 20  # so that there is something to crop
         config.system.process.schedule.num_steps = 50  # fewer would end a linear chain in noise alone
-        name = "unet_classifier" if classifier else f"unet_adm{'_upsampler' if 'low_res_size' in config.system else ''}{size}"
+        upsampler = "_upsampler" if "low_res" in config.system.get("conditioners", {}) else ""
+        name = "unet_classifier" if classifier else f"unet_adm{upsampler}{size}"
         config.system.network = {**_TINY_NETWORK, "name": name, "head_channels": 8}
     return config

@@ -51,7 +51,6 @@ def get_config(variant: str = "base32") -> ConfigDict:
         {
             "seed": 0,
             "system": {
-                "name": "super_resolution" if low else "generation",
                 "process": _process(size),
                 "network": {
                     "name": "unet",
@@ -64,9 +63,8 @@ def get_config(variant: str = "base32") -> ConfigDict:
                     "dropout": dropout,
                     "dtype": "bfloat16",
                 },
-                "num_classes": 1000,
-                "cond_drop": 0.0,  # no guidance of any kind
-                "vlb_weight": 0.001 if size <= 64 else 0.0,
+                "conditioners": {"labels": {"num_classes": 1000, "drop": 0.0}},  # no guidance of any kind
+                "objective": {"vlb_weight": 0.001 if size <= 64 else 0.0},
             },
             "data": {
                 "source": {"name": "folder", "path": "PATH/TO/train", "test_fraction": 0.02},
@@ -82,14 +80,15 @@ def get_config(variant: str = "base32") -> ConfigDict:
         }
     )
     if low:
-        config.system.update(low_res_size=low, low_res_resize="area")
+        low_res = {"size": low, "resize": "area"}
         if size == 64:
             # The level's process is the base's own; at sampling it is chosen by a sweep.
-            config.system.aug_schedule = {"name": "cosine", "num_steps": 4000}
+            low_res["aug_schedule"] = {"name": "cosine", "num_steps": 4000}
             config.sampling.update(aug_level=0.05, quantize=True)
         else:
-            config.system.update(aug_schedule=None, blur_prob=0.5, blur_sigma=(0.4, 0.6))
+            low_res.update(aug_schedule=None, blur_prob=0.5, blur_sigma=(0.4, 0.6))
             config.sampling.update(quantize=True)
+        config.system.conditioners.low_res = low_res
     if tiny:
         shrink = {32: 8, 64: 16, 128: 32, 256: 64}
         network = {"channels": 8, "groups": 4, "multipliers": (1, 2), "num_res_blocks": 1, "attention_resolutions": ()}

@@ -35,13 +35,11 @@ def get_config(variant: str = "64") -> ConfigDict:
         {
             "seed": 0,
             "system": {
-                "name": "generation",
                 # log-SNR -2 ln tan(a u + b), u uniform, cut at 20 on both sides
                 "process": {"schedule": {"name": "cosine_continuous", "limit": 20.0}, "prediction": "eps"},
                 "network": {"name": f"unet_adm{chosen}", "out_channels": 3, "dropout": dropout, "dtype": "bfloat16"},
-                "num_classes": 1000,
-                "cond_drop": 0.1,  # 0.1 and 0.2 were best, 0.5 worse
-                "times": {"name": "uniform"},
+                "conditioners": {"labels": {"num_classes": 1000, "drop": 0.1}},  # 0.1 and 0.2 were best, 0.5 worse
+                "objective": {"times": {"name": "uniform"}},
             },
             "data": {
                 "source": {"name": "folder", "path": "PATH/TO/train", "test_fraction": 0.02},

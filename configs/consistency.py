@@ -3,7 +3,7 @@
     python -m diffusion_jax.train --config=configs/consistency.py:digits --workdir=runs/consistency/ct
     python -m diffusion_jax.train --config=configs/consistency.py:digits_teacher --workdir=runs/consistency/teacher
     python -m diffusion_jax.train --config=configs/consistency.py:digits_distilled --workdir=runs/consistency/cd \
-        --config.system.teacher=runs/consistency/teacher
+        --config.frozen.teacher=runs/consistency/teacher
     python -m diffusion_jax.train --config=configs/consistency.py:cifar10 --workdir=runs/consistency/cifar10
 
 Data: scikit-learn's digits; or CIFAR-10, prepared by TensorFlow Datasets (--config.data.source.data_dir=DIR).
@@ -30,26 +30,28 @@ TINY = ("digits,tiny", "digits_distilled,tiny")
 
 
 def _objective(kind: str, steps: int) -> dict:
-    """The system's own fields, of the plain and the improved training, and of distillation."""
+    """The objective of the plain and the improved training, and of distillation."""
     if kind == "distilled":
-        return {"objective": "distillation", "teacher": None, "levels": {"name": "fixed", "count": 18}, "target_decay": 0.95}
+        levels = {"name": "fixed", "count": 18}
+        return {"name": "consistency", "paths": "teacher", "levels": levels, "target_decay": 0.95}
     if kind == "improved":
         return {
+            "name": "consistency",
             "levels": {"name": "doubling", "start": 10, "end": 1280, "steps": steps},
             "pairs": {"name": "log_normal", "mean": -1.1, "std": 2.0},
             "target_decay": 0.0,
             "metric": "pseudo_huber",
             "step_weighting": "inverse_step",
         }
-    return {"levels": {"name": "growing", "start": 2, "end": 150, "steps": steps}, "target_decay": 0.9}
+    levels = {"name": "growing", "start": 2, "end": 150, "steps": steps}
+    return {"name": "consistency", "levels": levels, "target_decay": 0.9}
 
 
 def _digits(kind: str) -> dict:
     config = {
         "seed": 0,
         "system": {
-            "name": "consistency",
-            **_objective(kind, 2000),
+            "objective": _objective(kind, 2000),
             "process": {"schedule": "edm", "prediction": {"name": "consistency", "sigma_data": 0.5, "sigma_min": 0.002}},
             "network": {
                 "name": "unet",
@@ -59,8 +61,7 @@ def _digits(kind: str) -> dict:
                 "attention_resolutions": (),
                 "groups": 4,
             },
-            "num_classes": 10,
-            "cond_drop": 0.1,
+            "conditioners": {"labels": {"num_classes": 10, "drop": 0.1}},
         },
         "data": {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 64, "cache": True},
         "optimizer": {"name": "radam", "learning_rate": 1e-3, "decay": "cosine", "clip_norm": 1.0},
@@ -73,7 +74,8 @@ def _digits(kind: str) -> dict:
         },
     }
     if kind == "distilled":
-        config["system"].update(guidance=2.0, levels={"name": "fixed", "count": 18})
+        config["system"]["objective"]["guidance"] = 2.0
+        config["frozen"] = {"teacher": None}
     return config
 
 
@@ -81,8 +83,8 @@ def _cifar10(kind: str) -> dict:
     config = _digits(kind)
     steps = {"improved": 400_000}.get(kind, 800_000)
     config["system"].update(
-        num_classes=0, network={"name": "unet_ddpm_cifar10", "dropout": 0.3 if kind == "improved" else 0.0},
-        **_objective(kind, steps), guidance=1.0,
+        conditioners={}, network={"name": "unet_ddpm_cifar10", "dropout": 0.3 if kind == "improved" else 0.0},
+        objective=_objective(kind, steps),
     )  # fmt: skip
     config["data"] = {
         "source": {"name": "tfds", "dataset": "cifar10"},
@@ -100,15 +102,13 @@ def _cifar10(kind: str) -> dict:
 def _teacher(config: dict) -> dict:
     """An EDM run: the teacher."""
     config["system"] = {
-        "name": "generation",
         "process": {"schedule": "edm", "prediction": {"name": "edm", "sigma_data": 0.5}},
-        "weighting": "edm",
-        "times": "log_normal",
-        **{field: config["system"][field] for field in ("network", "num_classes", "cond_drop")},
+        "objective": {"weighting": "edm", "times": "log_normal"},
+        **{field: config["system"][field] for field in ("network", "conditioners")},
     }
     config["optimizer"].update(name="adam", warmup_steps=100)
     config["sampling"] = {"solver": "heun", "grid": "karras", "steps": 18, "threshold": "none"}
-    if config["system"]["num_classes"]:
+    if config["system"]["conditioners"]:
         config["optimizer"].update(learning_rate=2e-3)
         config["sampling"]["guidance"] = 2.0
     return config

@@ -33,7 +33,6 @@ def get_config(variant: str = "celeba64") -> ConfigDict:
         {
             "seed": 0,
             "system": {
-                "name": "generation",
                 "process": {
                     "schedule": {"name": "linear", "num_steps": 1000},
                     "prediction": "eps",
@@ -41,10 +40,7 @@ def get_config(variant: str = "celeba64") -> ConfigDict:
                     "noise_input": "timestep",
                 },
                 "network": {"name": "unet_ddpm_celeba64", "dropout": 0.1},
-                "num_classes": 0,
-                "cond_drop": 0.0,
-                "times": "antithetic",
-                "distance": "l2_sum",
+                "objective": {"times": "antithetic", "distance": "l2_sum"},
             },
             "data": {
                 "source": {"name": "folder", "path": "images"},

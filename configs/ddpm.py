@@ -6,7 +6,7 @@
 
 Paper: Ho et al. 2020 (arXiv 2006.11239): predicted noise, L_simple, 1,000 linear betas. Its other objectives are overrides:
 --config.system.process.prediction=mu|x0, --config.system.process.variance=fixed_small|fixed_large, and for the bound
---config.system.weighting=vlb, with variance=learned_diagonal if it is to be learned.
+--config.system.objective.weighting=vlb, with variance=learned_diagonal if it is to be learned.
 Data: CIFAR-10 by TensorFlow Datasets (extra `tfds`, prepared once as array_record); the others are folders of images.
 Hardware and hours: CIFAR-10 8 accelerators of the V100's kind for some 2 days; 256 pixels, 8 of the A100's kind, a week or two.
 Published score: FID 3.17 on CIFAR-10, bits/dim <= 3.75; LSUN bedroom 6.36 (large 4.90), church 7.89, cat 19.75.
@@ -37,7 +37,6 @@ def _config(network: dict, variance: str, data: dict, rate: float, steps: int) -
         {
             "seed": 0,
             "system": {
-                "name": "generation",
                 "process": {
                     "schedule": {"name": "linear", "num_steps": 1000},
                     "prediction": "eps",
@@ -45,9 +44,7 @@ def _config(network: dict, variance: str, data: dict, rate: float, steps: int) -
                     "noise_input": "timestep",
                 },
                 "network": network,
-                "num_classes": 0,
-                "cond_drop": 0.0,
-                "weighting": "simple",
+                "objective": {"weighting": "simple"},
             },
             "data": {"channels": 3, "num_threads": 16, **data},
             "optimizer": {"name": "adam", "learning_rate": rate, "warmup_steps": 5000, "decay": "constant", "clip_norm": 1.0},

@@ -25,7 +25,6 @@ def get_config(variant: str = "base") -> ConfigDict:
         {
             "seed": 0,
             "system": {
-                "name": "generation",
                 "process": {"schedule": {"name": "cosine", "num_steps": 250}, "variance": "learned_range"},
                 "network": {
                     "name": "unet",
@@ -36,9 +35,8 @@ def get_config(variant: str = "base") -> ConfigDict:
                     "num_heads": 2,
                     "groups": 8,
                 },
-                "num_classes": 10,
-                "cond_drop": 0.1,
-                "vlb_weight": 0.001,
+                "conditioners": {"labels": {"num_classes": 10, "drop": 0.1}},
+                "objective": {"vlb_weight": 0.001},
             },
             "data": {
                 "source": {"name": "digits"},

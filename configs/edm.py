@@ -66,13 +66,16 @@ def _data(source: dict, size: int, batch: int, augment: float) -> dict:
 def _system(column: str, network: str, num_classes: int, **fields) -> dict:
     # Squared errors summed over pixels, as published: Adam cares about the scale through its epsilon alone.
     return {
-        "name": "generation",
-        **edm_design.column(column),
+        **_column(column),
         "network": {"name": network, **fields},
-        "num_classes": num_classes,
-        "cond_drop": 0.0,
-        "distance": "l2_sum",
+        "conditioners": {"labels": {"num_classes": num_classes, "drop": 0.0}} if num_classes else {},
     }
+
+
+def _column(column: str, distance: str = "l2_sum") -> dict:
+    """The process and the objective of a column."""
+    fields = edm_design.column(column)
+    return {"process": fields.pop("process"), "objective": {**fields, "distance": distance}}
 
 
 def _edm(name: str) -> dict:
@@ -88,7 +91,8 @@ def _edm(name: str) -> dict:
         "imagenet64": ("edm_adm64", 64, _IMAGENET, 1000, 256),
     }[dataset]
     system = _system("edm", network, classes, dropout=dropout)
-    system["augment"] = augment > 0
+    if augment:
+        system["conditioners"]["augment"] = {"name": "vector"}
     sampling = {**sampling_design.column("edm"), "steps": steps}
     if dataset == "imagenet64":
         system["network"].update(dtype="bfloat16", remat=True)
@@ -114,7 +118,7 @@ def _baseline(column: str) -> dict:
     """The columns before EDM: VP and VE with the networks and the optimiser of the score SDEs, improved DDPM on ImageNet-64."""
     if column == "iddpm":
         config = _edm("imagenet64")
-        system = {**config["system"], **edm_design.column("iddpm")}
+        system = {**config["system"], **_column("iddpm")}
         return {**config, "system": system, "sampling": {**sampling_design.column("iddpm"), "steps": 250}}
     network = {"vp": "song_ddpmpp_cifar10", "ve": "song_ncsnpp_cifar10"}[column]
     decay = {"vp": 0.9999, "ve": 0.999}[column]
@@ -138,7 +142,7 @@ def _digits() -> dict:
     system = _system("edm", "song_unet", 10, **fields)
     data = {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 64, "cache": True}
     return {
-        "system": {**system, "distance": "l2"},
+        "system": {**system, "objective": {**system["objective"], "distance": "l2"}},
         "data": data,
         "optimizer": {"name": "adam", "learning_rate": 2e-3, "warmup_steps": 100, "decay": "cosine", "clip_norm": 1.0},
         "training": {"steps": 2000, "ema": [{"name": "half_life", "images": 6400}], "checkpoint_every": 1000},

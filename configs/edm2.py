@@ -40,7 +40,6 @@ def get_config(variant: str = "s") -> ConfigDict:
         {
             "seed": 0,
             "system": {
-                "name": "uncertain_generation",
                 "process": {"schedule": {"name": "edm"}, "prediction": {"name": "edm", "sigma_data": 0.5}},
                 "network": {
                     "name": "edm2",
@@ -53,10 +52,12 @@ def get_config(variant: str = "s") -> ConfigDict:
                     "dtype": "bfloat16",
                     "remat": True,
                 },
-                "num_classes": 1000,
-                "cond_drop": 0.0,
-                "weighting": {"name": "edm", "sigma_data": 0.5},
-                "times": {"name": "log_normal", "mean": -0.8, "std": 1.6},
+                "conditioners": {"labels": {"num_classes": 1000, "drop": 0.0}},
+                "objective": {
+                    "weighting": {"name": "edm", "sigma_data": 0.5},
+                    "times": {"name": "log_normal", "mean": -0.8, "std": 1.6},
+                    "uncertainty": True,
+                },
             },
             "data": {
                 "source": {

@@ -5,7 +5,7 @@
     python -m diffusion_jax.sample --workdir=runs/mine/base,runs/mine/sr --num=64 --out=runs/mine/samples
 
 Data: png, jpeg or webp, in any sub-folders. Unconditional as it stands; where the first sub-folders are classes, add
---config.system.num_classes=N, and guidance with --config.sampling.guidance=2.
+--config.system.conditioners.labels.num_classes=N, and guidance with --config.sampling.guidance=2.
 Hardware and hours: 8 data-centre accelerators, a day or two a stage for some 100,000 images; on fewer, lower
 data.batch_size or raise training.accumulate. --dry_run tells whether it fits.
 Published score: none; the networks follow ADM (arXiv 2105.05233), the cascade CDM (arXiv 2106.15282).
@@ -21,7 +21,7 @@ from diffusion_jax.training.recipes import split_variant
 TINY = ("base,tiny", "sr,tiny")
 
 
-def _config(image_size: int, batch_size: int, network: dict, system: dict, sampling: dict) -> dict:
+def _config(image_size: int, batch_size: int, network: dict, conditioners: dict, sampling: dict) -> dict:
     return {
         "seed": 0,
         "system": {
@@ -34,11 +34,8 @@ def _config(image_size: int, batch_size: int, network: dict, system: dict, sampl
                 "remat": True,
                 **network,
             },
-            "num_classes": 0,
-            "cond_drop": 0.1,
-            "weighting": {"name": "min_snr", "gamma": 5.0},
-            "times": "low_discrepancy",
-            **system,
+            "conditioners": conditioners,
+            "objective": {"weighting": {"name": "min_snr", "gamma": 5.0}, "times": "low_discrepancy"},
         },
         "data": {
             "source": {"name": "folder", "path": "images"},
@@ -67,18 +64,17 @@ def get_config(variant: str = "base") -> ConfigDict:
     stage, tiny = split_variant(variant, ("base", "sr"), "configs/folder.py")
     if stage == "base":
         network = {"channels": 192, "multipliers": (1, 2, 3, 4), "num_res_blocks": 3, "attention_resolutions": (32, 16, 8)}
-        config = _config(64, 256, network, {"name": "generation"}, {})
+        config = _config(64, 256, network, {}, {})
     else:
         network = {"channels": 128, "multipliers": (1, 2, 4, 4), "num_res_blocks": 2, "attention_resolutions": (32,)}
-        system = {"name": "super_resolution", "low_res_size": 64, "blur_prob": 0.5}
-        config = _config(256, 64, network, system, {"aug_level": 0.1})
+        config = _config(256, 64, network, {"low_res": {"size": 64, "blur_prob": 0.5}}, {"aug_level": 0.1})
     config = ConfigDict(config)
     if tiny:
         config.system.network.update(channels=8, groups=4, head_channels=8, num_res_blocks=1, multipliers=(1, 2))
         config.system.network.attention_resolutions = ()
         config.data.update(image_size=16, batch_size=8)
         if stage == "sr":
-            config.system.low_res_size = 8
+            config.system.conditioners.low_res.size = 8
         config.training.update(steps=4, grid_every=4, grid_samples=4)
         config.sampling.steps = 2
     return config

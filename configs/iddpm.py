@@ -41,7 +41,6 @@ _RESCALED = ("cifar10", "imagenet64")
 def _system(name: str, bound_only: bool) -> dict:
     network, (schedule, chain), *_ = _RUNS[name]
     system = {
-        "name": "generation",
         "process": {
             "schedule": {"name": schedule, "num_steps": chain},
             "prediction": "eps",
@@ -49,15 +48,14 @@ def _system(name: str, bound_only: bool) -> dict:
             "noise_input": "rescaled_timestep" if name in _RESCALED else "timestep",
         },
         "network": network,
-        "num_classes": 1000 if name in _CONDITIONAL else 0,
-        "cond_drop": 0.0,
+        "conditioners": {"labels": {"num_classes": 1000, "drop": 0.0}} if name in _CONDITIONAL else {},
         # One term of the bound beside each squared error: 1/T of the whole, or 0.001 where it was rescaled.
-        "vlb_weight": 0.001 if name in _RESCALED else 1 / chain,
+        "objective": {"vlb_weight": 0.001 if name in _RESCALED else 1 / chain},
     }
     if bound_only:
-        system.update(weighting="vlb", times="importance", vlb_weight=0.0)
+        system["objective"] = {"weighting": "vlb", "times": "importance"}
     if name == "upsampler256":
-        system.update(name="super_resolution", low_res_size=64, low_res_resize="area", aug_schedule=None)
+        system["conditioners"]["low_res"] = {"size": 64, "resize": "area", "aug_schedule": None}
     return system
 
 

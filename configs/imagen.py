@@ -8,7 +8,7 @@
         --aug_level=0/0.1/0.1 --out=runs/imagen/samples
 
 Data: a folder of images, and the embeddings of their texts by a frozen encoder (T5-XXL: 4096 features), made beforehand: see
-docs/data.md. Another encoder: --config.system.text_dim=D.
+docs/data.md. Another encoder: --config.system.conditioners.text.dim=D.
 Hardware and hours: published with 256, 128 and 128 TPU-v4 chips for 2.5M steps of batch 2048.
 Published score: zero-shot FID-30K on COCO 7.27, guidance 1.35 in the base and 8 above (arXiv 2205.11487, table 1).
 Measured here: 2.42B, 497M and 488M parameters (published: 2B, 600M and 400M; the paper leaves details open); text-conditional
@@ -40,10 +40,10 @@ def words(**shapes: Any) -> dict:
     return {"name": "one_hot_words", "source": source, "vocabulary": VOCABULARY, "length": WORDS}
 
 
-def _config(image_size: int, system: dict, optimizer: dict, sampling: dict) -> dict:
+def _config(image_size: int, system: dict, optimizer: dict, sampling: dict, low_res: dict | None = None) -> dict:
     return {
         "seed": 0,
-        "system": {"text_dim": 4096, "text_length": 128, "cond_drop": 0.1, **system},
+        "system": {"conditioners": {"text": {"dim": 4096, "length": 128, "drop": 0.1}, **(low_res or {})}, **system},
         "data": {
             "source": {"name": "folder", "path": "images", "embeddings": "embeddings"},
             "image_size": image_size,
@@ -65,7 +65,6 @@ def _config(image_size: int, system: dict, optimizer: dict, sampling: dict) -> d
 
 def _base() -> dict:
     system = {
-        "name": "text_generation",
         "process": {"schedule": {"name": "cosine_continuous"}, "prediction": "eps"},
         "network": {"name": "unet_imagen_base64", "dtype": "bfloat16", "remat": True},
     }
@@ -74,12 +73,11 @@ def _base() -> dict:
 
 def _sr256() -> dict:
     system = {
-        "name": "text_super_resolution",
         "process": {"schedule": {"name": "cosine_continuous"}, "prediction": "eps"},
         "network": {"name": "unet_imagen_sr256", "dtype": "bfloat16", "remat": True},
-        "low_res_size": 64,
     }
-    return _config(256, system, {"name": "adam"}, {"steps": 128, "guidance": 8.0, "aug_level": 0.1})
+    sampling = {"steps": 128, "guidance": 8.0, "aug_level": 0.1}
+    return _config(256, system, {"name": "adam"}, sampling, {"low_res": {"size": 64}})
 
 
 def _sr1024() -> dict:
@@ -88,9 +86,8 @@ def _sr1024() -> dict:
     config["system"].update(
         process={"schedule": {"name": "vp_sde", "beta_min": 0.1, "beta_max": 20.0}, "prediction": "eps"},
         network={"name": "unet_imagen_sr1024", "dtype": "bfloat16", "remat": True},
-        low_res_size=256,
-        crop_size=256,
     )
+    config["system"]["conditioners"]["low_res"] = {"size": 256, "crop_size": 256}
     config["data"]["image_size"] = 1024
     return config
 
@@ -108,10 +105,9 @@ def _shapes() -> dict:
             "num_heads": 2,
             "groups": 8,
         },
-        times="low_discrepancy",
-        text_dim=len(VOCABULARY) + WORDS,
-        text_length=WORDS,
+        objective={"times": "low_discrepancy"},
     )
+    config["system"]["conditioners"]["text"].update(dim=len(VOCABULARY) + WORDS, length=WORDS)
     config["data"].update(source=words(size=16, num_examples=20_000), image_size=16, batch_size=32, num_threads=2)
     config["optimizer"] = {"name": "adam", "learning_rate": 2e-3, "warmup_steps": 100, "decay": "cosine", "clip_norm": 1.0}
     config["training"].update(steps=1000, ema=[{"name": "constant", "decay": 0.99}], checkpoint_every=200, keep_every=0)
@@ -132,11 +128,11 @@ def get_config(variant: str = "base") -> ConfigDict:
         else:
             small |= {"multipliers": (1, 2), "num_res_blocks": (1, 1), "strides": (1, 2), "text_attention": (False, True)}
             small["self_attention"] = (False, stage == "sr256")
-            config.system.low_res_size = size // 2
+            config.system.conditioners.low_res.size = size // 2
         if stage == "sr1024":
-            config.system.crop_size = 16
+            config.system.conditioners.low_res.crop_size = 16
         config.system.network.update(dtype="float32", remat=False, **small)
-        config.system.update(text_dim=len(VOCABULARY) + WORDS, text_length=WORDS)
+        config.system.conditioners.text.update(dim=len(VOCABULARY) + WORDS, length=WORDS)
         config.data.source = ConfigDict(words(size=size, num_examples=64))
         config.data.update(image_size=size, batch_size=8, num_threads=2)
         config.training.update(steps=4, checkpoint_every=4)

@@ -39,7 +39,6 @@ def _base() -> dict:
     return {
         "seed": 0,
         "system": {
-            "name": "generation",
             "process": {"schedule": {"name": "cosine_continuous"}, "prediction": "v"},
             "network": {
                 "name": "unet",
@@ -50,10 +49,8 @@ def _base() -> dict:
                 "num_heads": 2,
                 "groups": 8,
             },
-            "num_classes": 10,
-            "cond_drop": 0.1,
-            "weighting": "simple",
-            "times": "low_discrepancy",
+            "conditioners": {"labels": {"num_classes": 10, "drop": 0.1}},
+            "objective": {"weighting": "simple", "times": "low_discrepancy"},
         },
         "data": _data(16, 64),
         "optimizer": {"name": "adamw", "learning_rate": 2e-3, "warmup_steps": 100, "decay": "cosine", "clip_norm": 1.0},
@@ -65,8 +62,6 @@ def _base() -> dict:
 def _sr() -> dict:
     config = _base()
     config["system"].update(
-        name="super_resolution",
-        low_res_size=16,
         network={
             "name": "unet",
             "channels": 16,
@@ -76,6 +71,7 @@ def _sr() -> dict:
             "groups": 8,
         },
     )
+    config["system"]["conditioners"]["low_res"] = {"size": 16}
     config["data"] = _data(32, 32)
     config["training"]["steps"] = 600
     config["sampling"] = {"solver": "dpmpp_2m", "steps": 12, "guidance": 1.0, "aug_level": 0.1}

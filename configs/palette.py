@@ -5,7 +5,7 @@
     python -m diffusion_jax.sample --workdir=runs/palette --images=MINE --masks=HOLES --out=runs/palette/filled
 
 Data: a folder of images; the largest square crop, at a random place, at 256 pixels. Published: ImageNet and Places2. One task
-alone is --config.data.degradation=colorize (inpaint, uncrop, jpeg); L1 is --config.system.distance=l1.
+alone is --config.data.degradation=colorize (inpaint, uncrop, jpeg); L1 is --config.system.objective.distance=l1.
 Network: ADM's for 256 pixels without classes, 6 channels in, 3 out: 552,814,083 parameters (published: 552M).
 Process: 2,000 steps of beta from 1e-6 to 0.01, told the level itself, so that any schedule samples: 1,000 steps from 1e-4 to
 0.09, as published. Nothing published says the scale of the level's embedding, or the optimiser's betas.
@@ -33,7 +33,6 @@ def _base() -> dict:
     return {
         "seed": 0,
         "system": {
-            "name": "palette",
             "process": {
                 "schedule": TRAINED,
                 "prediction": "eps",
@@ -41,9 +40,8 @@ def _base() -> dict:
                 "noise_input": {"name": "sqrt_gamma"},
             },
             "network": {"name": "unet_palette256"},
-            "cond_drop": 0.0,
-            "times": {"name": "piecewise_uniform"},
-            "distance": "l2",
+            "conditioners": {"image": {}},
+            "objective": {"times": {"name": "piecewise_uniform"}, "distance": "l2"},
         },
         "data": {
             "source": {"name": "folder", "path": "data/images"},

@@ -2,7 +2,7 @@
 
     python -m diffusion_jax.train --config=configs/progressive_distillation.py:digits_teacher --workdir=runs/distilled/teacher
     python -m diffusion_jax.train --config=configs/progressive_distillation.py:digits --workdir=runs/distilled/steps_32 \
-        --config.system.teacher=runs/distilled/teacher --config.system.num_steps=32 --config.sampling.steps=32
+        --config.frozen.teacher=runs/distilled/teacher --config.system.objective.num_steps=32 --config.sampling.steps=32
 
 and so on, with each run as the next one's teacher and half its steps (the guidance is the first student's alone:
 --config.system.guidance=1 from the second on); `training.stages.halve` goes through all of them, and
@@ -31,10 +31,7 @@ def _digits() -> dict:
     return {
         "seed": 0,
         "system": {
-            "name": "progressive_distillation",
-            "teacher": None,
-            "num_steps": 32,
-            "guidance": 2.0,
+            "objective": {"name": "progressive_distillation", "num_steps": 32, "guidance": 2.0},
             "process": {"schedule": "cosine_continuous", "prediction": "v"},
             "network": {
                 "name": "unet",
@@ -44,9 +41,9 @@ def _digits() -> dict:
                 "attention_resolutions": (),
                 "groups": 4,
             },
-            "num_classes": 10,
-            "cond_drop": 0.1,
+            "conditioners": {"labels": {"num_classes": 10, "drop": 0.1}},
         },
+        "frozen": {"teacher": None},
         "data": {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 64, "cache": True},
         "optimizer": {"name": "adamw", "learning_rate": 5e-4, "decay": "linear", "clip_norm": 1.0},
         "training": {"steps": 200, "ema": [{"name": "constant", "decay": 0.98}], "checkpoint_every": 200},
@@ -56,7 +53,8 @@ def _digits() -> dict:
 
 def _cifar10() -> dict:
     config = _digits()
-    config["system"].update(num_steps=4096, guidance=1.0, num_classes=0, network={"name": "unet_ddpm_cifar10", "dropout": 0.0})
+    config["system"].update(conditioners={}, network={"name": "unet_ddpm_cifar10", "dropout": 0.0})
+    config["system"]["objective"].update(num_steps=4096, guidance=1.0)
     config["data"] = {
         "source": {"name": "tfds", "dataset": "cifar10"},
         "image_size": 32,
@@ -72,9 +70,8 @@ def _cifar10() -> dict:
 
 def _teacher(config: dict) -> dict:
     """The run that the first student learns from."""
-    for field in ("teacher", "num_steps", "guidance"):
-        del config["system"][field]
-    config["system"].update(name="generation", weighting="truncated_snr", times="low_discrepancy")
+    del config["frozen"]
+    config["system"]["objective"] = {"weighting": "truncated_snr", "times": "low_discrepancy"}
     if config["data"]["source"]["name"] == "digits":
         config["optimizer"].update(learning_rate=2e-3, warmup_steps=100, decay="cosine")
         config["training"].update(steps=1000, ema=[{"name": "constant", "decay": 0.995}])

@@ -25,7 +25,6 @@ def get_config(variant: str = "base") -> ConfigDict:
         {
             "seed": 0,
             "system": {
-                "name": "generation",
                 "process": {"schedule": "straight_line", "prediction": "velocity"},
                 "network": {
                     "name": "unet",
@@ -35,9 +34,8 @@ def get_config(variant: str = "base") -> ConfigDict:
                     "attention_resolutions": (8,),
                     "head_channels": 32,
                 },
-                "num_classes": len(CLASSES),
-                "cond_drop": 0.1,
-                "times": "logit_normal",
+                "conditioners": {"labels": {"num_classes": len(CLASSES), "drop": 0.1}},
+                "objective": {"times": "logit_normal"},
             },
             "data": {
                 "source": {"name": "shapes", "size": 32, "num_examples": 100_000},

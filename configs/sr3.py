@@ -4,7 +4,8 @@
     python -m diffusion_jax.sample --workdir=runs/sr3 --num=16 --out=runs/sr3/samples
 
 Data: a folder of images, the largest centre crop reduced by area (published: ImageNet for 64_256, faces for the others). The
-low-resolution image is made of it by anti-aliased bicubic reduction; --config.system.blur_prob=0.5 blurs it in training.
+low-resolution image is made of it by anti-aliased bicubic reduction;
+--config.system.conditioners.low_res.blur_prob=0.5 blurs it in training.
 Network: DDPM's shape with BigGAN's residual blocks and skips scaled by 1 / sqrt 2. Published counts are rounded, and say too
 little of the blocks to be met; parameters here, and published:
   16_128: 574.8M (550M)   64_256: 633.5M (625M)   64_512: 618.2M (625M)   256_1024: 149.7M (150M)
@@ -42,10 +43,6 @@ SHAPES = {
 
 def _system(low_res_size: int, network: dict, prediction: str = "eps") -> dict:
     return {
-        "name": "super_resolution",
-        "low_res_size": low_res_size,
-        "low_res_resize": "bicubic",
-        "aug_schedule": None,
         "process": {
             "schedule": TRAINED,
             "prediction": prediction,
@@ -59,8 +56,8 @@ def _system(low_res_size: int, network: dict, prediction: str = "eps") -> dict:
             "low_res_method": "bicubic",
             **network,
         },
-        "cond_drop": 0.0,
-        "times": {"name": "piecewise_uniform"},
+        "conditioners": {"low_res": {"size": low_res_size, "resize": "bicubic", "aug_schedule": None}},
+        "objective": {"times": {"name": "piecewise_uniform"}},
     }
 
 
@@ -108,7 +105,7 @@ def get_config(variant: str = "64_256") -> ConfigDict:
     config = ConfigDict(_photographs() if name == "photographs" or tiny else _published(name))
     if tiny:
         config.system.network.update(channels=8, groups=4, multipliers=(1,))
-        config.system.low_res_size = 8
+        config.system.conditioners.low_res.size = 8
         config.data.source.update(size=16, num_examples=64)
         config.data.update(image_size=16, batch_size=8)
         config.training.update(steps=4)

@@ -17,8 +17,10 @@ class Spec:
     """The shape and the kind of one example.
 
     Args:
-      shape: without the batch, channels last: (H, W, C) of images, (F, H, W, C) of videos, (L, C) of audio, (N, D) of point sets.
-      kind: "image", "video", "audio", "points", "tokens" or "vector": how an example is drawn into a picture, and how it is written.
+      shape: without the batch, channels last: (H, W, C) of images, (F, H, W, C) of videos, (L, C) of audio, (N, D) of point
+        sets.
+      kind: "image", "video", "audio", "points", "tokens" or "vector": says how an example is drawn into a picture, and how it
+        is written.
 
     Raises:
       ConfigError: an unknown kind, sizes that are not positive whole numbers, or a rank that the kind does not have.

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax import systems
-from diffusion_jax.systems import Generation, SuperResolution
+from diffusion_jax.spec import Spec
+from diffusion_jax.systems import Diffusion
 from diffusion_jax.training import config as configs
 from diffusion_jax.training import ema as emas
 from diffusion_jax.training.checkpoints import Checkpointer
@@ -32,21 +33,34 @@ NETWORK = {
 PROCESS = {"schedule": "cosine_continuous", "prediction": "v"}
 
 
-def make_generation(**fields) -> Generation:
-    defaults = {"image_size": 8, "channels": 1, "process": PROCESS, "network": NETWORK, "num_classes": 4}
-    return Generation(**{**defaults, **fields})
+LABELS = {"labels": {"num_classes": 4}}
 
 
-def make_super_resolution(**fields) -> SuperResolution:
-    defaults = {
-        "image_size": 16,
-        "channels": 1,
-        "process": PROCESS,
-        "network": NETWORK,
-        "num_classes": 4,
-        "low_res_size": 8,
-    }
-    return SuperResolution(**{**defaults, **fields})
+def make_generation(size: Any = 8, labels: Any = LABELS["labels"], more: Any = (), **fields) -> Diffusion:
+    """A class-conditional system of grey images; labels of None make it unconditional."""
+    conditioners = {"labels": labels, **dict(more)}
+    return Diffusion(
+        **{"spec": Spec.image(size, 1), "process": PROCESS, "network": NETWORK, "conditioners": conditioners, **fields}
+    )
+
+
+def make_super_resolution(size: Any = 16, low_res: Any = None, **fields) -> Diffusion:
+    """A class-conditional system from 8x8 to 16x16 grey images."""
+    return make_generation(size, more={"low_res": {"size": 8, **(low_res or {})}}, **fields)
+
+
+def low_res_of(system: Diffusion) -> Any:
+    """The conditioner of a system's low-resolution images."""
+    return next(conditioner for conditioner in system.conditioners if conditioner.name == "low_res")
+
+
+def loss_of(
+    system: Any, params: Any, batch: Any, key: jax.Array, *, state: Any = None, train: bool = True, **more: Any
+) -> tuple:
+    """(value, aux) of a system's only group of parameters."""
+    state = system.init_state() if state is None else state
+    given = {"step": jnp.zeros((), jnp.int32), "frozen": {}, **more}
+    return system.losses(params, state, batch, key, train=train, **given)["network"]
 
 
 def randomize(params: Any, scale: float = 0.3, seed: int = 0) -> Any:
@@ -98,7 +112,7 @@ def gaussian_x0(mean: float, std: float, schedule: Any) -> Callable[..., jax.Arr
 def make_run(workdir: Any, kind: str = "base", **system: Any) -> str:
     """A run of bundled digits with random weights at step 1: "base" draws 8x8, "sr" takes them to 16x16."""
     config: dict[str, Any] = {
-        "system": {"name": "generation", "process": PROCESS, "network": NETWORK, "num_classes": 10, **system},
+        "system": {"process": PROCESS, "network": NETWORK, "conditioners": {"labels": {"num_classes": 10}}, **system},
         "data": {
             "source": {"name": "digits"},
             "image_size": 8 if kind == "base" else 16,
@@ -109,7 +123,7 @@ def make_run(workdir: Any, kind: str = "base", **system: Any) -> str:
         "sampling": {"solver": "ddim", "steps": 2},
     }
     if kind == "sr":
-        config["system"] |= {"name": "super_resolution", "low_res_size": 8}
+        config["system"]["conditioners"]["low_res"] = {"size": 8}
         config["sampling"]["aug_level"] = 0.1
     config = configs.complete(config)
     configs.claim(workdir, config)
@@ -127,7 +141,7 @@ def make_run(workdir: Any, kind: str = "base", **system: Any) -> str:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The workdirs of tiny runs: base, sr, and unconditional (a chain)."""
     root = tmp_path_factory.mktemp("runs")
-    chain = {"process": {"schedule": {"name": "cosine", "num_steps": 20}, "prediction": "eps"}, "num_classes": 0}
+    chain = {"process": {"schedule": {"name": "cosine", "num_steps": 20}, "prediction": "eps"}, "conditioners": {}}
     return {
         "base": make_run(root / "base"),
         "sr": make_run(root / "sr", "sr"),

@@ -15,9 +15,10 @@ from diffusion_jax.process import (
 )
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.schedules import Schedule
-from diffusion_jax.process.types import Denoised, Denoiser, expand
+from diffusion_jax.process.types import Corruption, Denoised, Denoiser, expand
 
 __all__ = [
+    "Corruption",
     "Denoised",
     "Denoiser",
     "Process",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.process.process import Process
+from diffusion_jax.process.process import Process, gaussian
 from diffusion_jax.process.types import Data, Denoised, Denoiser, PerExample, Time
 from diffusion_jax.rng import named
 
@@ -119,7 +119,7 @@ def bits_per_dim(
 
     Source: Nichol & Dhariwal 2021 (arXiv 2102.09672).
     """
-    process = denoiser.process
+    process = gaussian(denoiser.process, "bits_per_dim", "a bound of its own")
     check_data(x0)
     count = process.num_steps if num_steps is None else num_steps
     if count is None:
@@ -129,8 +129,7 @@ def bits_per_dim(
 
     def step(carry: None, index: jax.Array) -> tuple[None, tuple[jax.Array, ...]]:
         s, t = index / count, (index + 1) / count
-        eps = jax.random.normal(named(key, "noise", index.astype(int)), x0.shape)
-        x_t = process.diffuse(x0, t, eps)
+        x_t, eps = process.corrupt(named(key, "noise", index.astype(int)), x0, t)
         denoised = denoiser(x_t, t)
         if clip:
             denoised = process.clipped(denoised, x_t, t)

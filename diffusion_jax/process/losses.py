@@ -138,8 +138,7 @@ def denoising(
     only_bound = weigh is weightings.bound_only
     state = sampler.init_state(process) if sampler_state is None else sampler_state
     t, time_weight = sampler.sample(process, named(key, "times"), x0.shape[0], state)
-    eps = jax.random.normal(named(key, "noise"), x0.shape)
-    x_t = process.diffuse(x0, t, eps)
+    x_t, eps = process.corrupt(named(key, "noise"), x0, t)
     x, level = process.network_inputs(x_t, t)
     output = apply(params, x, level, cond, **(apply_kwargs or {})).astype(jnp.float32)
     prediction, raw_variance = process.split(output, x_t)

@@ -26,6 +26,20 @@ def _check_known(field: str, value: str, known: tuple[str, ...]) -> None:
         raise ConfigError(f"process: unknown {field} {value!r}{hint} (known: {', '.join(known)})")
 
 
+def gaussian(process: Any, what: str, instead: str) -> Process:
+    """Return the process, if it is Gaussian.
+
+    Args:
+      what: what needs it, and `instead` what to use with other processes, for the message.
+
+    Raises:
+      ConfigError: it is another one, which has neither log-SNR nor noise to predict.
+    """
+    if not isinstance(process, Process):
+        raise ConfigError(f"{what} needs a Gaussian process, but this one is {type(process).__name__}: use {instead}")
+    return process
+
+
 def log1mexp(x: Any) -> jax.Array:
     """log(1 - exp(x)) for x < 0, to float32 precision at both ends; -inf gives 0."""
     return jnp.where(x > -0.6931472, jnp.log(-jnp.expm1(x)), jnp.log1p(-jnp.exp(x)))
@@ -121,6 +135,21 @@ class Process:
         """A draw of q(x_t | x0): alpha * x0 + sigma * eps."""
         alpha, sigma = self._coefficients(t, x0)
         return alpha * x0 + sigma * eps
+
+    def corrupt(self, key: jax.Array, x0: Data, t: Time) -> tuple[Data, Data]:
+        """Draw (x_t, eps): x_t of q(x_t | x0), and the standard normal noise it was made with, both shaped like x0."""
+        eps = jax.random.normal(key, x0.shape)
+        return self.diffuse(x0, t, eps), eps
+
+    def prior(self, key: jax.Array, shape: tuple[int, ...], t: float = 1.0) -> jax.Array:
+        """Draw noise to sample from: of unit variance where variance is preserved, else of standard deviation sigma(t).
+
+        Args:
+          shape: of the result, float32.
+          t: the first time of the sampler's grid, a number.
+        """
+        noise = jax.random.normal(key, shape)
+        return noise if self.schedule.family == "vp" else noise * float(self.schedule.alpha_sigma(np.float64(t))[1])
 
     def posterior(self, x0: Data, x_t: Data, s: Time, t: Time) -> tuple[jax.Array, jax.Array]:
         """Mean and log-variance of q(x_s | x_t, x0) for s < t; the log-variance broadcasts against x and is clipped.

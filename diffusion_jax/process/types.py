@@ -1,20 +1,20 @@
-"""The two types that everything above the mathematics speaks: `Denoised` and `Denoiser`."""
+"""The types that everything above the mathematics speaks: `Corruption`, `Denoised` and `Denoiser`."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
-
-if TYPE_CHECKING:
-    from diffusion_jax.process.process import Process
+from jaxtyping import Array, Float, Num
 
 Data = Float[Array, "batch *shape"]
-"""A batch of images (or any arrays): clean data is in [-1, 1]."""
+"""A batch of images (or any arrays) of real numbers."""
+
+Batch = Num[Array, "batch *shape"]
+"""A batch of any numbers: images, tokens, bits."""
 
 Time = Float[Array, "batch"] | Float[Array, ""] | float
 """Times in [0, 1]: 0 is data, 1 is noise; one per example, or one for all."""
@@ -22,6 +22,23 @@ Time = Float[Array, "batch"] | Float[Array, ""] | float
 
 PerExample = Float[Array, "batch"]
 """One number per example: losses, weights, terms of a bound."""
+
+
+@runtime_checkable
+class Corruption(Protocol):
+    """What the sampling loop and a loss need of any process, be its noise Gaussian or flipped bits.
+
+    Time runs from data at t = 0 to noise at t = 1; a chain's step i of T, from 0, is at t = (i + 1) / T.
+    """
+
+    num_steps: int | None
+    """T of a chain; None in continuous time."""
+
+    def prior(self, key: jax.Array, shape: tuple[int, ...], t: float = 1.0) -> jax.Array:
+        """Draw what sampling starts from at time t, 1 or little less: x_t of the shape given, with nothing known of x0."""
+
+    def corrupt(self, key: jax.Array, x0: jax.Array, t: Time) -> tuple[jax.Array, Any]:
+        """Draw x_t of q(x_t | x0) for x0 [B, ...] and times t, one or [B]; also return the noise that was drawn."""
 
 
 class Denoised(NamedTuple):
@@ -47,17 +64,18 @@ class Denoised(NamedTuple):
 class Denoiser:
     """A callable (x_t, t) -> `Denoised`, and the process whose x_t it denoises.
 
-    Solvers and guidance know nothing else: no network, no parameters, no conditioning.
+    Solvers and guidance know nothing else: no network, no parameters, no conditioning. A process that is not Gaussian has
+    another result than `Denoised`, which its own solvers know.
     """
 
     function: Callable[[Data, Time], Denoised]
-    process: Process
+    process: Any  # a `Corruption`; here and in all that takes Gaussian noise for granted, a `Process`
 
-    def __call__(self, x_t: Data, t: Time) -> Denoised:
+    def __call__(self, x_t: Batch, t: Time) -> Any:
         """Denoise a batch.
 
         Args:
-          x_t: noisy data [B, ...], float32.
+          x_t: noisy data [B, ...], float32 where the process is Gaussian.
           t: times [B], or one time for all, in (0, 1].
         """
         t = jnp.asarray(t, jnp.promote_types(x_t.dtype, jnp.float32))

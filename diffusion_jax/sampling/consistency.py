@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.process.process import Process
-from diffusion_jax.process.types import Data, Denoiser
+from diffusion_jax.process.types import Corruption, Data, Denoiser
 from diffusion_jax.registry import register
-from diffusion_jax.sampling.grids import Grid
+from diffusion_jax.sampling.grids import Grid, of_gaussian
 from diffusion_jax.sampling.solvers import Noise, Solver
 
 
@@ -57,13 +56,14 @@ def levels(levels: Sequence[float]) -> Grid:
     if given.ndim != 1 or not given.size or (given <= 0).any() or (np.diff(given) >= 0).any():
         raise ConfigError(f"grid 'levels': needs positive noise levels in descending order, got {levels}")
 
-    def grid(process: Process) -> np.ndarray:
-        top = float(np.exp(-0.5 * process.schedule.log_snr(1.0)))
+    def grid(process: Corruption) -> np.ndarray:
+        schedule = of_gaussian("levels", process).schedule
+        top = float(np.exp(-0.5 * schedule.log_snr(1.0)))
         if given[0] > top * (1 + 1e-6):
             raise ConfigError(
                 f"grid 'levels': {given[0]:g} lies above {top:g}, the largest level sigma / alpha of the schedule "
-                f"{process.schedule.name!r}"
+                f"{schedule.name!r}"
             )
-        return np.append(process.schedule.inverse(-2 * np.log(given)), 0.0)
+        return np.append(schedule.inverse(-2 * np.log(given)), 0.0)
 
     return grid

@@ -15,10 +15,10 @@ import numpy as np
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.edm_design import COLUMNS, iddpm_table
-from diffusion_jax.process.process import Process
 from diffusion_jax.process.schedules import vp_sde
+from diffusion_jax.process.types import Corruption
 from diffusion_jax.registry import register
-from diffusion_jax.sampling.grids import Grid
+from diffusion_jax.sampling.grids import Grid, of_gaussian
 
 _SAMPLERS: dict[str, dict[str, Any]] = {
     "vp": {"solver": {"name": "in_time", "schedule": {"name": "vp_sde"}}, "grid": {"name": "edm_vp"}},
@@ -47,14 +47,15 @@ def _of_levels(name: str, num_steps: int, levels: np.ndarray) -> Grid:
     if num_steps < 1:
         raise ConfigError(f"grid {name!r}: num_steps must be at least 1, got {num_steps}")
 
-    def grid(process: Process) -> np.ndarray:
-        largest = float(np.exp(-0.5 * process.schedule.log_snr(np.float64(1.0))))
+    def grid(process: Corruption) -> np.ndarray:
+        schedule = of_gaussian(name, process).schedule
+        largest = float(np.exp(-0.5 * schedule.log_snr(np.float64(1.0))))
         if levels[0] > largest * (1 + 1e-6):
             raise ConfigError(
                 f"grid {name!r} starts at the level {levels[0]:g}, above {largest:g}, the largest level sigma / alpha of "
-                f"the schedule {process.schedule.name!r}: set sigma_max"
+                f"the schedule {schedule.name!r}: set sigma_max"
             )
-        times = np.unique(process.schedule.inverse(-2 * np.log(levels)))[::-1]  # rounded levels may meet
+        times = np.unique(schedule.inverse(-2 * np.log(levels)))[::-1]  # rounded levels may meet
         return np.append(times[times > 0], 0.0)
 
     return grid

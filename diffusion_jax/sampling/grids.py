@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.process.process import Process
+from diffusion_jax.process.process import Process, gaussian
+from diffusion_jax.process.types import Corruption
 from diffusion_jax.registry import register
 
-Grid = Callable[[Process], np.ndarray]
+Grid = Callable[[Any], np.ndarray]
 """process -> float64 [N + 1], strictly descending, in [0, 1], the last 0."""
 
 
@@ -26,8 +27,13 @@ def _closed(times: Any) -> np.ndarray:
     return np.append(times[times > 0], 0.0)
 
 
-def _from_indices(process: Process, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+def _from_indices(process: Corruption, indices: Sequence[int] | np.ndarray) -> np.ndarray:
     return _closed((np.asarray(indices, np.float64) + 1) / process.num_steps)
+
+
+def of_gaussian(name: str, process: Corruption) -> Process:
+    """Return the process of a grid that is made of noise levels, or raise a `ConfigError`: it must be Gaussian."""
+    return gaussian(process, f"grid {name!r}", "'uniform', 'leading' or 'trailing'")
 
 
 def _check_steps(name: str, num_steps: int, limit: int | None = None, least: int = 1) -> None:
@@ -37,10 +43,10 @@ def _check_steps(name: str, num_steps: int, limit: int | None = None, least: int
         raise ConfigError(f"grid {name!r}: {num_steps} steps of a chain that has {limit}; use at most {limit}")
 
 
-def _need_chain(name: str, process: Process) -> int:
+def _need_chain(name: str, process: Corruption) -> int:
     if process.num_steps is None:
         raise ConfigError(
-            f"grid {name!r} picks indices of a discrete chain, but the schedule {process.schedule.name!r} is continuous; "
+            f"grid {name!r} picks indices of a discrete chain, but the process is continuous; "
             "use 'uniform', 'trailing', 'log_snr' or 'karras'"
         )
     return process.num_steps
@@ -55,7 +61,7 @@ def uniform(num_steps: int) -> Grid:
     """
     _check_steps("uniform", num_steps)
 
-    def grid(process: Process) -> np.ndarray:
+    def grid(process: Corruption) -> np.ndarray:
         if process.num_steps is None or num_steps == 1:
             return np.linspace(1.0, 0.0, num_steps + 1)
         _check_steps("uniform", num_steps, process.num_steps)
@@ -77,7 +83,7 @@ def leading(num_steps: int, offset: int = 0) -> Grid:
     if offset < 0:
         raise ConfigError(f"grid 'leading': offset must not be negative, got {offset}")
 
-    def grid(process: Process) -> np.ndarray:
+    def grid(process: Corruption) -> np.ndarray:
         if process.num_steps is None:
             return np.linspace(1.0 - 1.0 / num_steps, 0.0, num_steps + 1)
         _check_steps("leading", num_steps, process.num_steps)
@@ -97,7 +103,7 @@ def trailing(num_steps: int) -> Grid:
     """Indices round(T - k T / N) - 1: starts at the last index, as zero terminal SNR needs (arXiv 2305.08891)."""
     _check_steps("trailing", num_steps)
 
-    def grid(process: Process) -> np.ndarray:
+    def grid(process: Corruption) -> np.ndarray:
         if process.num_steps is None:
             return np.linspace(1.0, 0.0, num_steps + 1)
         _check_steps("trailing", num_steps, process.num_steps)
@@ -115,7 +121,7 @@ def quadratic(num_steps: int) -> Grid:
     """
     _check_steps("quadratic", num_steps, least=2)
 
-    def grid(process: Process) -> np.ndarray:
+    def grid(process: Corruption) -> np.ndarray:
         if process.num_steps is None:
             return _closed(0.8 * (np.arange(1, num_steps + 1) / num_steps) ** 2)
         _check_steps("quadratic", num_steps, process.num_steps)
@@ -140,9 +146,11 @@ def karras(num_steps: int, sigma_min: float | None = None, sigma_max: float | No
     if rho <= 0:
         raise ConfigError(f"grid 'karras': rho must be positive, got {rho}")
 
-    def grid(process: Process) -> np.ndarray:
+    def grid(process: Corruption) -> np.ndarray:
+        schedule = of_gaussian("karras", process).schedule
+
         def level(t: float) -> float:
-            return float(np.exp(-0.5 * process.schedule.log_snr(t)))
+            return float(np.exp(-0.5 * schedule.log_snr(t)))
 
         first = 1 / process.num_steps if process.num_steps else 1e-4
         low = sigma_min if sigma_min is not None else max(level(first), 0.002)
@@ -152,10 +160,10 @@ def karras(num_steps: int, sigma_min: float | None = None, sigma_max: float | No
         if high > level(1.0) * (1 + 1e-6):
             raise ConfigError(
                 f"grid 'karras': sigma_max {high:g} lies above {level(1.0):g}, the largest level sigma / alpha of the "
-                f"schedule {process.schedule.name!r}"
+                f"schedule {schedule.name!r}"
             )
         ramp = np.linspace(high ** (1 / rho), low ** (1 / rho), max(num_steps, 2))[:num_steps]
-        return _closed(process.schedule.inverse(-2 * rho * np.log(ramp)))
+        return _closed(schedule.inverse(-2 * rho * np.log(ramp)))
 
     return grid
 
@@ -175,8 +183,8 @@ def log_snr(num_steps: int, lowest: float | None = None, highest: float | None =
     """
     _check_steps("log_snr", num_steps)
 
-    def grid(process: Process) -> np.ndarray:
-        schedule = process.schedule
+    def grid(process: Corruption) -> np.ndarray:
+        schedule = of_gaussian("log_snr", process).schedule
         first = 1 / process.num_steps if process.num_steps else max(schedule.t_min, 1e-3)
         bottom = float(schedule.log_snr(1.0))
         low = lowest if lowest is not None else max(bottom, -20.0)
@@ -214,7 +222,7 @@ def respaced(spacing: str) -> Grid:
     if not all(count.isdecimal() and int(count) > 0 for count in counts) or (is_ddim and len(counts) > 1):
         raise ConfigError(f"grid 'respaced': cannot read {spacing!r}; write '25', '10,10,10' or 'ddim25'")
 
-    def grid(process: Process) -> np.ndarray:
+    def grid(process: Corruption) -> np.ndarray:
         steps = _need_chain("respaced", process)
         indices = _strided(int(counts[0]), steps) if is_ddim else _sections([int(count) for count in counts], steps)
         return _from_indices(process, indices)

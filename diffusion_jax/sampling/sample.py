@@ -9,17 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.process.types import Denoiser
+from diffusion_jax.process.process import gaussian
+from diffusion_jax.process.types import Corruption, Denoiser
 from diffusion_jax.rng import named
 from diffusion_jax.sampling.grids import Grid
-from diffusion_jax.sampling.solvers import Solver, ddim
+from diffusion_jax.sampling.solvers import Draw, Solver, ddim
 
 
-def initial_noise(denoiser: Denoiser, keys: jax.Array, t: float, shape: tuple[int, ...]) -> jax.Array:
-    """Noise at the first time: unit variance where variance is preserved, else standard deviation sigma(t)."""
-    noise = jax.vmap(lambda key: jax.random.normal(named(key, "initial"), shape[1:]))(keys)
-    schedule = denoiser.process.schedule
-    return noise if schedule.family == "vp" else noise * float(schedule.alpha_sigma(np.float64(t))[1])
+def initial_noise(process: Corruption, keys: jax.Array, t: float, shape: tuple[int, ...]) -> jax.Array:
+    """Draw each sample's start at the first time from the process's prior, with the sample's own key; [B, ...]."""
+    return jax.vmap(lambda key: process.prior(named(key, "initial"), shape[1:], t))(keys)
 
 
 def times_of(grid: Grid | Any, denoiser: Denoiser, end: float = 0.0) -> np.ndarray:
@@ -44,7 +43,7 @@ def sample(
     trajectory: bool = False,
     end: float = 0.0,
 ) -> Any:
-    """Draw samples: from noise at the grid's first time, along the grid, to data.
+    """Draw samples: from the process's prior at the grid's first time, along the grid, to data.
 
     N steps cost N evaluations of the denoiser, or as many as the solver says. Jit-able with the parameters bound inside the
     function; the grid is static. One `lax.scan`, forward only.
@@ -55,17 +54,18 @@ def sample(
       grid: a grid such as `grids.karras(20)`, or descending times [N + 1].
       key: of the run. Sample i's noise comes from fold_in(key, indices[i]): the same sample whatever the batch size,
         the number of devices or the place in the batch.
-      shape: (B, H, W, C).
+      shape: (B, ...), such as (B, H, W, C).
       indices: int [B], 0..B-1 by default.
-      initial: x at the grid's first time; noise by default.
+      initial: x at the grid's first time; drawn from the prior by default.
       trajectory: also return x at every time.
       end: stop at this time instead of 0, noise included.
 
     Returns:
-      x [B, H, W, C] float32, not clipped; with `trajectory`, (x, [N + 1, B, H, W, C]), the first being the noise.
+      x [B, ...] of the prior's dtype (float32 of a Gaussian), not clipped; with `trajectory`, (x, [N + 1, B, ...]), the
+      first being the noise.
 
     Raises:
-      ConfigError: a grid that does not descend within [0, 1], a process that the solver cannot serve, or `indices` or
+      ConfigError: a grid that does not descend within [0, 1], a process that the solver does not serve, or `indices` or
         `initial` of another shape.
 
     >>> from diffusion_jax.process import Denoised, Process
@@ -83,21 +83,21 @@ def sample(
     if initial is not None and initial.shape != tuple(shape):
         raise ConfigError(f"sample: initial has the shape {initial.shape}, not {tuple(shape)}")
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
-    x = initial_noise(denoiser, keys, times[0], shape) if initial is None else initial
+    x = initial_noise(denoiser.process, keys, times[0], shape) if initial is None else initial
     dtype = x.dtype
+    real = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
 
     def step(carry: Any, inputs: Any) -> Any:
         (x, state), (number, t, s) = carry, inputs
 
-        def noise(name: str) -> jax.Array:
-            draw = lambda k: jax.random.normal(named(k, name, number), shape[1:], dtype)  # noqa: E731
-            return jax.vmap(draw)(keys)
+        def noise(name: str, draw: Draw = jax.random.normal, shape: tuple[int, ...] = tuple(shape[1:])) -> jax.Array:
+            return jax.vmap(lambda k: draw(named(k, name, number), shape, real))(keys)
 
         x, state = solver.step(denoiser, x, state, t, s, noise)
         return (x.astype(dtype), state), (x.astype(dtype) if trajectory else None)
 
     count = len(times) - 1
-    steps = (jnp.arange(count), jnp.asarray(times[:-1], dtype), jnp.asarray(times[1:], dtype))
+    steps = (jnp.arange(count), jnp.asarray(times[:-1], real), jnp.asarray(times[1:], real))
     (final, _), visited = jax.lax.scan(step, (x, solver.init(x, count)), steps)
     return (final, jnp.concatenate([x[None], visited])) if trajectory else final
 
@@ -116,6 +116,7 @@ def invert(denoiser: Denoiser, grid: Grid | Any, x0: jax.Array) -> jax.Array:
 
     Source: Song et al. 2021, section 4.3 (arXiv 2010.02502).
     """
+    gaussian(denoiser.process, "DDIM's inversion", "sample alone")
     times = times_of(grid, denoiser)[::-1]
     alpha, sigma = denoiser.process.alpha_sigma(jnp.asarray(times[1], x0.dtype))
     x = alpha * x0 + sigma * denoiser(x0, jnp.asarray(times[1], x0.dtype)).eps

@@ -1,36 +1,63 @@
-"""What is trained and sampled together: process, network and conditioning, one file per family of systems."""
+"""What is trained and sampled together: process, network, conditioners, codec and objective."""
 
 from __future__ import annotations
 
-from diffusion_jax.systems.base import Batch, Request, System, from_config
+from diffusion_jax.systems.base import (
+    Batch,
+    Classifies,
+    Denoises,
+    Distils,
+    PlansSteps,
+    Projects,
+    Reports,
+    Request,
+    Samples,
+    System,
+    ability,
+    check_request,
+    from_config,
+    request_of,
+)
+from diffusion_jax.systems.codecs import Codec, Pixels, to_float, to_uint8
+from diffusion_jax.systems.conditioners import Conditioner, Flag, ImageAndMask, Labels, LowRes, Text, Vector
 from diffusion_jax.systems.consistency import Consistency
+from diffusion_jax.systems.denoising import Denoising, Objective
 from diffusion_jax.systems.diffusion import Diffusion
 from diffusion_jax.systems.distillation import ProgressiveDistillation
-from diffusion_jax.systems.generation import Generation
-from diffusion_jax.systems.images import to_float, to_uint8
 from diffusion_jax.systems.noisy_classifier import NoisyClassifier
-from diffusion_jax.systems.palette import Palette
 from diffusion_jax.systems.sampling import Sampling
-from diffusion_jax.systems.super_resolution import SuperResolution
-from diffusion_jax.systems.text import TextGeneration, TextSuperResolution
-from diffusion_jax.systems.uncertain_generation import UncertainGeneration
 
 __all__ = [
     "Batch",
+    "Classifies",
+    "Codec",
+    "Conditioner",
     "Consistency",
+    "Denoises",
+    "Denoising",
     "Diffusion",
-    "Generation",
+    "Distils",
+    "Flag",
+    "ImageAndMask",
+    "Labels",
+    "LowRes",
     "NoisyClassifier",
+    "Objective",
+    "Pixels",
+    "PlansSteps",
     "ProgressiveDistillation",
-    "Palette",
+    "Projects",
+    "Reports",
     "Request",
+    "Samples",
     "Sampling",
-    "SuperResolution",
     "System",
-    "TextGeneration",
-    "TextSuperResolution",
-    "UncertainGeneration",
+    "Text",
+    "Vector",
+    "ability",
+    "check_request",
     "from_config",
+    "request_of",
     "to_float",
     "to_uint8",
 ]

@@ -1,182 +1,181 @@
-"""What all image systems share: one process, one network, labels with condition dropout, guidance."""
+"""The system of nearly everything: one process, one network, any conditioners, a codec and an objective."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.process import Denoiser, Process, losses
-from diffusion_jax.registry import build
+from diffusion_jax.process import Denoised, Denoiser
+from diffusion_jax.registry import build, register
 from diffusion_jax.rng import named
-from diffusion_jax.systems import labels
-from diffusion_jax.systems.base import Batch, Request
-from diffusion_jax.systems.images import to_float
-from diffusion_jax.systems.parts import build_network, build_process, check_probability
+from diffusion_jax.spec import Spec
+from diffusion_jax.systems.base import Batch, Losses, Params, Request, check_request
+from diffusion_jax.systems.conditioners import Known
+from diffusion_jax.systems.denoising import Example
+from diffusion_jax.systems.parts import build_conditioners, build_named, build_network, build_process
 from diffusion_jax.systems.sampling import Sampling, draw, guided
 
 
+@register("system", "diffusion")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diffusion:
-    """Images of one size from one process and one network; the systems say what conditions the network.
+    """One process and one network, conditioned on anything.
 
     Args:
-      image_size: H = W in pixels; from the data where the recipe does not say.
-      channels: of the images.
+      spec: of the data; programs take it from the recipe's `data`.
       process: a `Process` or its fields, at least {"schedule": ...}.
       network: a network or its configuration. Sizes, channels and conditioning fields are filled in.
-      num_classes: 0 is unconditional.
-      cond_drop: the probability of training with the null label; 0 rules classifier-free guidance out.
-      weighting: of the loss over noise levels.
-      times: the time sampler of training.
-      distance: "l2", "l1" or "l2_sum"; see `losses.DISTANCES`.
-      vlb_weight: of the variational bound in the loss, where the variance is learned.
+      conditioners: {name: fields}, or a sequence of conditioners: "labels", "text", "low_res", "image", "vector", or your own.
+      codec: a name, configuration or `Codec`: between the data and what the process works on.
+      objective: a name, configuration or `Objective`: "denoising", "consistency" or "progressive_distillation".
 
     Raises:
       ConfigError: unknown names or fields, parts that do not fit together.
+
+    Sources: Ho et al. 2020 (arXiv 2006.11239); guidance and condition dropout: Ho & Salimans 2022 (arXiv 2207.12598).
     """
 
-    image_size: int
-    channels: int = 3
+    spec: Spec
     process: Any
     network: Any
-    num_classes: int = 0
-    cond_drop: float = 0.1
-    weighting: Any = "simple"
-    times: Any = "uniform"
-    distance: str = "l2"
-    vlb_weight: float = 0.0
-
-    name = "diffusion"
-    needs_data = False  # whether requests have more than labels, so that programs take them from data
+    conditioners: Any = ()
+    codec: Any = "pixels"
+    objective: Any = "denoising"
 
     def __post_init__(self) -> None:
-        check_probability(self.name, "cond_drop", self.cond_drop)
-        if self.num_classes < 0:
-            raise ConfigError(f"system {self.name!r}: num_classes must not be negative, got {self.num_classes}")
-        process = build_process(self.process)
-        losses.check(process, self.weighting, self.distance, self.vlb_weight)
-        build("weighting", self.weighting)
-        network = build_network(
-            self.network, self.image_shape, self._cond_keys(), **self._network_fields(process), **self._extra_fields()
-        )
-        object.__setattr__(self, "process", process)
-        object.__setattr__(self, "network", network)
-        object.__setattr__(self, "times", build("times", self.times))
-
-    # What the systems say ---------------------------------------------------------------------------------------------
-
-    def _extra_fields(self) -> dict[str, Any]:
-        """The network's fields that the system's own conditioning needs."""
-        return {}
-
-    def _extra_keys(self) -> set[str]:
-        """The system's own conditioning keys."""
-        return set()
-
-    def _extra_cond(self, x0: jax.Array, key: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """The system's own conditioning of a training batch."""
-        return {}
-
-    def _sampling_cond(self, request: Request, key: jax.Array, indices: jax.Array, sampling: Sampling) -> dict:
-        """The system's own conditioning of a request."""
-        return {}
-
-    # Shared -----------------------------------------------------------------------------------------------------------
+        settle = lambda field, value: object.__setattr__(self, field, value)  # noqa: E731
+        settle("codec", build("codec", self.codec))
+        settle("process", build_process(self.process))
+        settle("conditioners", build_conditioners(self.conditioners, self.spec))
+        settle("objective", build_named("objective", self.objective, "denoising"))
+        fields: dict[str, Any] = {"out_channels": self.process.output_channels(self.model_spec.channels)}
+        for conditioner in self.conditioners:
+            fields |= conditioner.network_fields()
+            conditioner.check_process(self.process)
+        keys = [key for conditioner in self.conditioners for key in conditioner.keys]
+        settle("network", build_network(self.network, self.model_spec, keys, **fields))
+        self.objective.check(self)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
-        return self.image_size, self.image_size, self.channels
+    def model_spec(self) -> Spec:
+        """The spec of encoded data: what the network takes."""
+        return self.codec.spec(self.spec)
 
-    def _network_fields(self, process: Process) -> dict[str, Any]:
-        return {
-            "out_channels": process.output_channels(self.channels),
-            "num_classes": self.num_classes,
-            "null_class": self.num_classes > 0 and self.cond_drop > 0,
-        }
+    # Training ---------------------------------------------------------------------------------------------------------
 
-    def _cond_keys(self) -> set[str]:
-        return ({"label"} if self.num_classes else set()) | self._extra_keys()
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the frozen parameters that training reads."""
+        return (*self.codec.needs, *self.objective.needs)
 
-    def init(self, key: jax.Array) -> Any:
-        """Parameters: a nested dict of arrays."""
-        return self.network.init(key)
+    def check_frozen(self, name: str, system: Any) -> None:
+        """Raise a `ConfigError` if the run of another system cannot serve under a name of `needs`."""
+        self.objective.check_frozen(self, name, system)
 
-    def project(self, params: Any) -> Any:
-        """Parameters as training keeps them after each step: see `Network.project`."""
-        return self.network.project(params)
+    def start(self, frozen: Mapping[str, Any]) -> Params:
+        """Return the first parameters of a system that learns from a teacher: the teacher's."""
+        return frozen["teacher"]
+
+    def init(self, key: jax.Array) -> Params:
+        """Make fresh parameters: {"network": a nested dict of arrays}."""
+        return {"network": self.network.init(key)}
+
+    def project(self, params: Params) -> Params:
+        """Return parameters as training keeps them after each step: see `Network.project`."""
+        return {"network": self.network.project(params["network"])}
 
     def init_state(self) -> Any:
-        """The time sampler's history; empty for most."""
-        return self.times.init_state(self.process)
+        """Make what the objective carries from step to step."""
+        return self.objective.init_state(self)
 
-    def loss(self, params: Any, state: Any, batch: Batch, key: jax.Array, *, train: bool = True) -> tuple:
-        """The denoising loss of a batch.
+    def check_steps(self, steps: int) -> None:
+        """Warn where the objective plans another number of training steps."""
+        self.objective.check_steps(steps)
 
-        Args:
-          batch: "image" uint8 [B, H, W, C], and "label" int32 [B] where there are classes.
-          train: False drops neither conditions nor units, as a held-out loss should.
+    def losses(
+        self,
+        params: Params,
+        state: Any,
+        batch: Batch,
+        key: jax.Array,
+        *,
+        step: jax.Array,
+        frozen: Mapping[str, Any],
+        train: bool,
+    ) -> Losses:
+        """Compute the objective of a batch; see `System.losses`."""
+        for conditioner in self.conditioners:
+            batch = conditioner.prepare(batch, key, train)
+        x0 = self.codec.encode(frozen, batch, named(key, "encode"))
+        cond, null = self._training_cond(batch, key, train)
+        example = Example(x0, cond, null, self._known(batch))
+        return {
+            "network": self.objective.loss(
+                self, params["network"], state, example, key, step=step, frozen=frozen, train=train
+            )
+        }  # fmt: skip
 
-        Returns:
-          (loss, (state, {"per_example": unweighted losses [B], "log_snr": [B]})).
-        """
-        x0 = to_float(batch["image"])
-        cond = self._training_cond(x0, batch, key, train)
-        return self._denoising(self.network.apply, params, state, x0, cond, key, train)
+    def _training_cond(self, batch: Batch, key: jax.Array, train: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The conditioning of a training batch, of which some is dropped at random, and its null."""
+        cond: dict[str, Any] = {}
+        null: dict[str, Any] = {}
+        chance = jax.random.uniform(named(key, "condition dropout"), (len(batch["image"]),))
+        for conditioner in self.conditioners:
+            given = conditioner.training(batch, named(key, "conditioning"), train)
+            without = conditioner.null(given)
+            if train and conditioner.drop:
+                dropped = chance < conditioner.drop
+                pick = lambda a, b, dropped=dropped: jnp.where(dropped.reshape(-1, *(1,) * (a.ndim - 1)), a, b)  # noqa: E731
+                given = jax.tree.map(pick, without, given)
+            cond |= given
+            null |= without if conditioner.drop else given
+        return cond, null
 
-    def _denoising(
-        self, apply: Any, params: Any, state: Any, x0: jax.Array, cond: dict[str, Any], key: jax.Array, train: bool, **more: Any
-    ) -> tuple:
-        """The denoising loss of clean images and their conditioning, by this system's settings; `loss` says what it returns."""
-        loss, output = losses.denoising(
-            self.process,
-            apply,
-            params,
-            x0,
-            named(key, "denoising"),
-            cond=cond,
-            weighting=self.weighting,
-            times=self.times,
-            distance=self.distance,
-            vlb_weight=self.vlb_weight,
-            sampler_state=state,
-            apply_kwargs={"train": train, "rngs": {"dropout": named(key, "dropout")}},
-            **more,
-        )
-        return loss, (output.sampler_state, {"per_example": output.per_example, "log_snr": output.log_snr})
+    def _known(self, given: Mapping[str, Any]) -> Known | None:
+        """What a batch or a request already knows of the data."""
+        found = [known for conditioner in self.conditioners if (known := conditioner.known(given)) is not None]
+        if len(found) > 1:
+            raise ConfigError("two conditioners say which part of the data is known: leave one of them out")
+        return found[0] if found else None
 
-    def _training_cond(self, x0: jax.Array, batch: Batch, key: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """The conditioning of a training batch, with labels dropped at random."""
-        cond = self._extra_cond(x0, named(key, "conditioning"), train)
-        if self.num_classes:
-            cond["label"] = jnp.asarray(batch["label"])
-            if train and self.cond_drop:
-                cond["label"] = labels.drop(cond["label"], self.num_classes, self.cond_drop, named(key, "condition dropout"))
-        return cond
+    def check(self, pipeline: Any) -> None:
+        """Raise a `ConfigError` if the pipeline's data are not what the system and its conditioners take."""
+        if pipeline.spec != self.spec:
+            raise ConfigError(
+                f"the data are {pipeline.spec}, the system's {self.spec}: image_size and channels of both must agree"
+            )
+        for conditioner in self.conditioners:
+            conditioner.check_data(pipeline)
+        if pipeline.augment and "augment" not in self.network.cond_spec:
+            raise ConfigError(
+                "data.augment is on, but the network is not told, and would draw augmented images: set data.augment to 0, or "
+                "add the conditioner 'vector' (system.conditioners.vector={}) to a network that has augment_dim"
+            )
 
-    def request(self, batch: Batch) -> dict[str, Any]:
-        """The labels of the batch, where there are classes."""
-        return {"label": batch["label"]} if self.num_classes else {}
+    # Sampling ---------------------------------------------------------------------------------------------------------
 
-    def denoiser(self, params: Any, key: jax.Array, request: Request, indices: jax.Array, sampling: Sampling) -> Denoiser:
-        """The guided denoiser of a request."""
-        cond = self._sampling_cond(request, named(key, "conditioning"), indices, sampling)
-        null = dict(cond)
-        if self.num_classes:
-            cond["label"] = jnp.asarray(request["label"], jnp.int32)
-            negative = request.get("negative_label", self.num_classes)
-            null["label"] = jnp.broadcast_to(jnp.asarray(negative, jnp.int32), cond["label"].shape)
+    def denoiser(self, params: Params, key: jax.Array, request: Request, indices: jax.Array, sampling: Sampling) -> Denoiser:
+        """Bind the denoiser of a request: conditional, guided, thresholded; of known data it says what they are."""
+        cond: dict[str, Any] = {}
+        null: dict[str, Any] = {}
+        for conditioner in self.conditioners:
+            given = conditioner.sampling(request, named(key, "conditioning"), indices, sampling)
+            cond |= given
+            null |= conditioner.null(given, request) if conditioner.drop else given
         process = sampling.rebind(self.process)
-        return guided(lambda given: process.bind(self.network.apply, params, given), cond, null, sampling)
+        bind = lambda given: process.bind(self.network.apply, params["network"], given)  # noqa: E731
+        denoise = guided(bind, cond, null, sampling, self.codec.range)
+        known = self._known(request)
+        return denoise if known is None else _keeping(denoise, known)
 
     def sample(
         self,
-        params: Any,
+        params: Params,
         key: jax.Array,
         request: Request,
         indices: jax.Array,
@@ -185,29 +184,32 @@ class Diffusion:
         end: float = 0.0,
         guide: Callable[[Denoiser], Denoiser] | None = None,
     ) -> jax.Array:
-        """Draw images.
+        """Draw examples in the model's space.
 
         Args:
-          params: of the network.
-          key: of the run.
-          request: "label" int [N] where there are classes, and perhaps "negative_label" int [N], from which guidance leads
-            away instead of from no label; more where the system says so.
-          indices: int [N]; image i is a function of (key, indices[i]) and its request alone.
-          end: stop the chain at this time in [0, 1); 0 gives images.
+          request: what the conditioners read, [N, ...] each.
+          indices: int [N]; example i is a function of (key, indices[i]) and its request alone.
+          end: stop the chain at this time in [0, 1); 0 gives finished examples.
           guide: what else guides the denoiser, after guidance and thresholds, such as a classifier.
 
         Returns:
-          float32 [N, H, W, C], in [-1, 1] if the chain was not stopped.
+          float32 [N, ...], within the codec's range if the chain was not stopped; known data as they were given.
 
         Raises:
           ConfigError: see `check_sampling` and `check_request`.
         """
         self.check_sampling(sampling)
-        self.check_request(request)
+        check_request(self, request)
         denoise = self.denoiser(params, key, request, indices, sampling)
         denoise = denoise if guide is None else guide(denoise)
-        x = draw(denoise, named(key, "solver"), indices, self.image_shape, sampling, end)
-        return x if end > 0 else jnp.clip(x, -1, 1)
+        x = draw(denoise, named(key, "solver"), indices, self.model_spec.shape, sampling, end)
+        if end > 0:
+            return x
+        x = x if self.codec.range is None else jnp.clip(x, *self.codec.range)
+        for conditioner in self.conditioners:
+            x = conditioner.finish(x, request)
+        known = self._known(request)
+        return x if known is None else jnp.where(known.made, x, known.values)
 
     def check_sampling(self, sampling: Sampling) -> None:
         """Raise a `ConfigError` if this system cannot be sampled so.
@@ -215,49 +217,26 @@ class Diffusion:
         Guidance needs a conditional model that was trained with condition dropout; grid and solver must suit the process.
         """
         sampling.check(self.process)
-        if sampling.guidance == 1:
+        for conditioner in self.conditioners:
+            conditioner.check_sampling(sampling)
+        if sampling.guidance == 1 or any(conditioner.drop for conditioner in self.conditioners):
             return
-        if not self.num_classes:
+        if not self.conditioners:
             raise ConfigError(
-                f"guidance {sampling.guidance:g} on an unconditional model: set guidance to 1, or train one with num_classes"
+                f"guidance {sampling.guidance:g} on an unconditional model: set guidance to 1, or train one with conditioners"
             )
-        if not self.cond_drop:
-            raise ConfigError(
-                f"guidance {sampling.guidance:g} needs a model trained with condition dropout: set guidance to 1, or "
-                "train with cond_drop > 0"
-            )
+        raise ConfigError(
+            f"guidance {sampling.guidance:g} needs a model trained with condition dropout: set guidance to 1, or "
+            "train with a conditioner's drop > 0"
+        )
 
-    def check_request(self, request: Request) -> None:
-        """Raise a `ConfigError` if conditioning is missing, of a wrong shape or out of range."""
-        self.check_labels(request)
 
-    def check_labels(self, request: Request) -> None:
-        """Labels must be there where the model has classes, and be in range."""
-        if not self.num_classes:
-            return
-        if "label" not in request:
-            raise ConfigError(f"the model has {self.num_classes} classes: a request needs 'label' (has: {sorted(request)})")
-        for name in ("label", "negative_label"):
-            if name in request:
-                labels.check(request[name], self.num_classes)
+def _keeping(denoise: Denoiser, known: Known) -> Denoiser:
+    """The denoiser that is shown known data in place of theirs in x_t, and says of them what they are."""
 
-    def check(self, pipeline: Any) -> None:
-        """Raise a `ConfigError` if the pipeline's images or classes are not the system's.
+    def function(x_t: jax.Array, t: jax.Array) -> Denoised:
+        x_t = jnp.where(known.made, x_t, known.values)
+        denoised = denoise(x_t, t)
+        return denoise.process.with_x0(denoised, jnp.where(known.made, denoised.x0, known.values), x_t, t)
 
-        Images are augmented where, and only where, the network is told ("augment" of the systems that have it).
-        """
-        if pipeline.spec.shape != self.image_shape:
-            raise ConfigError(
-                f"the data have images of the shape {pipeline.spec.shape}, the system {self.image_shape}: "
-                "image_size and channels of system and data must agree"
-            )
-        if self.num_classes and pipeline.num_classes != self.num_classes:
-            raise ConfigError(f"the data have {pipeline.num_classes} classes, the system num_classes={self.num_classes}")
-        given, told = bool(getattr(pipeline, "augment", 0)), getattr(self, "augment", False)
-        if told and not given:
-            raise ConfigError("system.augment needs augmented images: set data.augment to a probability above 0")
-        if given and not told:
-            fix = (
-                "system.augment to True" if hasattr(self, "augment") else f"data.augment to 0: {self.name!r} has no such field"
-            )
-            raise ConfigError(f"data.augment is on, but the network is not told, and would draw augmented images: set {fix}")
+    return denoise.replace(function)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,11 +15,11 @@ from diffusion_jax.process import Process
 from diffusion_jax.process.types import Data, PerExample, expand
 from diffusion_jax.registry import build, register
 from diffusion_jax.rng import named
-from diffusion_jax.systems import labels
-from diffusion_jax.systems.base import Batch, Request
-from diffusion_jax.systems.images import to_float
+from diffusion_jax.spec import Spec
+from diffusion_jax.systems.base import Batch, Losses, Params
+from diffusion_jax.systems.codecs import to_float
+from diffusion_jax.systems.conditioners import Labels
 from diffusion_jax.systems.parts import build_network, build_process
-from diffusion_jax.systems.sampling import Sampling
 
 QUARTILES = 4
 _FORGET = 0.98  # a batch: accuracies that training logs are of some fifty batches
@@ -34,8 +34,7 @@ class NoisyClassifier:
     nothing itself, but `sample --classifier=WORKDIR` guides a model with it.
 
     Args:
-      image_size: H = W in pixels; from the data where the recipe does not say.
-      channels: of the images.
+      spec: of the data; programs take it from the recipe's `data`.
       process: a `Process` or its fields, at least {"schedule": ...}: how images are noised. The model to be guided may
         have another schedule: times are matched by their log-SNR.
       network: "unet_classifier", a preset of it such as "adm_classifier64", or any network of (x_t, noise level) -> logits.
@@ -48,33 +47,28 @@ class NoisyClassifier:
     Source: Dhariwal & Nichol 2021, section 4 and appendix I (arXiv 2105.05233).
     """
 
-    image_size: int
-    channels: int = 3
+    spec: Spec
     process: Any
     network: Any
     num_classes: int
     times: Any = "uniform"
 
-    name = "noisy_classifier"
-    needs_data = False
-    draws_images = False
-
     def __post_init__(self) -> None:
         if self.num_classes < 2:
-            raise ConfigError(f"system {self.name!r}: num_classes must be at least 2, got {self.num_classes}")
+            raise ConfigError(f"system 'noisy_classifier': num_classes must be at least 2, got {self.num_classes}")
         object.__setattr__(self, "process", build_process(self.process))
-        network = build_network(self.network, self.image_shape, set(), num_classes=self.num_classes)
+        network = build_network(self.network, self.spec, (), num_classes=self.num_classes)
         object.__setattr__(self, "network", network)
         object.__setattr__(self, "times", build("times", self.times))
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
-        return self.image_size, self.image_size, self.channels
+    def labels(self) -> Labels:
+        """The conditioner of the classes, without a null label."""
+        return Labels(num_classes=self.num_classes, drop=0.0)
 
-    def init(self, key: jax.Array) -> Any:
-        """Parameters: a nested dict of arrays."""
-        return self.network.init(key)
+    def init(self, key: jax.Array) -> Params:
+        """Make fresh parameters: {"network": a nested dict of arrays}."""
+        return {"network": self.network.init(key)}
 
     def init_state(self) -> Any:
         """The time sampler's history, and sums of what was right in each quarter of t."""
@@ -89,16 +83,23 @@ class NoisyClassifier:
     def logits(self, params: Any, x_t: Data, t: PerExample, **kwargs: Any) -> jax.Array:
         """[B, classes] float32 of images [B, H, W, C] at times [B] of the classifier's own process."""
         x, level = self.process.network_inputs(x_t, t)
-        return self.network.apply(params, x, level, {}, **kwargs).astype(jnp.float32)
+        return self.network.apply(params["network"], x, level, {}, **kwargs).astype(jnp.float32)
 
-    def loss(self, params: Any, state: Any, batch: Batch, key: jax.Array, *, train: bool = True) -> tuple:
-        """The cross-entropy of a batch, each image noised to a time of its own.
+    def losses(
+        self,
+        params: Params,
+        state: Any,
+        batch: Batch,
+        key: jax.Array,
+        *,
+        step: jax.Array,
+        frozen: Mapping[str, Any],
+        train: bool,
+    ) -> Losses:
+        """Compute the cross-entropy of a batch, each image noised to a time of its own; see `System.losses`.
 
         Args:
           batch: "image" uint8 [B, H, W, C] and "label" int32 [B].
-
-        Returns:
-          (loss, (state, {"per_example": cross-entropies [B], "log_snr": [B]})).
         """
         x0, wanted = to_float(batch["image"]), jnp.asarray(batch["label"])
         t, weight = self.times.sample(self.process, named(key, "times"), x0.shape[0], state["times"])
@@ -111,7 +112,8 @@ class NoisyClassifier:
             "right": _FORGET * state["right"] + jax.lax.stop_gradient(right(logits, wanted)) @ quarter,
             "seen": _FORGET * state["seen"] + quarter.sum(0),
         }
-        return (weight * losses).mean(), (state, {"per_example": losses, "log_snr": self.process.log_snr(t)})
+        aux = {"state": state, "per_example": losses, "log_snr": self.process.log_snr(t)}
+        return {"network": ((weight * losses).mean(), aux)}
 
     def report(self, state: Any) -> dict[str, float]:
         """For the log: the accuracy of the last batches in each quarter of t, top-1 and top-5."""
@@ -149,43 +151,13 @@ class NoisyClassifier:
         steps = self.process.num_steps
         return jnp.clip(self.process.schedule.inverse(log_snr), 1 / steps if steps else 1e-4, 1.0)
 
-    # What a system must have ------------------------------------------------------------------------------------------
-
-    def request(self, batch: Batch) -> dict[str, Any]:
-        """Nothing: a classifier draws no images."""
-        return {}
-
-    def sample(self, params: Any, key: jax.Array, request: Request, indices: jax.Array, sampling: Sampling, **_: Any) -> Any:
-        """Raise a `ConfigError`: a classifier draws no images."""
-        raise ConfigError(CANNOT_DRAW)
-
-    def check_sampling(self, sampling: Sampling) -> None:
-        """Nothing is ever sampled."""
-
-    def check_request(self, request: Request) -> None:
-        """Labels must be in range."""
-        self.check_labels(request)
-
-    def check_labels(self, request: Request) -> None:
-        """Labels must be in range where there are some."""
-        if "label" in request:
-            labels.check(request["label"], self.num_classes)
-
     def check(self, pipeline: Any) -> None:
         """Raise a `ConfigError` if the pipeline's images or classes are not the system's."""
-        if pipeline.spec.shape != self.image_shape:
+        if pipeline.spec != self.spec:
             raise ConfigError(
-                f"the data have images of the shape {pipeline.spec.shape}, the system {self.image_shape}: "
-                "image_size and channels of system and data must agree"
+                f"the data are {pipeline.spec}, the system's {self.spec}: image_size and channels of both must agree"
             )
-        if pipeline.num_classes != self.num_classes:
-            raise ConfigError(f"the data have {pipeline.num_classes} classes, the system num_classes={self.num_classes}")
-
-
-CANNOT_DRAW = (
-    "a noisy classifier draws no images: give the --workdir of a model, and this one as --classifier=WORKDIR; "
-    "`evaluate` reports its accuracy"
-)
+        self.labels.check_data(pipeline)
 
 
 def right(logits: jax.Array, wanted: jax.Array) -> jax.Array:

@@ -2,51 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import diffusion_jax.models  # noqa: F401  (registers the networks by name)
-from diffusion_jax import models  # noqa: F401  (registers the networks)
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Process
 from diffusion_jax.registry import build
+from diffusion_jax.spec import Spec
+
+
+def _is_mapping(config: Any) -> bool:
+    return isinstance(config, Mapping) or hasattr(config, "items")
+
+
+def build_named(kind: str, config: Any, usual: str) -> Any:
+    """Build a part from its fields, whose "name" may be left out."""
+    return build(kind, {"name": usual, **dict(config.items())} if _is_mapping(config) else config)
 
 
 def build_process(config: Any) -> Process:
-    """A process from its fields; its "name" may be left out."""
-    if isinstance(config, Mapping) or hasattr(config, "items"):
-        config = {"name": "diffusion", **dict(config.items())}
-    return build("process", config)
+    """Build a process from its fields, of the kind "diffusion" where they say no other."""
+    return build_named("process", config, "diffusion")
 
 
-def build_network(config: Any, image_shape: tuple[int, int, int], cond_keys: set[str], **fields: Any) -> Any:
-    """A network whose sizes, channels and conditioning are filled in from the system.
+def build_conditioners(config: Any, spec: Spec) -> tuple[Any, ...]:
+    """Build conditioners from {name: fields}, or from a sequence of them.
+
+    Args:
+      config: the keys are names in the registry, unless the fields have a "name" of their own; fields of None leave one out.
+      spec: of the data.
+
+    Raises:
+      ConfigError: unknown names or fields; two conditioners that fill the same key of the network's `cond`.
+    """
+    if _is_mapping(config):
+        config = [{"name": name, **dict(fields.items())} for name, fields in config.items() if fields is not None]
+    built = tuple(build("conditioner", each, spec=spec) for each in config)
+    keys = [key for conditioner in built for key in conditioner.keys]
+    twice = [key for key in keys if keys.count(key) > 1]
+    if twice:
+        raise ConfigError(f"system.conditioners: two of them fill the conditioning {twice[0]!r}")
+    return built
+
+
+def build_network(config: Any, spec: Spec, cond_keys: Iterable[str], **fields: Any) -> Any:
+    """Build a network whose sizes, channels and conditioning are filled in from the system.
 
     Args:
       config: the network's configuration; what it says itself is left as it is, and then checked.
-      image_shape: (H, W, C) of the system's images.
+      spec: of the network's input.
       cond_keys: what the system will feed as conditioning.
       fields: the system's values for the network's fields; a field that the network does not have is left out.
 
     Raises:
       ConfigError: the network takes another conditioning, or images of another shape, than the system feeds.
     """
-    network = build("network", config, image_size=image_shape[0], in_channels=image_shape[2], **fields)
-    if tuple(network.image_shape) != tuple(image_shape):
+    size = spec.size[0] if len(set(spec.size)) == 1 else spec.size
+    network = build("network", config, image_size=size, in_channels=spec.channels, **fields)
+    if tuple(network.image_shape) != spec.shape:
         raise ConfigError(
             f"the network is made for images of the shape {tuple(network.image_shape)}, but the system's are "
-            f"{tuple(image_shape)}: leave image_size and in_channels out of the network's configuration"
+            f"{spec.shape}: leave image_size and in_channels out of the network's configuration"
         )
-    taken = set(network.cond_spec)
-    if taken != set(cond_keys):
+    taken, fed = set(network.cond_spec), set(cond_keys)
+    if taken != fed:
         raise ConfigError(
-            f"the system conditions its network on {sorted(cond_keys) or 'nothing'}, but the network takes "
-            f"{sorted(taken) or 'nothing'}: check num_classes and the network's conditioning fields"
+            f"the system conditions its network on {sorted(fed) or 'nothing'}, but the network takes "
+            f"{sorted(taken) or 'nothing'}: check system.conditioners and the network's conditioning fields"
         )
     return network
-
-
-def check_probability(system: str, field: str, value: float) -> None:
-    """Raise a `ConfigError` unless 0 <= value <= 1."""
-    if not 0 <= value <= 1:
-        raise ConfigError(f"system {system!r}: {field} is a probability between 0 and 1, got {value}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from diffusion_jax.errors import ConfigError, nearest
+from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process import Denoiser, Process
 from diffusion_jax.process.noise_levels import on_schedule
 from diffusion_jax.registry import build, check_fields
@@ -69,9 +69,7 @@ class Sampling:
     schedule: Any = None
 
     def __post_init__(self) -> None:
-        if self.threshold not in THRESHOLDS:
-            hint = nearest(str(self.threshold), THRESHOLDS)
-            raise ConfigError(f"sampling: unknown threshold {self.threshold!r}{hint} (known: {', '.join(THRESHOLDS)})")
+        check_choice("sampling: threshold", self.threshold, THRESHOLDS)
         if self.steps < 1:
             raise ConfigError(f"sampling: steps must be at least 1, got {self.steps}")
         if not 0 <= self.aug_level <= 1:
@@ -155,13 +153,16 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def guided(bind: Callable[[Any], Denoiser], cond: Any, null: Any, sampling: Sampling) -> Denoiser:
-    """The denoiser that a run samples from: conditional, guided, thresholded.
+def guided(
+    bind: Callable[[Any], Denoiser], cond: Any, null: Any, sampling: Sampling, data_range: tuple[float, float] | None
+) -> Denoiser:
+    """Bind the denoiser that a run samples from: conditional, guided, thresholded.
 
     Args:
       bind: conditioning -> `Denoiser`.
       cond: the conditioning.
       null: the conditioning with what guidance acts on dropped; unused at scale 1.
+      data_range: of encoded data, to which thresholds refer; None rules them out.
     """
     denoise = bind(cond)
     if sampling.guidance != 1:
@@ -171,22 +172,22 @@ def guided(bind: Callable[[Any], Denoiser], cond: Any, null: Any, sampling: Samp
             denoise = guidance.rescale(denoise, plain, sampling.guidance_rescale)
         if sampling.guidance_interval is not None:
             denoise = guidance.interval(denoise, plain, *sampling.guidance_interval)
+    if sampling.threshold == "none" or data_range is None:
+        return denoise
     if sampling.threshold == "static":
-        return guidance.static_threshold(denoise)
-    if sampling.threshold == "dynamic":
-        return guidance.dynamic_threshold(denoise, percentile=sampling.percentile)
-    return denoise
+        return guidance.static_threshold(denoise, *data_range)
+    return guidance.dynamic_threshold(denoise, percentile=sampling.percentile)
 
 
 def draw(
-    denoise: Denoiser, key: jax.Array, indices: jax.Array, image_shape: tuple[int, ...], sampling: Sampling, end: float
+    denoise: Denoiser, key: jax.Array, indices: jax.Array, shape: tuple[int, ...], sampling: Sampling, end: float
 ) -> jax.Array:
-    """Run the solver from noise at t = 1 down to `end`; float32 [N, *image_shape].
+    """Run the solver from noise at t = 1 down to `end`; float32 [N, *shape].
 
     Args:
       indices: int32 [N]: sample i's noise is a function of (key, indices[i]) alone.
       end: 0 for finished images; a time in (0, 1) stops the chain there, noise included.
     """
-    shape = (indices.shape[0], *image_shape)
+    batch = (indices.shape[0], *shape)
     solver = build("solver", sampling.solver)
-    return sample(denoise, solver, sampling.build_grid(), key, shape, indices=indices, end=end)
+    return sample(denoise, solver, sampling.build_grid(), key, batch, indices=indices, end=end)

@@ -111,10 +111,12 @@ def shrink_to_shapes(config: ConfigDict, size: int = 16, low_res_size: int | Non
       network: fields of the network that are replaced.
     """
     config.system.network.update(network)
-    if config.system.get("num_classes"):
-        config.system.num_classes = len(CLASSES)
-    if config.system.get("low_res_size"):
-        config.system.low_res_size = low_res_size
+    conditioners = config.system.get("conditioners", {})
+    for classes in (config.system, conditioners.get("labels", {})):  # a classifier has its own
+        if "num_classes" in classes:
+            classes.num_classes = len(CLASSES)
+    if "low_res" in conditioners:
+        conditioners.low_res.size = low_res_size
     config.data.source = ConfigDict({"name": "shapes", "size": size, "num_examples": 64})
     config.data.update(image_size=size, batch_size=8)
     config.training.update(steps=4)

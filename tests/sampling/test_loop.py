@@ -7,14 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax import registry
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.process import Denoiser, Process
-from diffusion_jax.sampling import grids, guidance, sample, solvers
+from diffusion_jax.process import Corruption, Denoiser, Process, expand
+from diffusion_jax.sampling import Solver, grids, guidance, invert, sample, solvers
 from tests.oracles import GAUSSIAN, QUICK
 
 PROCESS = Process("cosine_continuous", prediction="v")
 EXACT = GAUSSIAN.denoiser(PROCESS)
 GRID = grids.uniform(7)
+GAUSSIAN_SOLVERS = (
+    "ddpm ddim euler euler_ancestral heun in_time dpmpp_2m dpmpp_2m_sde dpmpp_2s dpmpp_sde dpmpp_3m unipc pndm lcm consistency"
+).split()
 
 
 def draw(solver, indices, key=0):
@@ -126,3 +130,53 @@ def test_initial_noise_has_the_deviation_of_its_time(schedule, start):
 def test_mistakes(grid, kwargs, message):
     with pytest.raises(ConfigError, match=message):
         sample(EXACT, solvers.ddim(), np.array(grid), jax.random.key(0), (2, 2), **kwargs)
+
+
+class Flips:
+    """Bits as int32, each flipped with the probability t / 2: a process that is not Gaussian."""
+
+    num_steps = None
+
+    def prior(self, key, shape, t=1.0):
+        return jax.random.bernoulli(key, 0.5, shape).astype(jnp.int32)
+
+    def corrupt(self, key, x0, t):
+        flip = jax.random.bernoulli(key, expand(jnp.asarray(t) / 2, x0), x0.shape)
+        return jnp.where(flip, 1 - x0, x0), flip
+
+
+def flips_solver():
+    """Ends in the prediction; on the way, noises it again with uniform numbers."""
+
+    def step(denoiser, x, state, t, s, noise):
+        assert x.dtype == jnp.int32 and t.dtype == s.dtype == jnp.float32
+        x0 = denoiser(x, t)
+        flip = noise("step", jax.random.uniform) < s / 2
+        assert noise("other", jax.random.gumbel, (3, 2)).shape == (4, 3, 2)
+        return jnp.where(flip, 1 - x0, x0), state
+
+    return Solver(lambda x, count: (), step, check=lambda process, times: None)
+
+
+def test_a_process_that_is_not_gaussian_is_sampled_by_its_own_solver():
+    process = Flips()
+    assert isinstance(process, Corruption) and isinstance(PROCESS, Corruption)
+    denoiser = Denoiser(lambda x, t: jnp.ones_like(x), process)
+    run = lambda indices: sample(  # noqa: E731
+        denoiser, flips_solver(), grids.uniform(3), jax.random.key(0), (4, 5), indices=indices, trajectory=True
+    )
+    x, path = run(None)
+    assert x.dtype == jnp.int32 and (x == 1).all() and path.shape == (4, 4, 5) and 0 < path[0].mean() < 1
+    np.testing.assert_array_equal(run(jnp.array([3, 2, 1, 0]))[1][:, ::-1], path)
+
+
+def test_what_needs_a_gaussian_process_says_so():
+    denoiser = Denoiser(lambda x, t: x, Flips())
+    for name in GAUSSIAN_SOLVERS:
+        with pytest.raises(ConfigError, match="needs a Gaussian process, but this one is Flips: use one of that"):
+            sample(denoiser, registry.build("solver", name), grids.uniform(3), jax.random.key(0), (4, 5))
+    for grid in (grids.karras(3), grids.log_snr(3), registry.build("grid", {"name": "edm_ve", "num_steps": 3})):
+        with pytest.raises(ConfigError, match="grid '.*' needs a Gaussian process, but this one is Flips: use 'uniform'"):
+            sample(denoiser, flips_solver(), grid, jax.random.key(0), (4, 5))
+    with pytest.raises(ConfigError, match="DDIM's inversion needs a Gaussian"):
+        invert(denoiser, grids.uniform(3), jnp.ones((4, 5)))

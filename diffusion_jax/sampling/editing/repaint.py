@@ -88,7 +88,7 @@ def repaint(
     count = len(times) - 1
     order = np.array(visits(count, jump, resamples))
     keys = keys_of(key, image, indices)
-    fresh = initial_noise(denoiser, keys, times[0], image.shape)
+    fresh = initial_noise(process, keys, times[0], image.shape)
     dtype = fresh.dtype
 
     def towards_data(x: Data, state: Any, number: Any, t: Any, s: Any) -> tuple[jax.Array, Any]:

@@ -7,7 +7,7 @@ the time of the probability-flow ODE, d(x / alpha) = eps d(sigma / alpha).
 from __future__ import annotations
 
 from diffusion_jax.sampling.solvers.ancestral import ddpm
-from diffusion_jax.sampling.solvers.base import Noise, Solver
+from diffusion_jax.sampling.solvers.base import Draw, Noise, Solver
 from diffusion_jax.sampling.solvers.ddim import ddim, euler, euler_ancestral
 from diffusion_jax.sampling.solvers.dpmpp_multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
 from diffusion_jax.sampling.solvers.dpmpp_singlestep import dpmpp_2s, dpmpp_sde
@@ -18,6 +18,7 @@ from diffusion_jax.sampling.solvers.pndm import pndm
 from diffusion_jax.sampling.solvers.unipc import unipc
 
 __all__ = [
+    "Draw",
     "Noise",
     "Solver",
     "ddim",

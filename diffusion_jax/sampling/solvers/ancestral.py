@@ -10,9 +10,9 @@ import numpy as np
 
 from diffusion_jax.errors import ConfigError, nearest
 from diffusion_jax.process.process import VARIANCES, Process
-from diffusion_jax.process.types import Data, Denoised, Denoiser
+from diffusion_jax.process.types import Corruption, Data, Denoised, Denoiser
 from diffusion_jax.registry import register
-from diffusion_jax.sampling.solvers.base import Noise, Solver, stateless
+from diffusion_jax.sampling.solvers.base import Noise, Solver, serves_gaussian, stateless
 
 
 @register("solver", "ddpm")
@@ -32,7 +32,8 @@ def ddpm(variance: str | float | None = None) -> Solver:
     if isinstance(variance, int | float) and not 0 <= variance <= 1:
         raise ConfigError(f"solver 'ddpm': a variance that interpolates must lie in [0, 1], got {variance}")
 
-    def check(process: Process, times: np.ndarray) -> None:
+    def check(process: Corruption, times: np.ndarray) -> None:
+        serves_gaussian(process, times)
         if isinstance(variance, str) and variance.startswith("learned") and variance != process.variance:
             raise ConfigError(
                 f"solver 'ddpm': the variance {variance!r} needs the network's variance channels, but the process was trained "

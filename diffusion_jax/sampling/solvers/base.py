@@ -10,11 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.process.process import Process
-from diffusion_jax.process.types import Data, Denoised
+from diffusion_jax.process.process import Process, gaussian
+from diffusion_jax.process.types import Corruption, Data, Denoised
 
-Noise = Callable[[str], jax.Array]
-"""name -> standard normal noise shaped like x, of this step; a name is used once a step."""
+Draw = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
+"""(key, shape, dtype) -> random numbers, such as `jax.random.normal`."""
+
+Noise = Callable[..., jax.Array]
+"""(name, draw=jax.random.normal, shape=that of one sample) -> random numbers of this step, [B, *shape]: by default standard
+normal noise shaped like x. A name is used once a step."""
 
 SERVE_ZERO_SNR = (
     "ddpm, ddim, euler, euler_ancestral, heun (space='x'), dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_sde, dpmpp_3m, unipc, "
@@ -22,8 +26,9 @@ SERVE_ZERO_SNR = (
 )
 
 
-def serves_all(process: Process, times: np.ndarray) -> None:
-    """The check of a solver that serves every process and grid."""
+def serves_gaussian(process: Corruption, times: np.ndarray) -> None:
+    """Check nothing but that the process is Gaussian: for solvers that serve every such process and grid."""
+    gaussian(process, "this solver", "one of that process's own solvers")
 
 
 class Solver(NamedTuple):
@@ -34,14 +39,14 @@ class Solver(NamedTuple):
       step: (denoiser, x at t, state, t, s, noise) -> (x at s, state); t and s are float32 scalars, s < t, and s = 0
         at the last step, which returns clean data.
       evaluations: network evaluations of a step in the middle of a run; docs/sampling.md has those of whole runs.
-      check: (process, times float64 [N + 1]) -> None; raises a `ConfigError` that names solvers which can serve,
-        before any work.
+      check: (process, times float64 [N + 1]) -> None; raises a `ConfigError` that says what serves instead, before any work.
+        A solver of another than the Gaussian `Process` checks for its own.
     """
 
     init: Callable[[jax.Array, int], Any]
     step: Callable[..., tuple[jax.Array, Any]]
     evaluations: int = 1
-    check: Callable[[Process, np.ndarray], None] = serves_all
+    check: Callable[[Any, np.ndarray], None] = serves_gaussian
 
 
 def stateless(x: jax.Array, num_steps: int) -> tuple[()]:
@@ -63,7 +68,8 @@ def ode_step(process: Process, denoised: Denoised, s: jax.Array) -> Data:
 def needs_signal(solver: str) -> Callable[[Process, np.ndarray], None]:
     """The check of a solver that divides by alpha at the time it leaves."""
 
-    def check(process: Process, times: np.ndarray) -> None:
+    def check(process: Corruption, times: np.ndarray) -> None:
+        serves_gaussian(process, times)
         if not np.isfinite(process.schedule.log_snr(np.float64(times[0]))):
             raise ConfigError(
                 f"solver {solver} divides by alpha, which is 0 at t = {times[0]:g} of the schedule {process.schedule.name!r}; "

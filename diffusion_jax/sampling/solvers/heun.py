@@ -11,7 +11,7 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.types import Data, Denoised, Denoiser
 from diffusion_jax.registry import register
-from diffusion_jax.sampling.solvers.base import Noise, Solver, level, needs_signal, ode_step, serves_all
+from diffusion_jax.sampling.solvers.base import Noise, Solver, level, needs_signal, ode_step, serves_gaussian
 
 
 @register("solver", "heun")
@@ -65,7 +65,7 @@ def heun(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf, s_no
         return jax.lax.cond(s > 0, corrected, lambda: predicted), raise_by
 
     return Solver(
-        init, step, evaluations=2, check=needs_signal("'heun' in the space 'sigma'") if space == "sigma" else serves_all
+        init, step, evaluations=2, check=needs_signal("'heun' in the space 'sigma'") if space == "sigma" else serves_gaussian
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.schedules import Schedule
-from diffusion_jax.process.types import Data, Denoised, Denoiser
+from diffusion_jax.process.types import Corruption, Data, Denoised, Denoiser
 from diffusion_jax.registry import build, register
 from diffusion_jax.sampling.solvers.base import Noise, Solver, needs_signal, stateless
 
@@ -48,7 +48,7 @@ def in_time(schedule: Any = None, scaled: bool = True, order: int = 1, alpha: fl
         raise ConfigError(f"solver 'in_time': alpha must lie in (0, 1], got {alpha}")
     given: Schedule | None = None if schedule is None else build("schedule", schedule)
 
-    def check(process: Process, times: np.ndarray) -> None:
+    def check(process: Corruption, times: np.ndarray) -> None:
         needs_signal("'in_time'")(process, times)
         first = process.schedule.log_snr(np.float64(times[0]))
         if given is None or given.log_snr(np.float64(1.0)) <= first:

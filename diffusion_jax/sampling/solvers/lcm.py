@@ -10,9 +10,9 @@ import numpy as np
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.process import Process
-from diffusion_jax.process.types import Data, Denoiser
+from diffusion_jax.process.types import Corruption, Data, Denoiser
 from diffusion_jax.registry import register
-from diffusion_jax.sampling.solvers.base import Noise, Solver, stateless
+from diffusion_jax.sampling.solvers.base import Noise, Solver, serves_gaussian, stateless
 
 
 @register("solver", "lcm")
@@ -33,7 +33,8 @@ def lcm(timestep_scaling: float = 10.0, sigma_data: float = 0.5) -> Solver:
             f"solver 'lcm': needs timestep_scaling > 0 and sigma_data > 0, got {timestep_scaling} and {sigma_data}"
         )
 
-    def check(process: Process, times: np.ndarray) -> None:
+    def check(process: Corruption, times: np.ndarray) -> None:
+        serves_gaussian(process, times)
         if process.schedule.family != "vp":
             raise ConfigError(
                 f"solver 'lcm': the boundary scalings are defined on variance-preserving processes, and the schedule "

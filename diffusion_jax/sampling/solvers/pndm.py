@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.process import Process
-from diffusion_jax.process.types import Data, Denoiser
+from diffusion_jax.process.types import Corruption, Data, Denoiser
 from diffusion_jax.registry import register
 from diffusion_jax.sampling.solvers.base import Noise, Solver, needs_signal
 
@@ -40,7 +40,7 @@ def pndm(warm_up: str = "linear") -> Solver:
         raise ConfigError(f"solver 'pndm': unknown warm_up {warm_up!r} (known: {', '.join(WARM_UPS)})")
     least = 2 if warm_up == "linear" else 4
 
-    def check(process: Process, times: np.ndarray) -> None:
+    def check(process: Corruption, times: np.ndarray) -> None:
         needs_signal("'pndm'")(process, times)
         if len(times) - 1 < least:
             raise ConfigError(

@@ -1,0 +1,35 @@
+"""The contract of a codec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+
+from diffusion_jax.spec import Spec
+
+
+class Codec(Protocol):
+    """Between data and the space of a model. Thresholds and clipping follow its range.
+
+    Attributes:
+      range: (low, high) of encoded data, or None where it has no bounds.
+      needs: names in `frozen` that it reads, such as ("autoencoder",); () for most.
+    """
+
+    range: tuple[float, float] | None
+    needs: tuple[str, ...]
+
+    def spec(self, data: Spec) -> Spec:
+        """Return the spec of encoded data.
+
+        Raises:
+          ConfigError: data of a kind or shape that it does not encode.
+        """
+
+    def encode(self, frozen: Mapping[str, Any], batch: Mapping[str, Any], key: jax.Array) -> jax.Array:
+        """Encode the data of a batch: floating [B, ...]."""
+
+    def decode(self, frozen: Mapping[str, Any], x: jax.Array, *, quantize: bool = True) -> jax.Array:
+        """Decode [N, ...] into data as the source has them; without `quantize`, before they are rounded."""

@@ -38,7 +38,6 @@ from typing import Any
 
 from absl import flags
 
-from diffusion_jax import programs
 from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.inference import command_line, load_run
 from diffusion_jax.interop import diffusers, diffusers_config, edm, guided_diffusion
@@ -147,11 +146,9 @@ def define_flags() -> None:
 
 
 def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
-    programs.configure_logging()
     options = Options(**{field.name: values[field.name] for field in dataclasses.fields(Options)})
     return str(export(options, overrides) if options.export else convert(options, overrides))
 
 
 if __name__ == "__main__":
-    define_flags()
-    command_line.run_program("convert", _work)
+    command_line.run_program("convert", define_flags, _work)

@@ -60,7 +60,6 @@ from typing import Any
 
 from absl import flags
 
-from diffusion_jax import programs
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation import charts, points, report
 from diffusion_jax.evaluation.evaluator import Evaluator, evaluate_samples
@@ -105,7 +104,6 @@ def _settings(values: Mapping[str, Any]) -> Settings:
 
 
 def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
-    programs.configure_logging()
     settings, workdirs = _settings(values), values["workdir"] or []
     if not workdirs and not values["samples"]:
         raise ConfigError("--workdir=DIR (a trained run) or --samples=DIR (images) is needed")
@@ -188,5 +186,4 @@ def _write_report(results: Results, title: str, wanted: bool) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    command_line.run_program("evaluate", _work)
+    command_line.run_program("evaluate", define_flags, _work)

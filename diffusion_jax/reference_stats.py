@@ -79,8 +79,6 @@ def _of_images(source: str, extractor: Extractor, num: int | None, images: bool)
 
 
 def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
-    programs.configure_logging()
-    programs.join_processes(values)
     for flag in ("data", "out"):
         if not values[flag]:
             raise ConfigError(f"--{flag} is needed; see --help")
@@ -108,5 +106,4 @@ def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    define_flags()
-    command_line.run_program("reference_stats", _work)
+    command_line.run_program("reference_stats", define_flags, _work)

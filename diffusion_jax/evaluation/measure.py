@@ -1,4 +1,4 @@
-"""From a inputs to the row of its results: metrics, pictures, and what they were made with."""
+"""From samples and what is known of them to the row of their results: metrics, pictures, tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.data.files import beside, tile, write_image
-from diffusion_jax.evaluation import pictures, scores
+from diffusion_jax.evaluation import scores
 from diffusion_jax.evaluation.inputs import MetricInputs
 from diffusion_jax.evaluation.results import Results, Table
 from diffusion_jax.features.classifier import gather
@@ -21,7 +21,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def measure(inputs: MetricInputs, names: Sequence[str] = ()) -> dict[str, Any]:
-    """The metrics of a inputs.
+    """Compute metrics.
 
     Args:
       names: in `scores.METRICS`; empty for all that cost little and for which everything is there.
@@ -33,7 +33,7 @@ def measure(inputs: MetricInputs, names: Sequence[str] = ()) -> dict[str, Any]:
     for name in scores.choose(inputs, names):
         began = time.monotonic()
         found |= scores.METRICS[name].compute(inputs)
-        of = inputs.samples.name if inputs.samples else "the classifier"
+        of = inputs.samples.name if inputs.samples else "the model"
         _LOG.info("%s of %s: %.1f s", name, of, time.monotonic() - began)
     return found
 
@@ -42,12 +42,13 @@ def write_pictures(results: Results, key: str, inputs: MetricInputs) -> dict[str
     """Draw and write the pictures of a row; their files below the folder, by title."""
     if inputs.samples is None:
         return {}
-    made = pictures.of(inputs)
-    with results.writing():
-        (results.folder / "pictures").mkdir(exist_ok=True)
-        for name, picture in made.items():
+    made = pictures_of(inputs)
+    with results.writing() as writes:
+        for name, picture in made.items() if writes else ():
+            (results.folder / "pictures").mkdir(exist_ok=True)
             write_image(results.folder / "pictures" / f"{key}-{name}.png", picture)
-        write_image(results.folder / "real_and_samples.png", made["samples"])
+        if writes:
+            write_image(results.folder / "real_and_samples.png", made["samples"])
     return {name: f"pictures/{key}-{name}.png" for name in made}
 
 
@@ -56,10 +57,9 @@ def write_tables(results: Results, key: str, found: dict[str, Any]) -> dict[str,
 
     Those of the last point lie beside metrics.json as well.
     """
-    tables = {name: value for name, value in found.items() if isinstance(value, Table)}
-    with results.writing():
-        for name, table in tables.items():
-            del found[name]
+    tables = {name: found.pop(name) for name, value in list(found.items()) if isinstance(value, Table)}
+    with results.writing() as writes:
+        for name, table in tables.items() if writes else ():
             (results.folder / "tables").mkdir(exist_ok=True)
             for path in (results.folder / "tables" / f"{key}-{name}.csv", results.folder / f"{name}.csv"):
                 with path.open("w", newline="") as file:
@@ -70,7 +70,7 @@ def write_tables(results: Results, key: str, found: dict[str, Any]) -> dict[str,
 
 
 def sources(inputs: MetricInputs) -> dict[str, Any]:
-    """What the numbers were computed with."""
+    """Return what the numbers were computed with."""
     return {
         "extractor": inputs.extractor.identity() if inputs.extractor else None,
         "reference_data": inputs.reference.name if inputs.reference else None,
@@ -82,8 +82,8 @@ _SHOWN, _NEAREST = 8, 5  # samples, and training images beside each
 _SHORTEST = 64  # pixels that an image is shown as, at least
 
 
-def of(inputs: MetricInputs) -> dict[str, np.ndarray]:
-    """The pictures for which everything is there, uint8 [H, W, C] by name."""
+def pictures_of(inputs: MetricInputs) -> dict[str, np.ndarray]:
+    """Draw the pictures for which everything is there, uint8 [H, W, C] by name."""
     found = {"samples": real_and_samples(inputs)}
     if inputs.reference is not None and inputs.reference.images is not None:
         found["neighbours"] = neighbours(inputs)

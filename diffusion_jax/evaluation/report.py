@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.evaluation import charts
 from diffusion_jax.evaluation.results import Results, Row, flat
 from diffusion_jax.metrics import Interval, distinguishable
 
@@ -19,7 +18,9 @@ DISTANCES = ("fid", "fd_dinov2", "frechet_distance")
 _CURVES = (*DISTANCES, "kid", "agreement", "cascade_agreement", "inception_score", "precision", "recall", "held_out_loss",
            "bits_per_dim", "psnr")  # fmt: skip
 _AGAINST = ("recall", "inception_score", "agreement", "cascade_agreement", "precision")
-_SHOWN = 6  # points whose pictures are shown, the newest first
+_SHOWN = 6  # cases whose pictures are shown, the newest first
+
+_SIZE = (6.4, 3.6)  # of a chart, in inches
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -45,7 +46,7 @@ def write(results: Results, title: str) -> Path:
     """
     if not results.rows:
         raise DataError(f"{results.folder} holds no results to report")
-    charts.check()
+    check_charts()
     path = results.folder / "report.html"
     with results.writing():
         path.write_text(page(results, title), encoding="utf-8")
@@ -58,7 +59,7 @@ def page(results: Results, title: str) -> str:
     counts = sorted({row["num"] for row in rows})
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f"<p>{len(rows)} point{'s' * (len(rows) > 1)}, of {' or '.join(f'{count:,}' for count in counts)} samples each. "
+        f"<p>{len(rows)} case{'s' * (len(rows) > 1)}, of {' or '.join(f'{count:,}' for count in counts)} samples each. "
         "A Fr&eacute;chet distance falls with the number of samples: compare results of one N. Brackets are 95 % intervals of "
         "what other samples of the same model would give.</p>",
         '<h2 id="results">Results</h2>', _table(rows),
@@ -84,7 +85,7 @@ def _varied(rows: Sequence[Row]) -> list[Row]:
 
 
 def name_of(row: Row) -> str:
-    """A point in words: its checkpoint and what was varied."""
+    """Return a case in words: its checkpoint and what was varied."""
     varied = ", ".join(f"{name} {'/'.join(map(str, values))}" for name, values in row["sampling"].items())
     step = None if row["step"] is None else f"step {'/'.join(map(str, row['checkpoints']))}"
     return ", ".join(part for part in (step, varied) if part) or "samples"
@@ -94,7 +95,7 @@ def _table(rows: Sequence[Row]) -> str:
     values = [flat(row["metrics"]) for row in rows]
     names = [name for name in dict.fromkeys(name for each in values for name in each) if not name.endswith("_interval")]
     cells = ["<tr><th>" + "</th><th>".join(map(escape, names)) + "</th></tr>"]
-    head = f"<tr><th>point</th>{cells[0][4:]}"
+    head = f"<tr><th>case</th>{cells[0][4:]}"
     lines = [
         f"<tr><td>{escape(name_of(row))}</td>" + "".join(f"<td>{_cell(each, name)}</td>" for name in names) + "</tr>"
         for row, each in zip(rows, values, strict=True)
@@ -119,7 +120,7 @@ def _distance(rows: Sequence[Row]) -> str | None:
 
 
 def _verdicts(rows: Sequence[Row]) -> str:
-    """Which point is best by the Frechet distance, and from which the others cannot be told apart."""
+    """Which case is best by the Frechet distance, and from which the others cannot be told apart."""
     name = _distance(rows)
     if name is None or len(rows) < 2 or len({row["num"] for row in rows}) > 1:
         return ""
@@ -145,7 +146,7 @@ def _training_charts(rows: Sequence[Row]) -> list[str]:
                 label = name_of({**row, "step": None})
                 series.setdefault(label, []).append((row["step"], value, row["metrics"].get(f"{name}_interval")))
         if any(len(points) > 1 for points in series.values()):
-            found.append(charts.curves(series, "step", name))
+            found.append(curves(series, "step", name))
     return found
 
 
@@ -160,7 +161,7 @@ def _trade_offs(rows: Sequence[Row]) -> list[str]:
     for name in _AGAINST:
         if distance and all(row["metrics"].get(name) is not None for row in last):
             points = [(name_of({**row, "step": None}), row["metrics"][name], row["metrics"][distance]) for row in last]
-            found.append(charts.trade_off(points, name, distance))
+            found.append(trade_off(points, name, distance))
     return found
 
 
@@ -190,10 +191,7 @@ def _settings(row: Row) -> str:
 Series = Mapping[str, Sequence[tuple[float, float, Sequence[float] | None]]]
 """Label -> (x, y, [low, high] of y or None) of each point."""
 
-_SIZE = (6.4, 3.6)  # inches
-
-
-def check() -> None:
+def check_charts() -> None:
     """Raise a `ConfigError` if charts cannot be drawn here."""
     try:
         import matplotlib  # noqa: F401

@@ -1,4 +1,4 @@
-"""The metrics by name: functions of `MetricInputs` that give numbers. An interval is [low, high] under the name + "_interval"."""
+"""The metrics by name: functions of `MetricInputs` that give numbers. An interval, [low, high], is NAME_interval."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax import metrics
-from diffusion_jax.errors import ConfigError, nearest
+from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.evaluation.held_out import (
     accuracy_by_time,
     bound_terms,
@@ -26,6 +26,7 @@ from diffusion_jax.features.extractor import BATCH
 from diffusion_jax.inference.sample_sets import count_duplicates
 from diffusion_jax.metrics.frechet import frechet_distance, warn_if_few
 from diffusion_jax.metrics.precision_recall import nearest_rows
+from diffusion_jax.systems import Classifies, Denoises, Samples
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,13 +43,13 @@ def _distance_name(inputs: MetricInputs) -> str:
 def fid(inputs: MetricInputs) -> dict[str, Any]:
     """The Frechet distance of pooled features, with an interval, its limit for many samples, and the floor."""
     reference, rows = inputs.reference, inputs.features["pool"]
-    name, level = _distance_name(inputs), inputs.options.level
+    name, level = _distance_name(inputs), inputs.settings.level
     real = reference.gaussian()
     warn_if_few(metrics.moments_of(rows))
     interval = metrics.frechet_interval(rows, real, level=level)
     found: dict[str, Any] = {name: interval.value, f"{name}_interval": [interval.low, interval.high]}
     if len(rows) >= 1000:
-        limit = metrics.frechet_infinity(rows, real, level=level, seed=inputs.options.seed).value
+        limit = metrics.frechet_infinity(rows, real, level=level, seed=inputs.settings.seed).value
         found |= {f"{name}_infinity": limit.value, f"{name}_infinity_interval": [limit.low, limit.high]}
     if reference.held_out_features is not None and len(reference.held_out_features["pool"]) > 1:
         floor = name.replace("_distance", "") + "_reference"
@@ -64,10 +65,10 @@ def sfid(inputs: MetricInputs) -> dict[str, Any]:
 
 def kid(inputs: MetricInputs) -> dict[str, Any]:
     """The kernel distance of pooled features: unbiased, so that it serves for few samples too."""
-    real, options = inputs.reference.features["pool"], inputs.options
-    size = min(options.kid_subset_size, inputs.num, len(real))
+    real, settings = inputs.reference.features["pool"], inputs.settings
+    size = min(settings.kid_subset_size, inputs.num, len(real))
     rows = inputs.features["pool"]
-    score = metrics.kid(rows, real, subsets=options.kid_subsets, subset_size=size, seed=options.seed)
+    score = metrics.kid(rows, real, subsets=settings.kid_subsets, subset_size=size, seed=settings.seed)
     return {"kid": score.mean, "kid_std": score.std}
 
 
@@ -80,7 +81,7 @@ def inception_score(inputs: MetricInputs) -> dict[str, Any]:
 def precision_recall(inputs: MetricInputs) -> dict[str, Any]:
     """Precision and recall of manifolds of nearest neighbours."""
     output = "fc2_relu" if "fc2_relu" in inputs.extractor.dims else "pool"
-    variant = inputs.options.precision_recall
+    variant = inputs.settings.precision_recall
     real = inputs.reference.features[output]
     found = metrics.precision_recall(inputs.features[output], real[:10_000] if variant == "adm" else real, variant=variant)
     return {"precision": found.precision, "recall": found.recall}
@@ -103,8 +104,8 @@ def accuracy_score(inputs: MetricInputs) -> dict[str, Any]:
     test = list(model.pipeline("test").one_pass(BATCH))
     held_out = tuple(np.concatenate([batch[name] for batch in test]) for name in ("image", "label"))
     classifier = train_classifier(
-        images, labels[: len(images)], model.system.num_classes, held_out=held_out,
-        steps=inputs.options.classifier_steps, seed=inputs.options.seed,
+        images, labels[: len(images)], model.pipeline("train").num_classes, held_out=held_out,
+        steps=inputs.settings.classifier_steps, seed=inputs.settings.seed,
     )  # fmt: skip
     return {"classification_accuracy_score": classifier.accuracy}
 
@@ -112,36 +113,36 @@ def accuracy_score(inputs: MetricInputs) -> dict[str, Any]:
 def loss(inputs: MetricInputs) -> dict[str, Any]:
     """The training loss on held-out images."""
     model = inputs.model
-    return {"held_out_loss": held_out_loss(model.system, model.params, model.pipeline("test"), seed=inputs.options.seed)}
+    return {"held_out_loss": held_out_loss(model.system, model.params, model.pipeline("test"), seed=inputs.settings.seed)}
 
 
 def noisy_accuracy(inputs: MetricInputs) -> dict[str, Any]:
     """Top-1 and top-5 accuracy of a noisy classifier on held-out images, in each quarter of t and over all."""
-    model, options = inputs.model, inputs.options
-    return accuracy_by_time(model.system, model.params, model.pipeline("test"), limit=options.num, seed=options.seed)
+    model, settings = inputs.model, inputs.settings
+    return accuracy_by_time(model.system, model.params, model.pipeline("test"), limit=settings.num, seed=settings.seed)
 
 
 def variational(inputs: MetricInputs) -> dict[str, Any]:
     """The variational bound of held-out images in bits per dimension, and its parts."""
     model = inputs.model
-    images = inputs.options.bits_per_dim
+    images = inputs.settings.bits_per_dim
     if images is None:
         images = _CHAIN_IMAGES if model.system.process.num_steps else 0
     if not images:
         return {}
-    terms = bound_terms(model.system, model.params, model.pipeline("test"), limit=images, seed=inputs.options.seed)
+    terms = bound_terms(model.system, model.params, model.pipeline("test"), limit=images, seed=inputs.settings.seed)
     bound = summary(terms)
     found: dict[str, Any] = {"bits_per_dim": bound.pop("bits_per_dim"), "bits_per_dim_parts": bound}
-    return found | ({"bits_per_dim_terms": Table(terms_table(terms))} if inputs.options.bits_per_dim_terms else {})
+    return found | ({"bits_per_dim_terms": Table(terms_table(terms))} if inputs.settings.bits_per_dim_terms else {})
 
 
 def flow_likelihood(inputs: MetricInputs) -> dict[str, Any]:
     """The likelihood of held-out images under the probability-flow ODE, in bits per dimension."""
-    model, options = inputs.model, inputs.options
-    images = options.bits_per_dim or _CHAIN_IMAGES
+    model, settings = inputs.model, inputs.settings
+    images = settings.bits_per_dim or _CHAIN_IMAGES
     found = ode_bits_per_dim(
         model.system, model.params, model.pipeline("test"),
-        limit=images, steps=options.ode_steps, divergence=options.ode_divergence, seed=options.seed,
+        limit=images, steps=settings.ode_steps, divergence=settings.ode_divergence, seed=settings.seed,
     )  # fmt: skip
     error = float(found.std(ddof=1) / len(found) ** 0.5) if len(found) > 1 else float("nan")
     return {"ode_bits_per_dim": float(found.mean()), "ode_bits_per_dim_std_error": error}
@@ -185,11 +186,11 @@ class Metric:
 
     Attributes:
       compute: inputs -> numbers by name.
-      needs: attributes of a `MetricInputs`.
+      needs: attributes of `MetricInputs`.
       outputs: of the network, any one of them.
       real_images: whether the reference must have images, not statistics alone.
       default: whether it is computed where no metrics are named.
-      of: what it measures: "images" that were drawn, a "classifier" of noisy ones, or "either".
+      ability: that the model must have, where there is a model; None for any.
     """
 
     compute: Callable[[MetricInputs], dict[str, Any]]
@@ -197,12 +198,12 @@ class Metric:
     outputs: tuple[str, ...] = ()
     real_images: bool = False
     default: bool = True
-    of: str = "images"
+    ability: Any = Samples
 
     def lacks(self, inputs: MetricInputs) -> str | None:
-        """What is missing, in words; None where everything is there."""
-        if self.of not in ("either", inputs.kind):
-            return {"images": "a model that draws images", "classifier": "a noisy classifier"}[self.of]
+        """Return what is missing, in words; None where everything is there."""
+        if self.ability is not None and inputs.model is not None and not isinstance(inputs.model.system, self.ability):
+            return _ABLE[self.ability]
         for name in self.needs:
             if getattr(inputs, name) is None:
                 return WHENCE[name]
@@ -216,12 +217,13 @@ class Metric:
         return None
 
 
+_ABLE = {Samples: "a model that draws images", Denoises: "a model with a denoiser", Classifies: "a noisy classifier"}
 _PAIR = ("extractor", "reference")
 METRICS: dict[str, Metric] = {
-    "loss": Metric(loss, ("model",), of="either"),
-    "accuracy": Metric(noisy_accuracy, ("model",), of="classifier"),
-    "vlb": Metric(variational, ("model",)),
-    "ode": Metric(flow_likelihood, ("model",), default=False),
+    "loss": Metric(loss, ("model",), ability=None),
+    "accuracy": Metric(noisy_accuracy, ("model",), ability=Classifies),
+    "vlb": Metric(variational, ("model",), ability=Denoises),
+    "ode": Metric(flow_likelihood, ("model",), default=False, ability=Denoises),
     "fid": Metric(fid, _PAIR, ("pool",)),
     "sfid": Metric(sfid, _PAIR, ("spatial",)),
     "kid": Metric(kid, _PAIR, ("pool",), real_images=True),
@@ -238,8 +240,7 @@ METRICS: dict[str, Metric] = {
 def check_names(names: Sequence[str]) -> None:
     """Raise a `ConfigError` for the name of no metric."""
     for name in names:
-        if name not in METRICS:
-            raise ConfigError(f"unknown metric {name!r}{nearest(name, METRICS)} (known: {', '.join(METRICS)})")
+        check_choice("metrics", name, METRICS)
 
 
 def choose(inputs: MetricInputs, names: Sequence[str] = ()) -> list[str]:
@@ -248,7 +249,6 @@ def choose(inputs: MetricInputs, names: Sequence[str] = ()) -> list[str]:
     Raises:
       ConfigError: an unknown name, or a metric that lacks what it needs.
     """
-    check_names(names)
     for name in names:
         lack = METRICS[name].lacks(inputs)
         if lack is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.errors import CheckpointError, ConfigError
-from diffusion_jax.inference.runs import per_stage
+from diffusion_jax.inference.run import per_stage
 from diffusion_jax.training import config as configs
 from diffusion_jax.training import finished_steps
 
@@ -32,7 +32,7 @@ class Case:
 def expand(
     workdirs: Sequence[str], checkpoints: str = "latest", sweep: Mapping[str, Sequence[Sequence[Any]]] | None = None
 ) -> list[Case]:
-    """Every checkpoint with every combination of settings, checkpoints outermost.
+    """Return every checkpoint with every combination of settings, checkpoints outermost.
 
     Args:
       checkpoints: "latest"; "all" of a single run's; or steps, such as "1000,2000", and "700/600" for a cascade's stages.

@@ -14,7 +14,7 @@ from diffusion_jax.process import Denoiser, Process
 from diffusion_jax.rng import named
 from diffusion_jax.sampling import guidance
 from diffusion_jax.spec import Spec
-from diffusion_jax.systems import Denoises, Samples, Sampling, ability, check_request, request_of
+from diffusion_jax.systems import Denoises, Samples, Sampling, ability, check_request
 from diffusion_jax.systems.base import Request
 from diffusion_jax.systems.conditioners import Conditioner
 
@@ -78,7 +78,8 @@ class Cascade:
             meanings.setdefault(each.name, set()).add(each.meaning)
         for name, found in meanings.items():
             if len(found) > 1:
-                raise ConfigError(f"the stages of the cascade disagree on their {name}: {' and '.join(sorted(map(str, found)))}")
+                what = " and ".join(sorted(map(str, found)))
+                raise ConfigError(f"the stages of the cascade disagree on their {name}: {what}")
 
     @property
     def spec(self) -> Spec:
@@ -108,7 +109,8 @@ class Cascade:
         check_request(self.stages[0].system, request)
         for each in self._every_conditioner:
             each.check_request(request)
-        read = {name for stage in self.stages if stage.sampling.guidance != 1 for c in stage.system.conditioners for name in c.columns}
+        guided = [stage.system for stage in self.stages if stage.sampling.guidance != 1]
+        read = {name for system in guided for each in system.conditioners for name in each.columns}
         if "negative_label" in request and "negative_label" not in read:
             raise ConfigError(
                 "negative labels are what classifier-free guidance leads away from: set guidance above 1, on a model with "

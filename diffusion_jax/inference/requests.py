@@ -88,4 +88,5 @@ def _check_flags(conditioners: Sequence[Conditioner], given: Mapping[str, Any]) 
         if name not in taken:
             of = [kind for kind in known("conditioner") if name in {flag.name for flag in lookup("conditioner", kind).flags}]
             have = ", ".join(repr(each.name) for each in conditioners) or "nothing: it draws from noise alone"
-            raise ConfigError(f"--{name} is for runs conditioned on {' or '.join(map(repr, of))}; this one is conditioned on {have}")
+            of = " or ".join(map(repr, of))
+            raise ConfigError(f"--{name} is for runs conditioned on {of}; this one is conditioned on {have}")

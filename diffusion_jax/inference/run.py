@@ -164,7 +164,8 @@ class Runs:
         count = len(runs)
         given = {field: per_stage(field, values, count) for field, values in (sampling or {}).items()}
         check_fields("sampling", Sampling, given)
-        stages = [_stage(run, {field: values[number] for field, values in given.items()}, number) for number, run in enumerate(runs)]
+        chosen = [{field: values[number] for field, values in given.items()} for number in range(count)]
+        stages = [_stage(run, chosen[number], number) for number, run in enumerate(runs)]
         return cls(list(runs), Cascade(stages), per_stage("step", checkpoints, count))
 
     @property

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.training.recipes import split_variant
+from diffusion_jax.training.recipes import small_unet, split_variant
 
 VARIANTS = (
     "digits", "digits_teacher", "digits_distilled", "cifar10", "cifar10_improved", "cifar10_teacher", "cifar10_distilled",
@@ -53,17 +53,10 @@ def _digits(kind: str) -> dict:
         "system": {
             "objective": _objective(kind, 2000),
             "process": {"schedule": "edm", "prediction": {"name": "consistency", "sigma_data": 0.5, "sigma_min": 0.002}},
-            "network": {
-                "name": "unet",
-                "channels": 16,
-                "multipliers": (1, 2),
-                "num_res_blocks": 1,
-                "attention_resolutions": (),
-                "groups": 4,
-            },
+            "network": small_unet(16, (1, 2), groups=4),
             "conditioners": {"labels": {"num_classes": 10, "drop": 0.1}},
         },
-        "data": {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 64, "cache": True},
+        "data": {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 64},
         "optimizer": {"name": "radam", "learning_rate": 1e-3, "decay": "cosine", "clip_norm": 1.0},
         "training": {"steps": 2000, "ema": [{"name": "constant", "decay": 0.995}], "checkpoint_every": 500},
         "sampling": {

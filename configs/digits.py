@@ -43,7 +43,6 @@ def get_config(variant: str = "base") -> ConfigDict:
                 "image_size": 8,
                 "channels": 1,
                 "batch_size": 64,
-                "cache": True,
             },
             "optimizer": {"name": "adamw", "learning_rate": 1e-3, "warmup_steps": 100, "decay": "cosine", "clip_norm": 1.0},
             "training": {"steps": 2000, "ema": [{"name": "constant", "decay": 0.998}], "checkpoint_every": 500},

@@ -140,7 +140,7 @@ def _digits() -> dict:
     """EDM for two CPU cores."""
     fields = dict(channels=16, multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,))
     system = _system("edm", "song_unet", 10, **fields)
-    data = {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 64, "cache": True}
+    data = {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 64}
     return {
         "system": {**system, "objective": {**system["objective"], "distance": "l2"}},
         "data": data,

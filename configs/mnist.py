@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.training.recipes import split_variant
+from diffusion_jax.training.recipes import small_unet, split_variant
 
 TINY = ("base,tiny", "sr,tiny")
 
@@ -31,7 +31,6 @@ def _data(image_size: int, batch_size: int) -> dict:
         "crop": "center",
         "flip": False,
         "batch_size": batch_size,
-        "cache": True,
     }
 
 
@@ -39,7 +38,7 @@ def _base() -> dict:
     return {
         "seed": 0,
         "system": {
-            "process": {"schedule": {"name": "cosine_continuous"}, "prediction": "v"},
+            "process": {"schedule": "cosine_continuous", "prediction": "v"},
             "network": {
                 "name": "unet",
                 "channels": 32,
@@ -61,16 +60,7 @@ def _base() -> dict:
 
 def _sr() -> dict:
     config = _base()
-    config["system"].update(
-        network={
-            "name": "unet",
-            "channels": 16,
-            "multipliers": (1, 2, 4),
-            "num_res_blocks": 1,
-            "attention_resolutions": (),
-            "groups": 8,
-        },
-    )
+    config["system"]["network"] = small_unet(16, (1, 2, 4), groups=8)
     config["system"]["conditioners"]["low_res"] = {"size": 16}
     config["data"] = _data(32, 32)
     config["training"]["steps"] = 600

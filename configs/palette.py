@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.training.recipes import split_variant
+from diffusion_jax.training.recipes import small_unet, split_variant
 
 TINY = ("photographs,tiny",)
 
@@ -61,14 +61,7 @@ def _base() -> dict:
 def _photographs() -> dict:
     config = _base()
     config["system"]["process"]["prediction"] = "v"  # a prediction at t = 1 is then a regression
-    config["system"]["network"] = {
-        "name": "unet",
-        "channels": 24,
-        "multipliers": (1, 2, 2),
-        "num_res_blocks": 1,
-        "attention_resolutions": (),
-        "groups": 8,
-    }
+    config["system"]["network"] = small_unet(24, (1, 2, 2), groups=8)
     config["data"].update(source={"name": "photographs", "size": 24, "num_examples": 50_000}, image_size=24, batch_size=8)
     config["optimizer"].update(learning_rate=2e-3, warmup_steps=100, decay="cosine", clip_norm=1.0)
     config["training"].update(steps=16_000, ema=[{"name": "constant", "decay": 0.995}], checkpoint_every=500, log_every=50)

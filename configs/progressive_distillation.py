@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.training.recipes import split_variant
+from diffusion_jax.training.recipes import small_unet, split_variant
 
 VARIANTS = ("digits", "digits_teacher", "cifar10", "cifar10_teacher")
 TINY = ("digits,tiny",)
@@ -33,18 +33,11 @@ def _digits() -> dict:
         "system": {
             "objective": {"name": "progressive_distillation", "num_steps": 32, "guidance": 2.0},
             "process": {"schedule": "cosine_continuous", "prediction": "v"},
-            "network": {
-                "name": "unet",
-                "channels": 16,
-                "multipliers": (1, 2),
-                "num_res_blocks": 1,
-                "attention_resolutions": (),
-                "groups": 4,
-            },
+            "network": small_unet(16, (1, 2), groups=4),
             "conditioners": {"labels": {"num_classes": 10, "drop": 0.1}},
         },
         "frozen": {"teacher": None},
-        "data": {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 64, "cache": True},
+        "data": {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 64},
         "optimizer": {"name": "adamw", "learning_rate": 5e-4, "decay": "linear", "clip_norm": 1.0},
         "training": {"steps": 200, "ema": [{"name": "constant", "decay": 0.98}], "checkpoint_every": 200},
         "sampling": {"solver": "ddim", "grid": "trailing", "steps": 32, "threshold": "none"},

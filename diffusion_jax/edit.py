@@ -39,9 +39,7 @@ import numpy as np
 from absl import flags
 
 from diffusion_jax import processes
-from diffusion_jax.data.files import tile, write_image, write_json
-from diffusion_jax.data.images_with_masks import fitted, masked_images, named_files
-from diffusion_jax.data.sources.folder import read_image
+from diffusion_jax.data.files import fitted, load_image, masked_images, named_files, tile, write_image, write_json
 from diffusion_jax.errors import ConfigError, DataError, check_choice
 from diffusion_jax.inference import command_line, requests
 from diffusion_jax.inference.cascade import StageParams
@@ -196,7 +194,7 @@ def read_images(folder: str, masks: str | None, spec: Spec, fit: bool) -> tuple[
       DataError: no folder, no images, one of another size than the model's, or a mask that is missing or of another size.
     """
     files = named_files(Path(folder)).values()
-    found = masked_images(Path(folder), Path(masks)) if masks else ((None, read_image(path), None) for path in files)
+    found = masked_images(Path(folder), Path(masks)) if masks else ((None, load_image(path), None) for path in files)
     images, holes = [], []
     for path, (_, image, mask) in zip(files, found, strict=True):
         if not fit and image.shape[:2] != spec.size:

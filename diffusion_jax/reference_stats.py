@@ -88,17 +88,19 @@ def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
     config = _config(values["data"], overrides)
     if config is None and values["split"] != "train":
         raise ConfigError(f"--data={values['data']} is images, all of which are taken: leave out --split")
+    source = None if config is None else data.Data(config["data"], seed=config["seed"])
     if features != "small":
         extractor = build("features", features)
-    elif config is not None:
-        extractor = small(classifier_of_data(out.parent, config["data"], steps=values["classifier_steps"]))
+    elif source is not None:
+        extractor = small(classifier_of_data(out.parent, source, steps=values["classifier_steps"]))
     else:
         raise ConfigError("--features=small is trained on a run's or a recipe's data: for images alone, name another network")
-    if config is None:
+    if source is None:
         statistics = _of_images(values["data"], extractor, values["num"], values["images"])
     else:
-        pipeline = data.from_config(config["data"], seed=config["seed"], split=None if values["split"] == "train" else "test")
-        statistics = statistics_of(pipeline, extractor, values["split"], limit=values["num"], images=values["images"])
+        statistics = statistics_of(
+            source.pipeline(values["split"]), extractor, values["split"], limit=values["num"], images=values["images"]
+        )
     if jax.process_index() == 0:
         write_statistics(out, statistics)
     assert statistics.meta is not None

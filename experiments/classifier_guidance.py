@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from absl import flags
+from diffusion_jax.inference.runs import find
 
 from diffusion_jax import data, training
 from diffusion_jax.data.files import tile, write_image
@@ -26,7 +27,6 @@ from diffusion_jax.evaluation.held_out import accuracy_by_time
 from diffusion_jax.features.classifier import TrainedClassifier, classifier_of_data
 from diffusion_jax.inference.generator import Generator
 from diffusion_jax.inference.requests import Requests
-from diffusion_jax.inference.runs import find
 from diffusion_jax.systems import from_config
 from diffusion_jax.training.grids import labelled
 from experiments import command
@@ -60,7 +60,6 @@ def recipe(name: str, steps: int) -> dict[str, Any]:
             "image_size": 8,
             "channels": 1,
             "batch_size": 64 if classifier else 32,
-            "cache": True,
             "crop": "zoom" if classifier else "center",
         },
         "optimizer": {

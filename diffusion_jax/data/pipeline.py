@@ -14,7 +14,6 @@ from absl import flags
 import diffusion_jax.data.degradations  # noqa: F401  (registers them by name)
 from diffusion_jax.data.augment import NonLeaky
 from diffusion_jax.data.cache import Cache
-from diffusion_jax.data.embeddings import PARTS
 from diffusion_jax.data.sources.base import Example, Source
 from diffusion_jax.data.transforms import Crop, Fit
 from diffusion_jax.errors import ConfigError, DataError
@@ -38,20 +37,15 @@ _EPOCHS = 10**8  # for ever; an endless repetition has no length that can be sli
 
 
 def _finish(example: Example, crop: Crop, rng: np.random.Generator | None) -> Example:
-    """Crop (and flip) the image, and the mask with it; captions become numpy strings."""
-    joined = example["image"]
-    channels = joined.shape[-1]
-    if "mask" in example:
-        joined = np.concatenate([joined, example["mask"]], axis=-1)
-    joined = crop(joined, rng)
-    finished: Example = {"image": joined[..., :channels]}
-    if "mask" in example:
-        finished["mask"] = joined[..., channels:]
+    """Crop (and flip) the image, and the mask with it; all else becomes an array, texts of objects."""
+    finished = {key: np.asarray(value, object if isinstance(value, str) else None) for key, value in example.items()}
     if "label" in example:
         finished["label"] = np.int32(example["label"])
-    if "caption" in example:
-        finished["caption"] = np.asarray(example["caption"], dtype=object)
-    return finished | {key: np.asarray(example[key]) for key in PARTS.values() if key in example}
+    if "mask" not in example:
+        return {**finished, "image": crop(example["image"], rng)}
+    channels = example["image"].shape[-1]
+    joined = crop(np.concatenate([example["image"], example["mask"]], axis=-1), rng)
+    return {**finished, "image": joined[..., :channels], "mask": joined[..., channels:]}
 
 
 class _Augment(grain.transforms.RandomMap):
@@ -64,11 +58,7 @@ class _Augment(grain.transforms.RandomMap):
         finished = _finish(element, self._crop, rng)
         if self._augment is not None:
             finished["image"], finished["augment"] = self._augment(finished["image"], rng)
-        return _degrade(finished, self._degradation, rng)
-
-
-def _degrade(example: Example, degradation: Degradation | None, rng: np.random.Generator) -> Example:
-    return example if degradation is None else {**example, **degradation(example["image"], rng)}
+        return finished if self._degradation is None else {**finished, **self._degradation(finished["image"], rng)}
 
 
 def _stack(examples: list[Example]) -> Batch:
@@ -174,8 +164,8 @@ class Pipeline:
 
         Returns:
           {"image": uint8 [b, H, W, C], and where the source has them "label": int32 [b], "mask": uint8 [b, H, W, 1],
-          "caption": object [b], "text": floating [b, L, D], "text_mask": bool [b, L], "text_pooled": floating [b, D']},
-          and what the degradation makes.
+          "caption": object [b], "text": floating [b, L, D], "text_mask": bool [b, L], "text_pooled": floating [b, D'],
+          or whatever else}, and what the degradation makes.
         """
         return self._batches[step]
 
@@ -202,5 +192,8 @@ class Pipeline:
 
     def _plain(self, index: int) -> Example:
         """An example without augmentation, degraded as its index says."""
+        example = _finish(self._fitted[index], self._crop, None)
+        if self._degradation is None:
+            return example
         rng = np.random.default_rng([self.seed, _DEGRADATION, index])
-        return _degrade(_finish(self._fitted[index], self._crop, None), self._degradation, rng)
+        return {**example, **self._degradation(example["image"], rng)}

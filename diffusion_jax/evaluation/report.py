@@ -191,6 +191,7 @@ def _settings(row: Row) -> str:
 Series = Mapping[str, Sequence[tuple[float, float, Sequence[float] | None]]]
 """Label -> (x, y, [low, high] of y or None) of each point."""
 
+
 def check_charts() -> None:
     """Raise a `ConfigError` if charts cannot be drawn here."""
     try:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion_jax import processes
 from diffusion_jax.errors import CheckpointError, ConfigError
 from diffusion_jax.inference.run import per_stage
 from diffusion_jax.training import config as configs
@@ -98,7 +99,7 @@ def watch(
     passed: set[int] = set()
     since = time.monotonic()
     while True:
-        new = [step for step in _steps(workdir) if step not in passed]
+        new = processes.agreed([step for step in _steps(workdir) if step not in passed])
         for step in new:
             passed.add(step)
             try:
@@ -107,9 +108,9 @@ def watch(
             except CheckpointError as error:
                 _LOG.warning("Checkpoint %d is passed over: %s", step, error)
             since = time.monotonic()
-        if passed and max(passed) >= _last_step(workdir):
+        if processes.agreed(bool(passed) and max(passed) >= _last_step(workdir)):
             return done
-        if time.monotonic() - since > patience:
+        if processes.agreed(time.monotonic() - since > patience):
             _LOG.warning("No new checkpoint in %s for %.0f s: the job seems to have ended.", workdir, patience)
             return done
         if not new:

@@ -117,9 +117,7 @@ class Cascade:
                 "classes"
             )
 
-    def sample(
-        self, params: Sequence[StageParams], key: jax.Array, request: Request, indices: jax.Array
-    ) -> list[jax.Array]:
+    def sample(self, params: Sequence[StageParams], key: jax.Array, request: Request, indices: jax.Array) -> list[jax.Array]:
         """Draw examples from every stage.
 
         Args:

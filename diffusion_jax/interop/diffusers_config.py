@@ -179,12 +179,14 @@ def over_recipe(recipe: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
             f"--config.data.image_size={size} and --config.data.channels={channels}"
         )
     system = recipe["system"]
-    rows = system.get("num_classes", 0)
-    rows += bool(rows) and system.get("cond_drop", 0.1) > 0
+    labels = system.get("conditioners", {}).get("labels") or {}
+    rows = labels.get("num_classes", 0)
+    rows += bool(rows) and labels.get("drop", 0.1) > 0
     if rows != classes:
         raise ConfigError(
             f"the weights have {classes or 'no'} class embeddings, the recipe's system has {rows or 'none'}: set "
-            "--config.system.num_classes, and --config.system.cond_drop=0 where no row stands for 'no class'"
+            "--config.system.conditioners.labels.num_classes, and --config.system.conditioners.labels.drop=0 where no row "
+            "stands for 'no class'"
         )
     own = system.get("network", {})
     kept = {field: own[field] for field in _KEPT if not isinstance(own, str) and field in own}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
@@ -40,6 +40,7 @@ class UNet(nn.Module):
     label_table: int
     low_res_method: str
     pooled_text: bool
+    vectors: tuple[str, ...]
     dropout: float
     remat: bool
     dtype: Any
@@ -73,6 +74,8 @@ class UNet(nn.Module):
         if self.pooled_text:
             pooled = nn.LayerNorm(epsilon=1e-5, name="pooled_norm")(cond["text"]["pooled"])
             emb += layers.MLPEmbedding(width, name="pooled_embedding")(pooled)
+        for key in self.vectors:
+            emb += layers.MLPEmbedding(width, name=f"{key}_embedding")(cond[key])
         return emb
 
     def _stem_input(self, x: jax.Array, cond: dict[str, Any]) -> jax.Array:
@@ -139,7 +142,7 @@ class UNet(nn.Module):
 
 def _cond_spec(
     size: int, num_classes: int, low_res: tuple[int, int], image_channels: int, mask: bool, aug_level: bool,
-    tokens: tuple[int, int], pooled_dim: int,
+    tokens: tuple[int, int], pooled_dim: int, vectors: Mapping[str, int],
 ) -> dict[str, Any]:  # fmt: skip
     """What the network takes besides x and the noise level; `low_res` is (size, channels), `tokens` (length, features)."""
     array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
@@ -153,6 +156,7 @@ def _cond_spec(
         "mask": array(size, size, 1) if mask else None,
         "aug_level": array() if aug_level else None,
         "text": text or None,
+        **{key: array(dim) for key, dim in vectors.items()},
     }
     return {key: value for key, value in spec.items() if value is not None}
 
@@ -182,6 +186,7 @@ def unet(
     context_dim: int = 0,
     context_length: int = 77,
     pooled_dim: int = 0,
+    vectors: Mapping[str, int] | None = None,
     dropout: float = 0.0,
     remat: bool = False,
     dtype: str = "float32",
@@ -215,6 +220,7 @@ def unet(
       context_dim, context_length: above 0, `cond["text"]["tokens"]` [B, L, D] with `["mask"]` [B, L] join the keys of
         every attention; L may differ from `context_length` when applied.
       pooled_dim: above 0, `cond["text"]["pooled"]` [B, D] is added to the embedding.
+      vectors: lengths by name: the network takes `cond[name]` [B, length], each with an embedding of its own that is added.
       dropout: in residual blocks, before their last convolution.
       remat: recompute blocks in the backward pass instead of keeping their activations.
       dtype: of the computation, "bfloat16" on accelerators; parameters, statistics and output stay float32.
@@ -253,11 +259,12 @@ def unet(
 
     spec = _cond_spec(
         image_size, num_classes, (low_res_size or image_size // 2, low_res_channels), image_channels, mask, aug_level,
-        (context_length, context_dim), pooled_dim,
+        (context_length, context_dim), pooled_dim, dict(vectors or {}),
     )  # fmt: skip
     module = UNet(
         image_size, out_channels or in_channels, channels, multipliers, blocks, attention, num_heads, head_channels,
-        conditioning, resample, embedding, num_classes + null_class, low_res_method, bool(pooled_dim), dropout, remat,
+        conditioning, resample, embedding, num_classes + null_class, low_res_method, bool(pooled_dim),
+        tuple(vectors or ()), dropout, remat,
         jnp.dtype(dtype), groups, norm_epsilon, skip_scale, down_padding,
     )  # fmt: skip
     return Network(module, (image_size, image_size, in_channels), spec)

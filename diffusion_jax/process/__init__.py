@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffusion_jax.process import (
     consistency,
+    discrete,
     edm_design,
     likelihood,
     losses,
@@ -13,17 +14,21 @@ from diffusion_jax.process import (
     time_samplers,
     weightings,
 )
+from diffusion_jax.process.discrete import Categorical, binomial
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.schedules import Schedule
 from diffusion_jax.process.types import Corruption, Denoised, Denoiser, expand
 
 __all__ = [
+    "Categorical",
     "Corruption",
     "Denoised",
     "Denoiser",
     "Process",
     "Schedule",
+    "binomial",
     "consistency",
+    "discrete",
     "edm_design",
     "expand",
     "likelihood",

@@ -35,7 +35,7 @@ class Consistency:
     c_skip = d^2 / ((s - e)^2 + d^2), c_out = d (s - e) / sqrt(s^2 + d^2), c_in = 1 / sqrt(s^2 + d^2).
 
     Args:
-      sigma_data: d, the standard deviation of the data, in the range [-1, 1].
+      sigma_data: d, the standard deviation of the data, about 0.5 for pixels in [-1, 1].
       sigma_min: e, the level at which the function is the identity, as it is at every smaller one.
 
     Source: Song et al. 2023, appendix C (arXiv 2303.01469).

@@ -1,9 +1,9 @@
-"""The variational bound in bits per dimension, term by term, for data of 256 levels in [-1, 1]."""
+"""The variational bound in bits per dimension, term by term, for data of 256 evenly spaced levels."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,16 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.process.process import Process, gaussian
-from diffusion_jax.process.types import Data, Denoised, Denoiser, PerExample, Time
+from diffusion_jax.process.types import PIXELS, Data, DataRange, Denoised, Denoiser, PerExample, Time
 from diffusion_jax.rng import named
 
 _BITS = 1 / math.log(2)
 
 
 def check_data(x0: jax.Array) -> None:
-    """Raise a `DataError` for pixels that have not been brought to floating numbers in [-1, 1]."""
+    """Raise a `DataError` for pixels that have not been brought to floating numbers."""
     if not jnp.issubdtype(x0.dtype, jnp.floating):
-        raise DataError(f"clean data must be floating numbers in [-1, 1], got {x0.dtype}: for uint8, x / 127.5 - 1")
+        raise DataError(f"clean data must be floating numbers, got {x0.dtype}: for pixels of uint8, x / 127.5 - 1")
 
 
 def _per_example(values: jax.Array) -> PerExample:
@@ -40,20 +40,23 @@ def tanh_cdf(x: jax.Array) -> jax.Array:
 
 
 def discretized_gaussian_log_likelihood(
-    x: jax.Array, mean: jax.Array, log_variance: jax.Array, tanh: bool = False
+    x: jax.Array, mean: jax.Array, log_variance: jax.Array, tanh: bool = False, data_range: DataRange = PIXELS
 ) -> jax.Array:
-    """Log-probability in nats of the bin of x, elementwise, under a Gaussian cut into 256 bins over [-1, 1].
+    """Return the log-probability in nats of the bin of x, elementwise, under a Gaussian cut into 256 bins.
 
     The outermost bins reach to infinity; probabilities are floored at 1e-12.
 
     Args:
       tanh: approximate the distribution function by `tanh_cdf`, to compare with published numbers.
+      data_range: the first and the last of the 256 levels, at the middle of their bins.
 
     Source: Ho et al. 2020, equation 13 (arXiv 2006.11239).
     """
+    low, high = data_range
+    half, edge = (high - low) / 510, (high - low) / 2000  # of a bin; how near an end counts as the end
     inverse = jnp.exp(-0.5 * log_variance)
-    upper = jnp.where(x > 0.999, jnp.inf, (x + 1 / 255 - mean) * inverse)
-    lower = jnp.where(x < -0.999, -jnp.inf, (x - 1 / 255 - mean) * inverse)
+    upper = jnp.where(x > high - edge, jnp.inf, (x + half - mean) * inverse)
+    lower = jnp.where(x < low + edge, -jnp.inf, (x - half - mean) * inverse)
     # Differences of the smaller tail keep their digits.
     flip = lower > 0
     upper, lower = jnp.where(flip, -lower, upper), jnp.where(flip, -upper, lower)
@@ -62,18 +65,27 @@ def discretized_gaussian_log_likelihood(
     return jnp.log(jnp.maximum(probability, 1e-12))
 
 
-def vlb_term(process: Process, denoised: Denoised, x0: Data, x_t: Data, s: Time, t: Time, tanh: bool = False) -> PerExample:
-    """One term of the bound, [B], bits per dimension.
+def vlb_term(
+    process: Process,
+    denoised: Denoised,
+    x0: Data,
+    x_t: Data,
+    s: Time,
+    t: Time,
+    tanh: bool = False,
+    data_range: DataRange = PIXELS,
+) -> PerExample:
+    """Return one term of the bound, [B], bits per dimension.
 
-    For s > 0, KL(q(x_s | x_t, x0) || p(x_s | x_t)); for s = 0, minus the log-likelihood of x0's bin (for `tanh`, see
-    `discretized_gaussian_log_likelihood`).
+    For s > 0, KL(q(x_s | x_t, x0) || p(x_s | x_t)); for s = 0, minus the log-likelihood of x0's bin (for `tanh` and
+    `data_range`, see `discretized_gaussian_log_likelihood`).
     """
     s = jnp.broadcast_to(jnp.asarray(s), x_t.shape[:1])
     true_mean, true_log_variance = process.posterior(x0, x_t, s, t)
     mean = process.reverse_mean(denoised, x_t, s, t)
     log_variance = process.reverse_log_variance(denoised, s, t)
     kl = _per_example(normal_kl(true_mean, true_log_variance, mean, log_variance))
-    decoder = _per_example(-discretized_gaussian_log_likelihood(x0, mean, log_variance, tanh))
+    decoder = _per_example(-discretized_gaussian_log_likelihood(x0, mean, log_variance, tanh, data_range))
     return jnp.where(s > 0, kl, decoder) * _BITS
 
 
@@ -102,16 +114,31 @@ class BitsPerDim(NamedTuple):
     eps_mse: Float[Array, "batch steps"]
 
 
+@runtime_checkable
+class HasBound(Protocol):
+    """A process that is not Gaussian, and has a bound of its own."""
+
+    def bits_per_dim(self, denoiser: Denoiser, x0: Any, key: jax.Array, num_steps: int) -> BitsPerDim:
+        """Compute all terms of the bound on T steps, as `bits_per_dim` does."""
+
+
 def bits_per_dim(
-    denoiser: Denoiser, x0: Data, key: jax.Array, num_steps: int | None = None, clip: bool = True, tanh: bool = False
+    denoiser: Denoiser,
+    x0: jax.Array,
+    key: jax.Array,
+    num_steps: int | None = None,
+    clip: bool = True,
+    tanh: bool = False,
+    data_range: DataRange = PIXELS,
 ) -> BitsPerDim:
-    """All terms of the bound, with one noise draw for each; T network evaluations.
+    """Measure all terms of the bound, with one noise draw for each; T network evaluations.
 
     Args:
-      x0: clean data [B, ...] of 256 levels in [-1, 1].
+      x0: clean data [B, ...] of 256 levels; of another process (`HasBound`), what that one takes.
       num_steps: T, by default the chain's own; continuous processes need it.
-      clip: clip the predicted x0 to [-1, 1], as published likelihoods do.
+      clip: clip the predicted x0 to the data's range, as published likelihoods do.
       tanh: approximate the decoder's distribution function, as published likelihoods do.
+      data_range: the first and the last of the levels, those of pixels by default.
 
     Raises:
       ConfigError: a continuous process without `num_steps`, or fewer than 2 steps.
@@ -119,22 +146,24 @@ def bits_per_dim(
 
     Source: Nichol & Dhariwal 2021 (arXiv 2102.09672).
     """
-    process = gaussian(denoiser.process, "bits_per_dim", "a bound of its own")
-    check_data(x0)
-    count = process.num_steps if num_steps is None else num_steps
+    count = denoiser.process.num_steps if num_steps is None else num_steps
     if count is None:
         raise ConfigError("bits_per_dim of a continuous process needs num_steps, such as 1000")
     if count < 2:
         raise ConfigError(f"bits_per_dim needs num_steps of at least 2, got {count}")
+    if isinstance(denoiser.process, HasBound):
+        return denoiser.process.bits_per_dim(denoiser, x0, key, count)
+    process = gaussian(denoiser.process, "bits_per_dim", "one that has its own")
+    check_data(x0)
 
     def step(carry: None, index: jax.Array) -> tuple[None, tuple[jax.Array, ...]]:
         s, t = index / count, (index + 1) / count
         x_t, eps = process.corrupt(named(key, "noise", index.astype(int)), x0, t)
         denoised = denoiser(x_t, t)
         if clip:
-            denoised = process.clipped(denoised, x_t, t)
+            denoised = process.clipped(denoised, x_t, t, data_range)
         errors = [_per_example(difference**2) for difference in (denoised.x0 - x0, denoised.eps - eps)]
-        return None, (vlb_term(process, denoised, x0, x_t, s, t, tanh), *errors)
+        return None, (vlb_term(process, denoised, x0, x_t, s, t, tanh, data_range), *errors)
 
     _, (terms, x0_mse, eps_mse) = jax.lax.scan(step, None, jnp.arange(count, dtype=jnp.float32))
     prior = prior_term(process, x0)

@@ -12,7 +12,7 @@ from diffusion_jax.errors import ConfigError, nearest
 from diffusion_jax.process import weightings
 from diffusion_jax.process.likelihood import check_data, vlb_term
 from diffusion_jax.process.process import Process
-from diffusion_jax.process.types import Data, PerExample
+from diffusion_jax.process.types import PIXELS, Data, DataRange, PerExample
 from diffusion_jax.registry import build
 from diffusion_jax.rng import named
 
@@ -94,6 +94,7 @@ def denoising(
     distance: str = "l2",
     vlb_weight: float = 0.0,
     vlb_steps: int = 1000,
+    data_range: DataRange = PIXELS,
     sampler_state: Any = None,
     apply_kwargs: Mapping[str, Any] | None = None,
     where: jax.Array | None = None,
@@ -102,7 +103,7 @@ def denoising(
 
     Args:
       apply: (params, x [B, ...], noise level [B], cond, **apply_kwargs) -> output.
-      x0: clean data [B, ...] in [-1, 1], floating.
+      x0: clean data [B, ...], floating.
       key: split by name for times and noise.
       cond: conditioning for `apply`.
       weighting: a name, configuration or function; None is "simple"; see `weightings`.
@@ -111,6 +112,7 @@ def denoising(
       vlb_weight: of the variational bound, bits per dimension, estimated by T times one term; 0.001 is L_hybrid. Unless
         the weighting is "vlb", where 0 stands for 1, its gradient reaches the variance channels only.
       vlb_steps: T of a continuous process; a chain has its own.
+      data_range: of the 256 levels whose likelihood is the bound's first term, those of pixels by default.
       sampler_state: of the time sampler; its initial state if None.
       where: bool, broadcasting against x0: the positions that count. Averages are over these alone; not with the bound.
 
@@ -145,19 +147,21 @@ def denoising(
 
     per_example = _distance(distance, process.target(x0, eps, t) - prediction, where)
     if only_bound:
-        per_example = _bound(process, output, x0, x_t, t, vlb_steps)
+        per_example = _bound(process, output, x0, x_t, t, vlb_steps, data_range)
         losses = (vlb_weight or 1.0) * per_example
     else:
         losses = per_example * weightings.in_target_space(weigh, process, t)
         if vlb_weight:
             output = jnp.concatenate([jax.lax.stop_gradient(prediction), raw_variance], axis=-1)
-            losses += vlb_weight * _bound(process, output, x0, x_t, t, vlb_steps)
+            losses += vlb_weight * _bound(process, output, x0, x_t, t, vlb_steps, data_range)
     state = sampler.update(process, state, t, losses)
     return (time_weight * losses).mean(), LossOutput(per_example, t, process.log_snr(t), state)
 
 
-def _bound(process: Process, output: jax.Array, x0: Data, x_t: Data, t: PerExample, vlb_steps: int) -> PerExample:
+def _bound(
+    process: Process, output: jax.Array, x0: Data, x_t: Data, t: PerExample, vlb_steps: int, data_range: DataRange
+) -> PerExample:
     """T times one term of the bound."""
     steps = process.num_steps or vlb_steps
     s = jnp.maximum(jnp.round(t * steps) - 1, 0) / steps if process.num_steps else jnp.maximum(t - 1 / steps, 0.0)
-    return steps * vlb_term(process, process.decode(output, x_t, t), x0, x_t, s, t)
+    return steps * vlb_term(process, process.decode(output, x_t, t), x0, x_t, s, t, data_range=data_range)

@@ -150,7 +150,7 @@ class Edm:
     With y = x_t / alpha and s = sigma / alpha, the network sees c_in * y and D = c_skip * y + c_out * F.
 
     Args:
-      sigma_data: the standard deviation of the data, in the range [-1, 1].
+      sigma_data: the standard deviation of the data, about 0.5 for pixels in [-1, 1].
 
     Source: Karras et al. 2022, table 1 (arXiv 2206.00364).
     """

@@ -13,7 +13,7 @@ import numpy as np
 from diffusion_jax.errors import ConfigError, nearest
 from diffusion_jax.process.parameterisations import Mu, Parameterisation
 from diffusion_jax.process.schedules import Schedule
-from diffusion_jax.process.types import Data, Denoised, Denoiser, Time, expand
+from diffusion_jax.process.types import PIXELS, Data, DataRange, Denoised, Denoiser, Time, expand
 from diffusion_jax.registry import build, known, register
 
 VARIANCES = ("fixed_small", "fixed_large", "learned_range", "learned_diagonal")
@@ -232,17 +232,17 @@ class Process:
     def with_x0(self, denoised: Denoised, x0: Data, x_t: Data, t: Time) -> Denoised:
         """Another x0 (guided, say), with eps derived anew so that the two stay consistent with x_t."""
         alpha, sigma = self._coefficients(t, x_t)
-        return denoised._replace(x0=x0, eps=(x_t - alpha * x0) / sigma, mean=None, tilt=None)
+        return denoised.moved(x0, (x_t - alpha * x0) / sigma)
 
-    def clipped(self, denoised: Denoised, x_t: Data, t: Time, low: float = -1.0, high: float = 1.0) -> Denoised:
-        """x0 clipped to a range; a mean that the network itself predicted stays, as DDPM has it."""
-        clipped = self.with_x0(denoised, jnp.clip(denoised.x0, low, high), x_t, t)
+    def clipped(self, denoised: Denoised, x_t: Data, t: Time, data_range: DataRange = PIXELS) -> Denoised:
+        """Clip x0 to a range; a mean that the network itself predicted stays, as DDPM has it."""
+        clipped = self.with_x0(denoised, jnp.clip(denoised.x0, *data_range), x_t, t)
         return clipped._replace(mean=denoised.mean)
 
     def with_eps(self, denoised: Denoised, eps: Data, x_t: Data, t: Time) -> Denoised:
-        """Another eps (tilted by a classifier, say), with x0 derived anew."""
+        """Another eps (moved by a classifier, say), with x0 derived anew."""
         alpha, sigma = self._coefficients(t, x_t)
-        return denoised._replace(x0=(x_t - sigma * eps) / alpha, eps=eps, mean=None, tilt=None)
+        return denoised.moved((x_t - sigma * eps) / alpha, eps)
 
     def reverse_mean(self, denoised: Denoised, x_t: Data, s: Time, t: Time) -> jax.Array:
         """Mean of the reverse step from t to s: the posterior's at the predicted x0.

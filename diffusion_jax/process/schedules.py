@@ -219,7 +219,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> 
 
     Args:
       sigma_min: the smallest level that time samplers draw (the schedule itself reaches 0).
-      sigma_max: the standard deviation of the noise at t = 1, in units of the data range [-1, 1].
+      sigma_max: the standard deviation of the noise at t = 1, in units of the data.
 
     Source: Karras et al. 2022 (arXiv 2206.00364).
     """

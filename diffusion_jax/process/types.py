@@ -20,6 +20,12 @@ Time = Float[Array, "batch"] | Float[Array, ""] | float
 """Times in [0, 1]: 0 is data, 1 is noise; one per example, or one for all."""
 
 
+DataRange = tuple[float, float]
+"""(low, high) of the numbers in clean data: what thresholds clip to and likelihoods divide into 256 levels."""
+
+PIXELS: DataRange = (-1.0, 1.0)
+"""The range of the library's pixels: uint8 as x / 127.5 - 1."""
+
 PerExample = Float[Array, "batch"]
 """One number per example: losses, weights, terms of a bound."""
 
@@ -49,15 +55,20 @@ class Denoised(NamedTuple):
       eps: the predicted noise, consistent with x0 through x_t.
       raw_variance: the network's variance channels, shaped like x_t, where the process learns its reverse variance.
       mean: of x one step of the chain earlier, where that is what the network predicts; None where guidance moved x0.
-      tilt: what a classifier added to the score, which x0 and eps already contain: scale * grad log p(label | x_t). Solvers
-        that draw from a Gaussian move its mean by it. None where there was no classifier, or other guidance came after it.
+      classifier_gradient: what a classifier added to the score, which x0 and eps already contain: scale * grad log
+        p(label | x_t). Solvers that draw from a Gaussian move its mean by it. None without a classifier, or where other
+        guidance came after it.
     """
 
     x0: Data
     eps: Data
     raw_variance: Data | None = None
     mean: Data | None = None
-    tilt: Data | None = None
+    classifier_gradient: Data | None = None
+
+    def moved(self, x0: Data, eps: Data) -> Denoised:
+        """Return the same with another consistent pair, without what belongs to the x0 before: mean and classifier_gradient."""
+        return self._replace(x0=x0, eps=eps, mean=None, classifier_gradient=None)
 
 
 @dataclasses.dataclass(frozen=True)

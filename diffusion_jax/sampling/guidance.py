@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.process.types import Data, Denoised, Denoiser, Time, expand
+from diffusion_jax.process.types import PIXELS, Data, DataRange, Denoised, Denoiser, Time, expand
 
 
 def classifier_free(cond: Denoiser, uncond: Denoiser, scale: float | jax.Array) -> Denoiser:
@@ -37,7 +37,7 @@ def classifier_free(cond: Denoiser, uncond: Denoiser, scale: float | jax.Array) 
 
     def function(x_t: Data, t: Time) -> Denoised:
         c, u, factor = cond(x_t, t), uncond(x_t, t), expand(scale, x_t)
-        return c._replace(x0=u.x0 + factor * (c.x0 - u.x0), eps=u.eps + factor * (c.eps - u.eps), mean=None, tilt=None)
+        return c.moved(u.x0 + factor * (c.x0 - u.x0), u.eps + factor * (c.eps - u.eps))
 
     return cond.replace(function)
 
@@ -92,7 +92,7 @@ def interval(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Deno
     """The guided prediction where low < sigma / alpha <= high, else the plain one.
 
     Args:
-      low, high: noise levels sigma / alpha = exp(-log_snr / 2), in units of the data range [-1, 1].
+      low, high: noise levels sigma / alpha = exp(-log_snr / 2), in units of the data.
 
     Source: Kynkaanniemi et al. 2024 (arXiv 2404.07724).
     """
@@ -103,45 +103,52 @@ def interval(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Deno
         strong, weak = guided(x_t, t), plain(x_t, t)
         level = jnp.exp(-0.5 * guided.process.log_snr(t))
         within = expand((level > low) & (level <= high), x_t)
-        x0, eps = (jnp.where(within, *pair) for pair in ((strong.x0, weak.x0), (strong.eps, weak.eps)))
-        return strong._replace(x0=x0, eps=eps, mean=None, tilt=None)
+        return strong.moved(jnp.where(within, strong.x0, weak.x0), jnp.where(within, strong.eps, weak.eps))
 
     return guided.replace(function)
 
 
-def static_threshold(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
-    """Clip the predicted x0 to the range of the data, and derive eps anew."""
-    if not low < high:
-        raise ConfigError(f"static threshold: needs low < high, got {low} and {high}")
+def _check_range(what: str, data_range: DataRange) -> None:
+    if not data_range[0] < data_range[1]:
+        raise ConfigError(f"{what}: data_range needs low < high, got {data_range[0]} and {data_range[1]}")
+
+
+def static_threshold(denoise: Denoiser, data_range: DataRange = PIXELS) -> Denoiser:
+    """Clip the predicted x0 to the range of the data, that of pixels by default, and derive eps anew."""
+    _check_range("static threshold", data_range)
 
     def function(x_t: Data, t: Time) -> Denoised:
-        return denoise.process.clipped(denoise(x_t, t), x_t, t, low, high)
+        return denoise.process.clipped(denoise(x_t, t), x_t, t, data_range)
 
     return denoise.replace(function)
 
 
-def dynamic_threshold(denoise: Denoiser, percentile: float = 99.5) -> Denoiser:
-    """Clip x0 to a percentile of its own absolute values, per sample, and scale it back to [-1, 1].
+def dynamic_threshold(denoise: Denoiser, percentile: float = 99.5, data_range: DataRange = PIXELS) -> Denoiser:
+    """Clip x0 to a percentile of its own distances from the middle of the range, per sample, and scale it back to the range.
 
     Args:
-      percentile: in (0, 100], over all positions and channels of a sample; a threshold below 1 counts as 1.
+      percentile: in (0, 100], over all positions and channels of a sample; never is x0 clipped within the range.
+      data_range: of the data, that of pixels by default.
 
     Source: Saharia et al. 2022, section 2.3 (arXiv 2205.11487).
     """
     if not 0 < percentile <= 100:
         raise ConfigError(f"dynamic threshold: percentile must lie in (0, 100], got {percentile}")
+    _check_range("dynamic threshold", data_range)
+    middle, half = 0.5 * (data_range[0] + data_range[1]), 0.5 * (data_range[1] - data_range[0])
 
     def function(x_t: Data, t: Time) -> Denoised:
         denoised = denoise(x_t, t)
-        flat = jnp.abs(denoised.x0.reshape(x_t.shape[0], -1))
-        limit = expand(jnp.maximum(jnp.percentile(flat, percentile, axis=-1), 1.0), x_t)
-        return denoise.process.with_x0(denoised, jnp.clip(denoised.x0, -limit, limit) / limit, x_t, t)
+        distance = denoised.x0 - middle
+        reach = jnp.percentile(jnp.abs(distance.reshape(x_t.shape[0], -1)), percentile, axis=-1)
+        limit = expand(jnp.maximum(reach, half), x_t)
+        return denoise.process.with_x0(denoised, middle + half * (jnp.clip(distance, -limit, limit) / limit), x_t, t)
 
     return denoise.replace(function)
 
 
 def classifier(denoise: Denoiser, log_prob: Callable[[Data, Time], jax.Array], scale: float = 1.0) -> Denoiser:
-    """Tilt the predicted score by the gradient of a log-probability of x_t: eps - scale * sigma * grad.
+    """Move the predicted score by the gradient of a log-probability of x_t: eps - scale * sigma * grad.
 
     Args:
       log_prob: (x_t [B, ...], t [B]) -> [B], such as a noisy classifier's log p(label | x_t); differentiable in x_t.
@@ -149,7 +156,8 @@ def classifier(denoise: Denoiser, log_prob: Callable[[Data, Time], jax.Array], s
         nothing of the label, the prediction is left as it is.
 
     The gradient is taken at x_t. Solvers of the flow take the shifted eps and the x0 that belongs to it, which is not clipped
-    again; `ddpm` keeps the mean of the untilted x0 and moves it by its variance times the tilt. Apply thresholds before.
+    again; `ddpm` keeps the mean of the denoiser's own x0 and moves it by its variance times that gradient. Apply thresholds
+    before.
 
     Source: Dhariwal & Nichol 2021, algorithms 1 (`ddpm`) and 2 (all others), arXiv 2105.05233.
     """
@@ -160,8 +168,8 @@ def classifier(denoise: Denoiser, log_prob: Callable[[Data, Time], jax.Array], s
         denoised = denoise(x_t, t)
         gradient = jax.grad(lambda x: log_prob(x, t).sum())(x_t)
         alpha, sigma = (expand(coefficient, x_t) for coefficient in denoise.process.alpha_sigma(t))
-        tilt = scale * jnp.where(alpha > 0, gradient, 0.0)
-        x0 = denoised.x0 + sigma**2 / jnp.where(alpha > 0, alpha, 1.0) * tilt
-        return denoised._replace(x0=x0, eps=denoised.eps - sigma * tilt, mean=None, tilt=tilt)
+        gradient = scale * jnp.where(alpha > 0, gradient, 0.0)
+        x0 = denoised.x0 + sigma**2 / jnp.where(alpha > 0, alpha, 1.0) * gradient
+        return denoised.moved(x0, denoised.eps - sigma * gradient)._replace(classifier_gradient=gradient)
 
     return denoise.replace(function)

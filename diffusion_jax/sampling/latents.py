@@ -130,7 +130,7 @@ def interpolate_diffused(
       solver: DDPM's was ancestral, `solvers.ddpm()`.
       grid: the part of it that lies below `start` is walked.
       key: of all noise.
-      first, second: clean data [B, ...] in [-1, 1].
+      first, second: clean data [B, ...].
       shares: of the second, [K].
       start: t in (0, 1].
 

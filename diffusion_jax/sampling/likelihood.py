@@ -17,7 +17,7 @@ import numpy as np
 
 from diffusion_jax.errors import ConfigError, nearest
 from diffusion_jax.process.likelihood import check_data
-from diffusion_jax.process.types import Data, Denoiser, PerExample
+from diffusion_jax.process.types import PIXELS, Data, DataRange, Denoiser, PerExample
 from diffusion_jax.rng import named
 
 METHODS = {"euler": 1, "heun": 2, "rk4": 4}
@@ -46,7 +46,7 @@ def log_likelihood(
 
     Args:
       denoiser: without guidance, whose flow is that of no density. What is conditioned on is bound for the whole batch.
-      x0: data [B, ...], floating; images in [-1, 1], with noise that makes them continuous (`dequantize`).
+      x0: data [B, ...], floating; images with noise that makes them continuous (`dequantize`).
       key: of the probes. Sample i's come from fold_in(key, indices[i]); not needed for "exact".
       num_steps: of the integration. "rk4" takes four evaluations of the denoiser a step, "heun" two, "euler" one; each is
         differentiated in one direction for every probe, or for every dimension.
@@ -97,27 +97,31 @@ def log_likelihood(
     return _log_prior(denoiser, z, grid[-1]) + gained - 0.5 * dims * math.log1p(level**2)
 
 
-def dequantize(x0: Data, key: jax.Array, indices: Any = None) -> Data:
-    """Images of 256 levels in [-1, 1] with uniform noise as wide as a level, 1 / 127.5, so that they have a density.
+def dequantize(x0: Data, key: jax.Array, indices: Any = None, data_range: DataRange = PIXELS) -> Data:
+    """Add uniform noise as wide as a level to images of 256 levels, so that they have a density.
 
     Args:
       key: sample i's noise comes from fold_in(key, indices[i]).
+      data_range: the first and the last level; the width is their distance over 255, 1 / 127.5 for pixels.
     """
     keys = _keys(key, x0, indices)
     draw = lambda k: jax.random.uniform(named(k, "dequantize"), x0.shape[1:], x0.dtype, -0.5, 0.5)  # noqa: E731
-    return x0 + jax.vmap(draw)(keys) / 127.5
+    return x0 + jax.vmap(draw)(keys) / (255 / (data_range[1] - data_range[0]))
 
 
-def ode_bits_per_dim(denoiser: Denoiser, x0: Data, key: jax.Array, *, indices: Any = None, **settings: Any) -> PerExample:
-    """Bits per dimension of images of 256 levels under the probability-flow ODE, with uniform dequantisation.
+def ode_bits_per_dim(
+    denoiser: Denoiser, x0: Data, key: jax.Array, *, indices: Any = None, data_range: DataRange = PIXELS, **settings: Any
+) -> PerExample:
+    """Measure bits per dimension of images of 256 levels under the probability-flow ODE, with uniform dequantisation.
 
-    -log2 p / D + log2(127.5): a level is 1 / 127.5 wide. In expectation over the dequantisation (and over Hutchinson's
-    probes) it is an upper bound on the bits that the density needs for the levels.
+    -log2 p / D - log2(w), with w the width of a level, 1 / 127.5 for pixels. In expectation over the dequantisation (and
+    over Hutchinson's probes) it is an upper bound on the bits that the density needs for the levels.
 
     Args:
-      x0: clean images [B, ...] of 256 levels in [-1, 1].
+      x0: clean images [B, ...] of 256 levels.
       key: of the dequantisation and of the probes.
       indices: int [B], 0..B-1 by default.
+      data_range: the first and the last level, those of pixels by default.
       settings: of `log_likelihood`.
 
     Returns:
@@ -130,8 +134,8 @@ def ode_bits_per_dim(denoiser: Denoiser, x0: Data, key: jax.Array, *, indices: A
     """
     check_data(x0)
     dims = math.prod(x0.shape[1:])
-    nats = log_likelihood(denoiser, dequantize(x0, key, indices), key, indices=indices, **settings)
-    return -nats / (dims * math.log(2)) + math.log2(127.5)
+    nats = log_likelihood(denoiser, dequantize(x0, key, indices, data_range), key, indices=indices, **settings)
+    return -nats / (dims * math.log(2)) + math.log2(255 / (data_range[1] - data_range[0]))
 
 
 def _check(method: str, divergence: str, num_steps: int, probes: int, key: Any) -> None:

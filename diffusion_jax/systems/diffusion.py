@@ -55,7 +55,8 @@ class Diffusion:
         settle("objective", build_named("objective", self.objective, "denoising"))
         fields: dict[str, Any] = {"out_channels": self.process.output_channels(self.model_spec.channels)}
         for conditioner in self.conditioners:
-            fields |= conditioner.network_fields()
+            own = conditioner.network_fields()
+            fields |= own | {"vectors": {**fields.get("vectors", {}), **own.get("vectors", {})}}
             conditioner.check_process(self.process)
         keys = [key for conditioner in self.conditioners for key in conditioner.keys]
         settle("network", build_network(self.network, self.model_spec, keys, **fields))
@@ -114,11 +115,8 @@ class Diffusion:
         x0 = self.codec.encode(frozen, batch, named(key, "encode"))
         cond, null = self._training_cond(batch, key, train)
         example = Example(x0, cond, null, self._known(batch))
-        return {
-            "network": self.objective.loss(
-                self, params["network"], state, example, key, step=step, frozen=frozen, train=train
-            )
-        }  # fmt: skip
+        given = {"step": step, "frozen": frozen, "train": train}
+        return {"network": self.objective.loss(self, params["network"], state, example, key, **given)}
 
     def _training_cond(self, batch: Batch, key: jax.Array, train: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         """The conditioning of a training batch, of which some is dropped at random, and its null."""

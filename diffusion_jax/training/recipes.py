@@ -102,6 +102,12 @@ def split_variant(variant: str, known: Sequence[str], file: str) -> tuple[str, b
     return chosen[0], "tiny" in names
 
 
+def small_unet(channels: int, multipliers: Sequence[float], groups: int, **fields: Any) -> dict[str, Any]:
+    """Return the configuration of a U-Net that two CPU cores train: one block a level, and no attention but the middle's."""
+    shape = {"channels": channels, "multipliers": tuple(multipliers), "groups": groups}
+    return {"name": "unet", **shape, "num_res_blocks": 1, "attention_resolutions": (), **fields}
+
+
 def shrink_to_shapes(config: ConfigDict, size: int = 16, low_res_size: int | None = None, **network: Any) -> None:
     """Make of a recipe, in place, one that trains for seconds on a CPU: drawn shapes, four steps, a network to suit.
 

@@ -9,8 +9,7 @@ import pytest
 from scipy import ndimage
 
 from diffusion_jax import data
-from diffusion_jax.data.augment import Move, NonLeaky
-from diffusion_jax.data.warp import SYM6, warp
+from diffusion_jax.data.augment import SYM6, Move, NonLeaky, warp
 from diffusion_jax.errors import ConfigError
 
 

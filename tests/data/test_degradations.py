@@ -12,6 +12,7 @@ from diffusion_jax.data import degradations as deg
 from diffusion_jax.data.degradations import bsr
 from diffusion_jax.data.sources import Photographs
 from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.registry import build
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,16 @@ def test_an_image_that_is_already_smaller(photographs):
         deg.bsr_light(80)(photographs[0], np.random.default_rng(0))
     with pytest.raises(ConfigError, match="did you mean 'bicubic'"):
         deg.resize(np.zeros((4, 4, 1)), (2, 2), "bicubc")
+
+
+@pytest.mark.parametrize("name", ["bsr", "bsr_light"])
+def test_random_chains_reduce_rectangles(name):
+    image = Photographs(size=(36, 60))[0]["image"]
+    for seed in range(6):
+        chain = build("degradation", {"name": name, "low_res_size": (12, 15)})
+        assert chain(image, np.random.default_rng(seed))["low_res"].shape == (12, 15, 3)
+    with pytest.raises(ConfigError, match="'bsr': low_res_size must be"):
+        build("degradation", {"name": name, "low_res_size": 0})
 
 
 @pytest.mark.parametrize(("sigma", "angle"), [(1.7, 0.0), ((3.0, 1.0), 0.0), ((3.0, 1.0), math.pi / 6)])

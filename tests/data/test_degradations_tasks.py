@@ -118,7 +118,7 @@ def test_free_form_masks_have_their_share(image):
     assert (centre[16:48, 16:48] == 255).all() and centre.mean() / 255 == 0.25
     with pytest.raises(ConfigError, match="free_form"):
         Inpaint(free_form=1.2)
-    with pytest.raises(ConfigError, match="unknown side"):
+    with pytest.raises(ConfigError, match="side: unknown 'up'"):
         Uncrop(("up",))
 
 
@@ -127,6 +127,15 @@ def test_sides_and_qualities_are_those_asked_for(image):
     left = np.array([Uncrop(("left", "bottom"))(image, rng)["missing"][0, 0, 0] == 255 for _ in range(100)])
     assert 30 < left.sum() < 70
     np.testing.assert_array_equal(Jpeg((71, 71))(image, rng)["degraded"], compress(image, 71))
+
+
+@pytest.mark.parametrize("task", [*TASKS, "mixture"])
+def test_tasks_take_rectangles(task):
+    image = Photographs(size=(20, 44))[0]["image"]
+    for seed in range(8):
+        made = build("degradation", task)(image, np.random.default_rng(seed))
+        assert made["degraded"].shape == (20, 44, 3) and made["missing"].shape == (20, 44, 1)
+        np.testing.assert_array_equal(made["degraded"][made["missing"][..., 0] == 255], 128)
 
 
 def test_masks_of_ones_own(image):
@@ -149,7 +158,7 @@ def test_a_mixture_has_all_tasks_alike():
         Mixture(("colourize",))
     some = Mixture(("inpaint", {"name": "jpeg", "quality": (5, 5)}))
     assert some.only("inpaint") == "inpaint" and some.only("jpeg") == {"name": "jpeg", "quality": (5, 5)}
-    with pytest.raises(ConfigError, match="unknown task 'uncrop'"):
+    with pytest.raises(ConfigError, match="task: unknown 'uncrop'"):
         some.only("uncrop")
 
 

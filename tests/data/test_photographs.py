@@ -10,18 +10,27 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from diffusion_jax import data
-from diffusion_jax.data.sources import photographs
-from diffusion_jax.data.sources.photographs import Photographs
+from diffusion_jax.data.sources import Photographs, bundled
 from diffusion_jax.errors import ConfigError
 
 
 @pytest.fixture
 def only_china(monkeypatch):
     """As without scikit-image, and with one photograph."""
-    monkeypatch.setattr(photographs, "paths", lambda: tuple(p for p in _PATHS if p.name == "china.jpg"))
+    monkeypatch.setattr(bundled, "paths", lambda: tuple(p for p in _PATHS if p.name == "china.jpg"))
 
 
-_PATHS = photographs.paths()
+_PATHS = bundled.paths()
+
+
+def test_rectangles_are_cut_out_and_reduced_as_a_whole(only_china):
+    """Each crop has the aspect of the images; the longer side decides which photographs are large enough."""
+    crops = [Photographs("test", size=(20, 60))[index]["image"] for index in range(20)]
+    assert {crop.shape for crop in crops} == {(20, 60, 3)} and len({crop.tobytes() for crop in crops}) == 20
+    with pytest.raises(ConfigError, match="held-out part of 300x20 pixels; use a size of at most 160"):
+        Photographs(size=(20, 300))
+    with pytest.raises(ConfigError, match=r"'photographs': size must be .* pixels, or \(height, width\)"):
+        Photographs(size=(8, 8, 3))
 
 
 @pytest.mark.parametrize("shape", [(200, 300), (300, 200)])
@@ -30,7 +39,7 @@ def test_splits_do_not_meet_and_crops_come_from_all_places_and_scales(shape, mon
     rows, columns = np.indices(shape) // 2
     path = tmp_path / "coordinates.png"
     Image.fromarray(np.stack([rows, columns, 0 * rows], -1).astype(np.uint8)).save(path)
-    monkeypatch.setattr(photographs, "paths", lambda: (path,))
+    monkeypatch.setattr(bundled, "paths", lambda: (path,))
     axis = int(np.argmax(shape))
     train, test = ([Photographs(split, size=16)[i]["image"] for i in range(200)] for split in ("train", "test"))
     assert max(crop[..., axis].max() for crop in train) <= 112 <= min(crop[..., axis].min() for crop in test)
@@ -40,8 +49,8 @@ def test_splits_do_not_meet_and_crops_come_from_all_places_and_scales(shape, mon
 
 
 def test_photographs_are_those_of_the_packages(only_china):
-    assert photographs._region(_PATHS[0], "train").shape == (427, 480, 3)
-    whole = np.concatenate([photographs._region(_PATHS[0], split) for split in ("train", "test")], 1)
+    assert bundled._region(_PATHS[0], "train").shape == (427, 480, 3)
+    whole = np.concatenate([bundled._region(_PATHS[0], split) for split in ("train", "test")], 1)
     np.testing.assert_array_equal(whole, load_sample_image("china.jpg"))
 
 
@@ -70,7 +79,7 @@ def test_bad_fields(only_china):
         Photographs(size=200)
     with pytest.raises(ConfigError, match="at least 1"):
         Photographs(num_examples=0)
-    with pytest.raises(ConfigError, match="no split 'tset'; did you mean 'test'"):
+    with pytest.raises(ConfigError, match="split: unknown 'tset'; did you mean 'test'"):
         Photographs(split="tset")
     with pytest.raises(IndexError):
         Photographs(num_examples=3)[3]

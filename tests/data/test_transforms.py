@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffusion_jax.data.transforms import Crop, Fit, resize, to_channels
+from diffusion_jax.data.transforms import RESIZES, Crop, Fit, cover, resize, to_channels
 from diffusion_jax.errors import DataError
 
 
@@ -39,6 +39,30 @@ def test_the_short_side_fits_and_adm_halves_first():
     assert result.shape == (16, 21, 3) and np.abs(result.astype(int) - expected).mean() < 20
 
 
+@given(st.tuples(*[st.integers(1, 99)] * 4), st.sampled_from(RESIZES))
+def test_a_rectangle_is_covered_and_touched(sides, method):
+    """Both sides reach the size, one exactly, and the aspect is kept to a pixel."""
+    shape, size = sides[:2], sides[2:]
+    covering = cover(shape, size)
+    assert all(np.greater_equal(covering, size)) and any(np.equal(covering, size))
+    exact = max(size[0] / shape[0], size[1] / shape[1])
+    assert max(abs(side - exact * was) for side, was in zip(covering, shape, strict=True)) <= 1
+    fitted = Fit(size, 1, method)(noise(*shape, 1)).shape[:2]
+    assert all(np.greater_equal(fitted, size)) and any(np.equal(fitted, size))
+
+
+def test_rectangles_are_cropped_and_zoomed_whole():
+    image, rng = noise(40, 60, 1), np.random.default_rng(0)
+    found = {Crop((16, 30), "random")(image, rng).tobytes() for _ in range(300)}
+    places = {image[top : top + 16, left : left + 30].tobytes() for top in range(25) for left in range(31)}
+    assert len(found) > 200 and found <= places
+    zoom = Crop((16, 24), "zoom", flip=True)
+    assert zoom.source_size == (20, 30) and Fit(zoom.source_size, 1)(image).shape == (20, 30, 1)
+    assert {zoom(image, rng).shape for _ in range(30)} == {(16, 24, 1)} and zoom(image, None).shape == (16, 24, 1)
+    # The middle of an image that is wide enough: nothing but its sides is lost.
+    np.testing.assert_array_equal(Crop((40, 20))(image, None), image[:, 20:40])
+
+
 def test_padding_is_black():
     padded = Fit(32, 1, pad=2)(np.full((28, 28, 1), 200, np.uint8))
     assert padded.shape == (32, 32, 1) and padded[2:-2, 2:-2].min() == 200
@@ -66,3 +90,40 @@ def test_crops():
     np.testing.assert_array_equal(Crop(4, "random", flip=True)(image, None), Crop(4)(image, None))
     with pytest.raises(DataError, match="an image of 10x4 is not one of 4x4"):
         Crop(4, "none")(image, None)
+    np.testing.assert_array_equal(Crop((4, 10), "none")(image, None), image)
+
+
+def _ramp() -> np.ndarray:
+    """Columns from 0 to 250 over 40 pixels: a crop's range tells how much of the width it shows."""
+    return np.broadcast_to(np.linspace(0, 250, 40).astype(np.uint8)[None, :, None], (40, 40, 1))
+
+
+def test_zoomed_crops_show_80_to_100_percent_of_the_short_side():
+    crop, rng = Crop(32, "zoom"), np.random.default_rng(0)
+    assert crop.source_size == (40, 40)
+    crops = np.stack([crop(_ramp(), rng) for _ in range(300)])
+    assert crops.shape == (300, 32, 32, 1)
+    shares = (crops[:, 0, -1, 0].astype(float) - crops[:, 0, 0, 0]) / 250
+    assert 0.76 < shares.min() < 0.82 and shares.max() > 0.97
+    assert 0.87 < shares.mean() < 0.93  # sides from 32 to 40 are equally likely
+    assert crops[:, 0, 0, 0].max() > 35  # and the crop is not always on the left
+
+
+def test_held_out_images_are_shown_whole():
+    seen = Crop(32, "zoom", flip=True)(_ramp(), None)
+    assert seen.shape == (32, 32, 1) and seen[0, 0, 0] < 8 and seen[0, -1, 0] > 242
+
+
+def test_a_mask_beside_the_image_is_zoomed_like_it():
+    image = np.concatenate([np.repeat(_ramp(), 3, -1), np.where(_ramp() > 125, 255, 0).astype(np.uint8)], -1)
+    found = Crop(32, "zoom")(image, np.random.default_rng(1))
+    middle = found[32 // 2].astype(int)
+    np.testing.assert_array_equal(middle[:, 0], middle[:, 2])
+    sure = np.abs(middle[:, 0] - 125) > 25
+    np.testing.assert_array_equal(middle[sure, 3] > 127, middle[sure, 0] > 125)
+
+
+def test_images_come_with_room_to_zoom():
+    wide = np.zeros((50, 90, 3), np.uint8)
+    assert Fit(Crop(32, "zoom").source_size, 3)(wide).shape[:2] == (40, 72)
+    assert Crop(32, "zoom")(Fit(40, 3)(wide), np.random.default_rng(0)).shape == (32, 32, 3)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from diffusion_jax.inference.image_requests import image_requests
 from PIL import Image
 
 from diffusion_jax.data.degradations import TASKS
-from diffusion_jax.data.images_with_masks import masked_images
+from diffusion_jax.data.files import masked_images
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.inference.image_requests import image_requests
 from diffusion_jax.systems import Palette
 from tests.tiny_systems import PROCESS, FunctionNetwork
 

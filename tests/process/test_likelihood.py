@@ -59,6 +59,14 @@ def test_the_bins_are_a_distribution(mean, std, tanh):
         np.testing.assert_allclose(jnp.exp(log_p[middle]), exact, rtol=1e-2)
 
 
+def test_bins_follow_the_range_of_the_data():
+    """Levels 3 x + 5 have the probabilities of the levels x, at the ends too."""
+    levels, probability = np.linspace(-1, 1, 256), likelihood.discretized_gaussian_log_likelihood
+    run = lambda x, mean, std, **range: probability(*jnp.float32([x, mean + 0 * x, 2 * np.log(std) + 0 * x]), **range)  # noqa: E731
+    found = run(3 * levels + 5, 3 * 0.3 + 5, 3 * 0.2, data_range=(2.0, 8.0))
+    np.testing.assert_allclose(found, run(levels, 0.3, 0.2), atol=2e-3)
+
+
 def test_bins_far_from_the_mean_keep_their_digits():
     """Six deviations away on either side the distribution function is 0, or in float32 1."""
     mean, std, x = 0.0, 0.1, np.array([-153, 153]) / 255

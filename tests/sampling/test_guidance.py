@@ -169,6 +169,15 @@ def test_static_threshold_clips_and_stays_consistent(images):
     np.testing.assert_allclose(found.x0 + sigma * found.eps, x_t, atol=1e-4)
 
 
+@pytest.mark.parametrize("threshold", [guidance.static_threshold, guidance.dynamic_threshold])
+def test_thresholds_follow_the_range_of_the_data(threshold):
+    """Data 3 x + 5 are thresholded as x are."""
+    process, images, (x_t, t) = PROCESSES["edm"], images_of(0, 2.0), (jnp.ones((3, 4, 4, 2)), jnp.full(3, 0.5))
+    expected = threshold(fixed(process, images))(x_t, t).x0
+    found = threshold(fixed(process, 3 * images + 5), data_range=(2.0, 8.0))(x_t, t)
+    np.testing.assert_allclose(found.x0, 3 * expected + 5, atol=1e-5)
+
+
 def images_of(seed, scale=1.0):
     return scale * np.random.default_rng(seed).normal(0.3, 1.0, (3, 4, 4, 2)).astype(np.float32)
 
@@ -228,7 +237,7 @@ def test_all_guidance_keeps_the_variance_channels():
 
 
 def test_ancestral_steps_use_what_guidance_made():
-    """A mean that the network predicted, and a classifier's tilt, belong to the x0 before guidance: neither outlives it."""
+    """A mean that the network predicted, and a classifier's gradient, belong to the x0 before guidance: neither outlives it."""
     process, x, s, t = Process({"name": "linear", "num_steps": 50}, "mu"), jnp.array([[0.3, -1.2]]), 0.48, jnp.array([0.5])
     plain, weak = (process.bind(lambda params, x, noise, cond, k=k: k * x, {}) for k in (0.9, 0.5))
     step = lambda denoiser: solvers.ddpm().step(denoiser, x, (), t, jnp.float32(s), lambda name: jnp.zeros_like(x))[0]  # noqa: E731
@@ -273,7 +282,8 @@ def test_composed_guidance_evaluates_each_network_once():
         (lambda d: guidance.interval(d, d, -1.0, 0.5), "low < high"),
         (lambda d: guidance.dynamic_threshold(d, 0.0), "percentile"),
         (lambda d: guidance.dynamic_threshold(d, 101.0), "percentile"),
-        (lambda d: guidance.static_threshold(d, 1.0, -1.0), "low < high"),
+        (lambda d: guidance.dynamic_threshold(d, data_range=(1.0, -1.0)), "low < high"),
+        (lambda d: guidance.static_threshold(d, (1.0, -1.0)), "low < high"),
     ],
 )
 def test_mistakes(make, message):

@@ -26,7 +26,7 @@ def _step(variance: str, solver, index: int, x: jax.Array, scale: float = SCALE)
     def function(x_t, t):
         return process.with_x0(Denoised(x_t, x_t, raw), jnp.full_like(x_t, 5.0), x_t, t)
 
-    plain = guidance.static_threshold(Denoiser(function, process), -1.0, X0)
+    plain = guidance.static_threshold(Denoiser(function, process), (-1.0, X0))
     denoise = guidance.classifier(plain, lambda x_t, t: SLOPE * x_t.sum((1, 2, 3)), scale)
     t, s = jnp.float32((index + 1) / T), jnp.float32(index / T)
     moved, _ = solver.step(denoise, x, solver.init(x, 1), t, s, lambda name: jnp.zeros_like(x))
@@ -83,13 +83,13 @@ def test_other_guidance_after_a_classifier_takes_its_x0_as_it_is():
     plain = Denoiser(lambda x_t, t: Denoised(0.1 * x_t, x_t), process)
     tilted = guidance.classifier(plain, lambda x_t, t: x_t.sum((1, 2, 3)), 1.0)
     t = jnp.full(2, 0.5)
-    assert tilted(X, t).tilt is not None
+    assert tilted(X, t).classifier_gradient is not None
     for later in (
         guidance.static_threshold(tilted),
         guidance.classifier_free(tilted, plain, 2.0),
         guidance.rescale(tilted, plain),
     ):
-        assert later(X, t).tilt is None
+        assert later(X, t).classifier_gradient is None
 
 
 # The classifier's own process ------------------------------------------------------------------------------------------

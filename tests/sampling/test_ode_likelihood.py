@@ -115,6 +115,17 @@ def test_dequantisation_is_uniform_within_a_level():
     np.testing.assert_array_equal(np.asarray(again) * 127.5, noisy[[5, 9]])
 
 
+def test_levels_follow_the_range_of_the_data():
+    process, x = Process("vp_sde"), jnp.full((3, 2), 5.0)
+    denoiser, key = Mixture.gaussian([5.0] * 2, [0.3] * 2).denoiser(process), jax.random.key(0)
+    noisy = likelihood.dequantize(x, key, data_range=(2.0, 8.0))
+    np.testing.assert_allclose(noisy - 5, 3 * likelihood.dequantize(0 * x, key), atol=1e-6)
+    settings = {"num_steps": 4, "divergence": "exact"}
+    nats = likelihood.log_likelihood(denoiser, noisy, key, **settings)
+    bits = likelihood.ode_bits_per_dim(denoiser, x, key, data_range=(2.0, 8.0), **settings)
+    np.testing.assert_allclose(bits, -nats / (2 * np.log(2)) - np.log2(6 / 255), rtol=1e-5)
+
+
 def test_bad_input():
     data, x, _ = gaussian()
     denoiser = data.denoiser(Process("edm", prediction="edm"))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from diffusion_jax.data.degradations.blur import blur, gaussian_kernel
 from diffusion_jax.data.degradations.bsr import Bsr, bsr_light
-from diffusion_jax.data.degradations.jpeg import compress, draw_quality
-from diffusion_jax.data.degradations.noise import gaussian_noise
-from diffusion_jax.data.degradations.resampling import check_reducible, down_up, resize
+from diffusion_jax.data.degradations.operators import (
+    blur,
+    check_reducible,
+    compress,
+    down_up,
+    draw_quality,
+    gaussian_kernel,
+    gaussian_noise,
+    resize,
+)
 from diffusion_jax.data.degradations.tasks import TASKS, Colorize, Inpaint, Jpeg, Mixture, Uncrop, grey, with_mask
 
 __all__ = [

@@ -8,12 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.data.degradations.blur import blur, gaussian_kernel
-from diffusion_jax.data.degradations.checks import check_range, to_bytes, to_unit
-from diffusion_jax.data.degradations.jpeg import compress
-from diffusion_jax.data.degradations.noise import gaussian_noise
-from diffusion_jax.data.degradations.resampling import METHODS, check_reducible, resize
+from diffusion_jax.data.degradations.operators import (
+    METHODS,
+    blur,
+    check_range,
+    check_reducible,
+    compress,
+    gaussian_kernel,
+    gaussian_noise,
+    resize,
+    to_bytes,
+    to_unit,
+)
 from diffusion_jax.registry import register
+from diffusion_jax.spec import size_of
 
 _NOISE = (("colour", 0.4), ("grey", 0.4), ("correlated", 0.2))
 _KERNELS = range(7, 26, 2)
@@ -22,14 +30,14 @@ _KERNELS = range(7, 26, 2)
 @register("degradation", "bsr")
 @dataclasses.dataclass(frozen=True)
 class Bsr:
-    """A practical degradation model for blind super-resolution, and its light variant.
+    """Degrades by a practical model for blind super-resolution, and its light variant.
 
     With probability `halve` the image is halved first. Then in random order: the blurs, each Gaussian, round or slanted;
     a resize by a random factor (or, one time in four, a blur and a decimation); the resize to the size asked for, always
     after the random one; noise; JPEG. At the end JPEG once more.
 
     Args:
-      low_res_size: h = w of the result, in pixels.
+      low_res_size: (h, w) of the result in pixels, or one number for a square.
       halve: the probability of halving first.
       blurs: how many.
       strength: of the blurs: 1 draws standard deviations up to 4 + f (slanted) and 2 + f / 5 (round) for the factor f.
@@ -42,7 +50,7 @@ class Bsr:
     bilinear and bicubic ones were not.
     """
 
-    low_res_size: int
+    low_res_size: int | tuple[int, int]
     halve: float = 0.25
     blurs: int = 2
     strength: float = 1.0
@@ -55,16 +63,17 @@ class Bsr:
         check_range("degradation 'bsr'", "noise", self.noise, 0, 255)
         check_range("degradation 'bsr'", "(halve, 1)", (self.halve, 1), 0, 1)
         check_range("degradation 'bsr'", "(jpeg, 1)", (self.jpeg, 1), 0, 1)
-        check_range("degradation 'bsr'", "(1, low_res_size)", (1, self.low_res_size), 1, math.inf)
+        object.__setattr__(self, "_size", size_of(self.low_res_size, "degradation 'bsr': low_res_size"))
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-        """{"low_res": uint8 [h, w, c]} of uint8 [H, W, c].
+        """Return {"low_res": uint8 [h, w, c]} of uint8 [H, W, c].
 
         Raises:
           DataError: an image that is smaller than the low-resolution size.
         """
-        check_reducible(image.shape[:2], self.low_res_size)
-        low_res, factor = to_unit(image), min(image.shape[:2]) / self.low_res_size
+        check_reducible(image.shape[:2], self._size)
+        low_res = to_unit(image)
+        factor = min(side / low for side, low in zip(image.shape[:2], self._size, strict=True))
         if factor >= 2 and rng.random() < self.halve:
             low_res = np.clip(resize(low_res, tuple(side // 2 for side in image.shape[:2]), _method(rng)), 0, 1)
         for step in self._order(rng):
@@ -94,7 +103,7 @@ class Bsr:
         return blur(image, kernel)[::stride, ::stride]
 
     def _exact_resize(self, image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
-        return resize(image, (self.low_res_size, self.low_res_size), _method(rng))
+        return resize(image, self._size, _method(rng))
 
     def _noise(self, image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
         kinds, shares = zip(*_NOISE, strict=True)
@@ -107,8 +116,8 @@ class Bsr:
 
 
 @register("degradation", "bsr_light")
-def bsr_light(low_res_size: int) -> Bsr:
-    """The variant for inputs that are moderately clean: one blur of a quarter of the strength, little noise, good JPEG."""
+def bsr_light(low_res_size: int | tuple[int, int]) -> Bsr:
+    """Return the variant for fairly clean inputs: one blur of a quarter of the strength, little noise, good JPEG."""
     return Bsr(low_res_size, blurs=1, strength=0.25, noise=(1, 2), quality=(80, 95))
 
 

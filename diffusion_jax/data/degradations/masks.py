@@ -1,4 +1,4 @@
-"""Which pixels are missing: strokes, boxes, a centre, sides. Masks are bool [h, w], True where a pixel is missing."""
+"""Which pixels are missing: strokes, boxes, a centre, sides. Masks are bool [h, w], True where a pixel is to be filled."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from diffusion_jax.data.degradations.checks import check_choice, check_range
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.data.degradations.operators import check_range
+from diffusion_jax.errors import ConfigError, check_choice
 
 SIDES = ("left", "right", "top", "bottom", "all")
 _REFERENCE = 256  # the image size to which published brush widths refer
@@ -21,7 +21,7 @@ def free_form(
     vertices: tuple[int, int] = (4, 11),
     width: tuple[int, int] = (12, 39),
 ) -> np.ndarray:
-    """Strokes of a brush that turns to and fro, at random places, flipped at random.
+    """Draw strokes of a brush that turns to and fro, at random places, flipped at random.
 
     Args:
       size: (height, width) of the image.
@@ -72,7 +72,10 @@ def boxes(
     count: tuple[int, int] = (1, 5),
     cover: tuple[float, float] = (0.1, 0.4),
 ) -> np.ndarray:
-    """Upright rectangles that together cover a share of the image within `cover`, at random places and aspects.
+    """Draw upright rectangles that together cover a share of the image within `cover`, at random places and aspects.
+
+    Raises:
+      ConfigError: bad ranges, or rectangles that never cover such a share.
 
     Source: Saharia et al. 2022, appendix (arXiv 2111.05826); how the rectangles are drawn is ours.
     """
@@ -95,7 +98,7 @@ def boxes(
 
 
 def centre(size: tuple[int, int], share: float = 0.25) -> np.ndarray:
-    """A central rectangle with the image's aspect and this share of its area (0.25: 128 of 256 pixels)."""
+    """Return a central rectangle with the image's aspect and this share of its area (0.25: 128 of 256 pixels)."""
     if not 0 < share < 1:
         raise ConfigError(f"mask: the centre's share must lie in (0, 1), got {share}")
     rows, columns = (round(side * math.sqrt(share)) for side in size)
@@ -106,7 +109,7 @@ def centre(size: tuple[int, int], share: float = 0.25) -> np.ndarray:
 
 
 def uncrop(size: tuple[int, int], side: str, rng: np.random.Generator | None = None, share: float = 0.5) -> np.ndarray:
-    """One side of the image, or what surrounds a rectangle, missing.
+    """Return one side of the image, or what surrounds a rectangle, as missing.
 
     Args:
       side: "left", "right", "top", "bottom", or "all": what surrounds a rectangle of random aspect and place.
@@ -115,7 +118,7 @@ def uncrop(size: tuple[int, int], side: str, rng: np.random.Generator | None = N
 
     Source: Saharia et al. 2022, section 4.3 and appendix (arXiv 2111.05826).
     """
-    check_choice("mask", "side", side, SIDES)
+    check_choice("mask: side", side, SIDES)
     if not 0 < share < 1:
         raise ConfigError(f"mask: the missing share must lie in (0, 1), got {share}")
     height, width = size

@@ -15,9 +15,8 @@ import numpy as np
 from PIL import Image
 
 from diffusion_jax.data.degradations import masks
-from diffusion_jax.data.degradations.checks import check_choice, check_range
-from diffusion_jax.data.degradations.jpeg import compress, draw_quality
-from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.data.degradations.operators import check_range, compress, draw_quality
+from diffusion_jax.errors import ConfigError, DataError, check_choice
 from diffusion_jax.registry import build, register
 
 TASKS = ("colorize", "inpaint", "uncrop", "jpeg")
@@ -31,18 +30,18 @@ def _given(task: str, degraded: np.ndarray, missing: np.ndarray | None = None) -
 
 
 def grey(image: np.ndarray) -> np.ndarray:
-    """The luma (ITU-R 601) of uint8 [H, W, 3], in all three channels; an image of one channel is what it is."""
+    """Return the luma (ITU-R 601) of uint8 [H, W, 3], in all three channels; an image of one channel is what it is."""
     if image.shape[-1] == 1:
         return image
     return np.repeat(np.asarray(Image.fromarray(image).convert("L"))[..., None], 3, -1)
 
 
 def with_mask(image: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
-    """Inpainting by a mask of one's own.
+    """Degrade an image for inpainting by a mask of one's own.
 
     Args:
       image: uint8 [H, W, C].
-      mask: uint8 or bool [H, W] or [H, W, 1]; the upper half of its range, or True, is what is missing.
+      mask: uint8 or bool [H, W] or [H, W, 1]; the upper half of its range, or True, is to be filled.
 
     Raises:
       DataError: a mask of another size than the image, or one that marks nothing.
@@ -55,14 +54,14 @@ def with_mask(image: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
     missing = mask.reshape(mask.shape[:2] + (-1,))[..., 0]
     missing = missing if missing.dtype == bool else missing > 127
     if not missing.any():
-        raise DataError("the mask marks nothing: missing pixels are white (above 127)")
+        raise DataError("the mask marks nothing: pixels to be filled are white (above 127)")
     return _given("inpaint", image, missing)
 
 
 @register("degradation", "colorize")
 @dataclasses.dataclass(frozen=True)
 class Colorize:
-    """Only the luma is given."""
+    """Gives only the luma."""
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
         return _given("colorize", grey(image))
@@ -71,7 +70,7 @@ class Colorize:
 @register("degradation", "inpaint")
 @dataclasses.dataclass(frozen=True)
 class Inpaint:
-    """Strokes with probability `free_form`, else one to five boxes; or always the centre.
+    """Takes away strokes with probability `free_form`, else one to five boxes; or always the centre.
 
     Args:
       free_form: the probability of strokes, 0.6 as Palette is trained.
@@ -95,13 +94,13 @@ class Inpaint:
 @register("degradation", "uncrop")
 @dataclasses.dataclass(frozen=True)
 class Uncrop:
-    """Half of the image is missing: one of the sides given, chosen with equal probability; "all" surrounds a rectangle."""
+    """Takes away half of the image: one of `sides`, chosen with equal probability; "all" surrounds a rectangle."""
 
     sides: tuple[str, ...] = masks.SIDES
 
     def __post_init__(self) -> None:
         for side in self.sides:
-            check_choice("degradation 'uncrop'", "side", side, masks.SIDES)
+            check_choice("degradation 'uncrop': side", side, masks.SIDES)
         if not self.sides:
             raise ConfigError("degradation 'uncrop': sides is empty")
 
@@ -113,7 +112,7 @@ class Uncrop:
 @register("degradation", "jpeg")
 @dataclasses.dataclass(frozen=True)
 class Jpeg:
-    """Compressed at a random quality, a bad one more often than a good one; see `jpeg.draw_quality`."""
+    """Compresses at a random quality, a bad one more often than a good one; see `draw_quality`."""
 
     quality: tuple[int, int] = (5, 30)
 
@@ -127,7 +126,7 @@ class Jpeg:
 @register("degradation", "mixture")
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """One of several tasks, with equal probability, for each example: multi-task training.
+    """Sets one of several tasks, with equal probability, for each example: multi-task training.
 
     Args:
       tasks: names or configurations of degradations.
@@ -147,11 +146,11 @@ class Mixture:
         return self._built[int(rng.integers(len(self._built)))](image, rng)
 
     def only(self, name: str) -> Any:
-        """The configuration of one of the tasks, by name.
+        """Return the configuration of one of the tasks, by name.
 
         Raises:
           ConfigError: it is not among them.
         """
         named = {(task if isinstance(task, str) else task["name"]): task for task in self.tasks}
-        check_choice("degradation 'mixture'", "task", name, tuple(named))
+        check_choice("degradation 'mixture': task", name, named)
         return dict(named[name]) if isinstance(named[name], Mapping) else named[name]

@@ -7,15 +7,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from diffusion_jax.errors import ConfigError, DataError, nearest
+from diffusion_jax.errors import DataError
 
 Example = dict[str, Any]
-"""{"image": uint8 [h, w, c], and where the source has them "label": int, "caption": str, "mask": uint8 [h, w, 1],
-"text": floating [L, D], "text_mask": bool [L], "text_pooled": floating [D']}."""
+"""{"image": uint8 [h, w, c], and where the source has them "label": int, "caption": str, "mask": uint8 [h, w, 1] (255
+where something is, and is to be filled), "text": floating [L, D], "text_mask": bool [L], "text_pooled": floating [D']}."""
+
+SPLITS = ("train", "test")
 
 
 class Source(Protocol):
-    """Random access, picklable, the same example for the same index on every host."""
+    """Gives random access to examples; picklable, the same example for the same index on every host."""
 
     name: str
     num_classes: int
@@ -24,12 +26,6 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Example: ...
-
-
-def check_split(name: str, split: str, known: tuple[str, ...] = ("train", "test")) -> None:
-    """Raise a `ConfigError` for a split that a source does not have."""
-    if split not in known:
-        raise ConfigError(f"the source {name!r} has no split {split!r}{nearest(str(split), known)} (known: {', '.join(known)})")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,7 +63,7 @@ class ArraySource:
 
 
 def stratified_split(labels: np.ndarray, held_out: int, split: str, seed: int = 0) -> np.ndarray:
-    """Indices of a fixed split with `held_out` test examples, as many of each class as its share; sorted."""
+    """Return the indices of a fixed split with `held_out` test examples, as many of each class as its share; sorted."""
     rng = np.random.default_rng(seed)
     classes = np.unique(labels)
     test: list[np.ndarray] = []

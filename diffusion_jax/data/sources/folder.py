@@ -12,42 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
-
-from diffusion_jax.data.embeddings import Embeddings
-from diffusion_jax.data.sources.base import Example, check_split
-from diffusion_jax.errors import ConfigError, DataError, nearest
+from diffusion_jax.data.files import ENDINGS, image_files, load_image
+from diffusion_jax.data.sources.base import SPLITS, Example
+from diffusion_jax.data.sources.text import Embeddings
+from diffusion_jax.errors import ConfigError, DataError, check_choice, nearest
 from diffusion_jax.registry import register
 
 logger = logging.getLogger(__name__)
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 METADATA = ("metadata.jsonl", "metadata.csv")
 _FIELDS = ("file_name", "label", "caption")
-
-
-def image_files(root: Path) -> list[Path]:
-    """The png, jpeg and webp files below a directory, sorted."""
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
-
-
-def read_image(path: Path) -> np.ndarray:
-    """The pixels of an image file as it is meant to be seen, uint8 [h, w, 1, 3 or 4].
-
-    Raises:
-      DataError: the file is not an image, or is truncated; the message names it.
-    """
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode not in ("L", "RGB", "RGBA"):
-                image = image.convert("RGBA" if "transparency" in image.info or image.mode in ("LA", "PA") else "RGB")
-            return np.asarray(image).reshape(image.height, image.width, -1)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path} is corrupt, truncated or not an image ({error}); mend or remove it, or set skip_corrupt=True"
-        ) from error
 
 
 @register("source", "folder")
@@ -66,7 +40,7 @@ class Folder:
       seed: of the split.
       verify: decode every image once at the start, so that a bad one is found before training.
       skip_corrupt: leave bad images out (they are counted in `skipped` and logged) instead of stopping.
-      embeddings: text embeddings of the images, made beforehand: a file or folder as `data.embeddings.Embeddings` reads
+      embeddings: text embeddings of the images, made beforehand: a file or folder as `Embeddings` reads
         it, with names relative to `path`.
 
     Raises:
@@ -84,7 +58,7 @@ class Folder:
     name = "folder"
 
     def __post_init__(self) -> None:
-        check_split("folder", self.split)
+        check_choice("source 'folder': split", self.split, SPLITS)
         root = Path(self.path).expanduser()
         if not root.is_dir():
             raise DataError(f"there is no directory {str(root)!r}: set data.source.path to a folder of images")
@@ -123,7 +97,7 @@ class Folder:
 
     def __getitem__(self, index: int) -> Example:
         row = self._rows[index]
-        example: Example = {"image": read_image(self._root / row["file_name"])}
+        example: Example = {"image": load_image(self._root / row["file_name"])}
         if "label" in row:
             example["label"] = self.class_names.index(row["label"])
         if "caption" in row:
@@ -185,7 +159,7 @@ def _intact(root: Path, rows: list[dict[str, str]], skip: bool) -> tuple[list[di
 
     def problem(row: dict[str, str]) -> DataError | None:
         try:
-            read_image(root / row["file_name"])
+            load_image(root / row["file_name"])
         except DataError as error:
             return error
         return None

@@ -8,9 +8,10 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from diffusion_jax.data.sources.base import Example, check_split
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.data.sources.base import SPLITS, Example
+from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.registry import register
+from diffusion_jax.spec import size_of
 
 CLASSES = ("circle", "square", "triangle", "cross", "ring")
 COLOURS = {
@@ -30,11 +31,11 @@ _OVERSAMPLING = 4
 @register("source", "shapes")
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """A shape of one colour on a ground of another.
+    """Draws a shape of one colour on a ground of another; its mask is 255 where the shape is.
 
     Args:
       split: "train" or "test"; the two never share a drawing's random numbers.
-      size: of the square images, in pixels.
+      size: (height, width) of the images in pixels, or one number for squares.
       num_examples: in this split; drawing costs time, not memory.
       seed: of all drawings.
 
@@ -44,7 +45,7 @@ class Shapes:
     """
 
     split: str = "train"
-    size: int = 64
+    size: int | tuple[int, int] = 64
     num_examples: int = 10_000
     seed: int = 0
 
@@ -53,11 +54,13 @@ class Shapes:
     class_names = CLASSES
 
     def __post_init__(self) -> None:
-        check_split("shapes", self.split)
-        if self.size < 4 or self.num_examples < 1:
+        check_choice("source 'shapes': split", self.split, SPLITS)
+        size = size_of(self.size, "source 'shapes': size")
+        if min(size) < 4 or self.num_examples < 1:
             raise ConfigError(
                 f"source 'shapes': size must be at least 4 and num_examples at least 1, got {self.size} and {self.num_examples}"
             )
+        object.__setattr__(self, "_size", size)
 
     def __len__(self) -> int:
         return self.num_examples
@@ -70,8 +73,10 @@ class Shapes:
         colour, ground = (list(COLOURS)[i] for i in rng.choice(len(COLOURS), 2, replace=False))
         size = list(_SIZES)[int(rng.integers(len(_SIZES)))]
         radius = rng.uniform(*_SIZES[size])
-        centre = rng.uniform(radius + 0.03, 0.97 - radius, 2)
-        mask = _draw(CLASSES[label], self.size, centre, radius, rng.uniform(0, 2 * math.pi))
+        # Radius and centre (x, y) are in units of the shorter side.
+        farthest = [side / min(self._size) - 0.03 - radius for side in self._size[::-1]]
+        centre = rng.uniform(radius + 0.03, farthest)
+        mask = _draw(CLASSES[label], self._size, centre, radius, rng.uniform(0, 2 * math.pi))
         cover = mask.astype(np.float32)[..., None] / 255
         image = np.array(COLOURS[ground]) * (1 - cover) + np.array(COLOURS[colour]) * cover
         return {
@@ -82,12 +87,12 @@ class Shapes:
         }
 
 
-def _draw(shape: str, size: int, centre: np.ndarray, radius: float, angle: float) -> np.ndarray:
-    """Coverage of each pixel, uint8 [size, size]: drawn larger and averaged down, so that edges are smooth."""
-    side = size * _OVERSAMPLING
-    canvas = Image.new("L", (side, side), 0)
+def _draw(shape: str, size: tuple[int, int], centre: np.ndarray, radius: float, angle: float) -> np.ndarray:
+    """Coverage of each pixel, uint8 [H, W]: drawn larger and averaged down, so that edges are smooth."""
+    height, width = size
+    canvas = Image.new("L", (width * _OVERSAMPLING, height * _OVERSAMPLING), 0)
     pen = ImageDraw.Draw(canvas)
-    (x, y), r = centre * side, radius * side
+    (x, y), r = (length * min(size) * _OVERSAMPLING for length in (centre, radius))
     turn = lambda points: [  # noqa: E731
         (x + r * (u * math.cos(angle) - v * math.sin(angle)), y + r * (u * math.sin(angle) + v * math.cos(angle)))
         for u, v in points
@@ -103,4 +108,4 @@ def _draw(shape: str, size: int, centre: np.ndarray, radius: float, angle: float
     else:
         for bar in ([(-1, -0.3), (1, -0.3), (1, 0.3), (-1, 0.3)], [(-0.3, -1), (0.3, -1), (0.3, 1), (-0.3, 1)]):
             pen.polygon(turn(bar), fill=255)
-    return np.asarray(canvas.resize((size, size), Image.Resampling.BOX))
+    return np.asarray(canvas.resize((width, height), Image.Resampling.BOX))

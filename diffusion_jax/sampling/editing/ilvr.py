@@ -54,7 +54,7 @@ def ilvr(
 
     Args:
       solver: the paper's is ancestral.
-      reference: [B, H, W, C], float, in [-1, 1].
+      reference: [B, H, W, C], float.
       factor: N of `low_pass`; the larger, the less is held fast.
       stop: the time in [0, 1) below which nothing is held any more, so that detail can form ("range_t" 20 of 100 steps is
         0.2 of their grid); at 0 the last step is held too, and the result's low frequencies are the reference's.

@@ -67,7 +67,7 @@ def repaint(
     Args:
       solver: DDPM's, or any other; one that remembers earlier steps forgets them at each return.
       grid: of N steps; the paper's has 250 of a chain of 1000.
-      image: [B, ...], float, in [-1, 1]; what it holds where the mask is 0 does not matter.
+      image: [B, ...], float; what it holds where the mask is 0 does not matter.
       mask: 1 is known, 0 is drawn; [B, ...] or [...], channels the image's or 1.
       jump: how many steps each return goes back: j.
       resamples: how often each stretch is walked: r. 1 is plain replacement, which costs N evaluations, and fills in what

@@ -35,7 +35,7 @@ def sdedit(
     x = alpha * guide + sigma * n at the time `strength`, from which the solver walks what is left of the grid.
 
     Args:
-      guide: [B, ...], float, in [-1, 1].
+      guide: [B, ...], float.
       strength: the time t0 in [0, 1], on a chain its nearest step: 0 returns the guide, 1 forgets it as far as the process
         does. The paper's are 0.3 to 0.6.
       mask: 1 where the guide is kept, exactly, and 0 where it may change, [B, ...] or [...]; after every step the kept

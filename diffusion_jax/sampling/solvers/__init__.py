@@ -9,6 +9,7 @@ from __future__ import annotations
 from diffusion_jax.sampling.solvers.ancestral import ddpm
 from diffusion_jax.sampling.solvers.base import Draw, Noise, Solver
 from diffusion_jax.sampling.solvers.ddim import ddim, euler, euler_ancestral
+from diffusion_jax.sampling.solvers.discrete import categorical
 from diffusion_jax.sampling.solvers.dpmpp_multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
 from diffusion_jax.sampling.solvers.dpmpp_singlestep import dpmpp_2s, dpmpp_sde
 from diffusion_jax.sampling.solvers.heun import heun
@@ -21,6 +22,7 @@ __all__ = [
     "Draw",
     "Noise",
     "Solver",
+    "categorical",
     "ddim",
     "ddpm",
     "dpmpp_2m",

@@ -50,19 +50,19 @@ def ddpm(variance: str | float | None = None) -> Solver:
         process, denoised = denoiser.process, denoiser(x, t)
         mean = process.reverse_mean(denoised, x, s, t)
         spread = log_variance(process, denoised, s, t)
-        if denoised.tilt is not None:
-            mean += _moved(process, denoised.tilt, jnp.exp(spread), s, t)
+        if denoised.classifier_gradient is not None:
+            mean += _moved(process, denoised.classifier_gradient, jnp.exp(spread), s, t)
         scale = jnp.where(s > 0, jnp.exp(0.5 * spread), 0.0)
         return mean + scale * noise("step"), state
 
     return Solver(stateless, step, check=check)
 
 
-def _moved(process: Process, tilt: Data, variance: jax.Array, s: jax.Array, t: jax.Array) -> Data:
-    """What the mean lacks to have been moved by variance * tilt, given that the x0 it was made of is tilted already.
+def _moved(process: Process, gradient: Data, variance: jax.Array, s: jax.Array, t: jax.Array) -> Data:
+    """Return what the mean lacks to have been moved by variance * gradient, as the x0 it was made of has been already.
 
     Source: Dhariwal & Nichol 2021, algorithm 1 (arXiv 2105.05233).
     """
     (alpha_s, _), (alpha_t, sigma_t) = process.alpha_sigma(s), process.alpha_sigma(t)
     forward = -jnp.expm1(process.log_snr(t) - process.log_snr(s)) * sigma_t**2
-    return (variance - alpha_s / jnp.where(alpha_t > 0, alpha_t, 1.0) * forward) * tilt
+    return (variance - alpha_s / jnp.where(alpha_t > 0, alpha_t, 1.0) * forward) * gradient

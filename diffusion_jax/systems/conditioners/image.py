@@ -13,7 +13,7 @@ import numpy as np
 
 from diffusion_jax import data
 from diffusion_jax.data.degradations import TASKS, with_mask
-from diffusion_jax.data.images_with_masks import fitted, masked_images
+from diffusion_jax.data.files import fitted, masked_images
 from diffusion_jax.errors import ConfigError, DataError, check_choice
 from diffusion_jax.process import Process
 from diffusion_jax.registry import register

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion_jax import data
-from diffusion_jax.data.sources.folder import image_files
+from diffusion_jax.data.files import image_files
 from diffusion_jax.errors import ConfigError, DataError, check_choice
 from diffusion_jax.process import Process
 from diffusion_jax.registry import register

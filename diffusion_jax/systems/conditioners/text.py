@@ -8,10 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from diffusion_jax.data.embeddings import PARTS
-from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.data.sources.text import texts_from
+from diffusion_jax.errors import ConfigError
 from diffusion_jax.registry import register
 from diffusion_jax.systems.conditioners.base import Columns, Conditioner, DataOf, Flag
 from diffusion_jax.systems.sampling import Sampling
@@ -111,20 +110,3 @@ class Text(Conditioner):
                 "in 'one_hot_words'"
             )
         self.check_request(self.request(example))
-
-
-def texts_from(path: str) -> Columns:
-    """Read a person's texts: an npz of tokens [N, L, D], mask [N, L] and perhaps pooled [N, D'], one text for each sample.
-
-    Raises:
-      DataError: nothing there, or no texts in it.
-    """
-    try:
-        with np.load(path) as arrays:
-            found = {name: arrays[part] for part, name in PARTS.items() if part in arrays}
-            shapes = found["text"].shape, found["text_mask"].shape
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"cannot read {path}: an npz with tokens [N, L, D] and mask [N, L] is needed ({error})") from error
-    if len(shapes[0]) != 3 or shapes[1] != shapes[0][:2] or not shapes[0][0]:
-        raise DataError(f"{path}: tokens {shapes[0]} and mask {shapes[1]} should be [N, L, D] and [N, L]")
-    return {**found, "text_mask": found["text_mask"].astype(bool)}

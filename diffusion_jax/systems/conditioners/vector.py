@@ -22,7 +22,7 @@ class Vector(Conditioner):
     """A vector [B, dim] of each training batch, under `key`; samples, and held-out losses, get zeros.
 
     Args:
-      key: of the batch and of the network's `cond`; the network's field is `key`_dim.
+      key: of the batch and of the network's `cond`, which takes it as one of its `vectors`, or by a field `key`_dim.
       dim: its length; of `data.augment`'s labels if left out.
 
     Source: of augmentation: Karras et al. 2022, appendix F.2 (arXiv 2206.00364).
@@ -41,7 +41,7 @@ class Vector(Conditioner):
 
     def network_fields(self) -> dict[str, Any]:
         """Return the length of the vector."""
-        return {f"{self.key}_dim": self.dim}
+        return {f"{self.key}_dim": self.dim, "vectors": {self.key: self.dim}}
 
     def training(self, batch: Mapping[str, Any], key: jax.Array, train: bool) -> dict[str, Any]:
         """Return the batch's vectors in training, else zeros."""

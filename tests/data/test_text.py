@@ -7,10 +7,9 @@ import pytest
 from PIL import Image
 
 from diffusion_jax import data
-from diffusion_jax.data.embeddings import Embeddings
-from diffusion_jax.data.sources import one_hot
+from diffusion_jax.data.sources import Embeddings, one_hot
+from diffusion_jax.data.sources.text import texts_from
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.inference.requests import texts_from
 
 NAMES = [f"{kind}/{number}.png" for kind in ("a", "b") for number in range(6)]
 

@@ -29,7 +29,8 @@ from diffusion_jax import __version__, data, programs
 from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.evaluation.reference import moments_of, statistics_of
 from diffusion_jax.features.classifier import classifier_of_data
-from diffusion_jax.features.extractor import BATCH, Extractor, small
+from diffusion_jax.features.extractor import BATCH, Extractor
+from diffusion_jax.features.networks import small
 from diffusion_jax.inference import command_line
 from diffusion_jax.inference.sample_sets import open_samples
 from diffusion_jax.metrics.statistics_file import Meta, Statistics, write_statistics

@@ -216,4 +216,6 @@ def _import_parts(argv: Sequence[str]) -> None:
             continue
         for workdir in text.split(","):
             if (Path(workdir) / "config.json").exists():
-                configs.load_imports(configs.read(workdir).get("imports", []))
+                imports = configs.read(workdir).get("imports", [])
+                if imports:
+                    configs.load_imports(imports)

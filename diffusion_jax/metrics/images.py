@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from diffusion_jax.errors import DataError
-from diffusion_jax.systems.images import downsample
+from diffusion_jax.systems.conditioners.low_res import downsample
 
 _BATCH = 64
 _SIGMA, _RADIUS = 1.5, 5  # of the window: 11 pixels a side

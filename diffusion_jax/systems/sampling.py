@@ -175,8 +175,8 @@ def guided(
     if sampling.threshold == "none" or data_range is None:
         return denoise
     if sampling.threshold == "static":
-        return guidance.static_threshold(denoise, *data_range)
-    return guidance.dynamic_threshold(denoise, percentile=sampling.percentile)
+        return guidance.static_threshold(denoise, data_range)
+    return guidance.dynamic_threshold(denoise, sampling.percentile, data_range)
 
 
 def draw(

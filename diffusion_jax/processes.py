@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+_BYTES = 64 * 2**20  # of all processes, gathered at a time
+
 
 def is_first() -> bool:
     """Return whether this is the process that writes files and prints."""
@@ -43,9 +45,9 @@ def gather(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(words).view(values.dtype).reshape(-1, *values.shape)
 
 
-def gather_rows(values: np.ndarray, bytes_at_once: int = 64 * 2**20) -> np.ndarray:
+def gather_rows(values: np.ndarray) -> np.ndarray:
     """Return the sum of the arrays [N, ...] of all processes, in slices so that memory does not grow with their number."""
     if jax.process_count() == 1:
         return values
-    step = max(1, bytes_at_once // max(1, values[:1].nbytes * jax.process_count()))
+    step = max(1, _BYTES // max(1, values[:1].nbytes * jax.process_count()))
     return np.concatenate([gather(values[at : at + step]).sum(0) for at in range(0, len(values), step)])

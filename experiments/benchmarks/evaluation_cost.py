@@ -27,7 +27,8 @@ from absl import app, flags
 
 from diffusion_jax.evaluation.reference import moments_of
 from diffusion_jax.features.classifier import TrainedClassifier
-from diffusion_jax.features.extractor import BATCH, Extractor, small
+from diffusion_jax.features.extractor import BATCH, Extractor
+from diffusion_jax.features.networks import small
 from diffusion_jax.features.resizing import preprocessing
 from diffusion_jax.inference.sample_sets import SampleSet
 from diffusion_jax.models import small_classifier

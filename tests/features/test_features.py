@@ -13,9 +13,10 @@ from jax.sharding import AxisType, Mesh
 
 from diffusion_jax import registry
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.features import extractor as features
+from diffusion_jax.features import networks as features
 from diffusion_jax.features.classifier import TrainedClassifier
-from diffusion_jax.features.extractor import Extractor, check_images, small
+from diffusion_jax.features.extractor import Extractor, check_images
+from diffusion_jax.features.networks import small
 from diffusion_jax.features.resizing import preprocessing
 from diffusion_jax.models import small_classifier
 from diffusion_jax.models.inception import inception_v3
@@ -62,6 +63,7 @@ def test_inception_is_torch_fidelitys(inception_file, caplog):
     assert relative(ours["logits_unbiased"], logits) < TOLERANCE
 
 
+@pytest.mark.slow  # Inception-v3 compiled for each
 def test_the_other_preprocessings_of_inception(inception_file):
     """pytorch-fid's own network with its resize, and the same network behind clean-fid's."""
     torch, resizer = peer("torch"), peer("cleanfid.resize").build_resizer("clean")

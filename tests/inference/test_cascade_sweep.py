@@ -10,7 +10,8 @@ from diffusion_jax.evaluation.evaluator import Evaluator
 from diffusion_jax.evaluation.sweep import Case
 from diffusion_jax.inference import draw
 from diffusion_jax.inference.generator import Generator
-from diffusion_jax.inference.runs import find
+from diffusion_jax.inference.requests import ask
+from diffusion_jax.inference.run import find
 from diffusion_jax.inference.sample_sets import open_samples
 from tests.tiny_systems import runs  # noqa: F401
 
@@ -21,7 +22,7 @@ def test_levels_share_the_stored_images_of_the_base(runs, tmp_path, monkeypatch)
 
     class Watched(Generator):
         def __init__(self, cascade, *args, **kwargs):
-            drawn.append(cascade.image_shape[0])
+            drawn.append(cascade.spec.size[0])
             super().__init__(cascade, *args, **kwargs)
 
     monkeypatch.setattr(draw, "Generator", Watched)
@@ -33,7 +34,7 @@ def test_levels_share_the_stored_images_of_the_base(runs, tmp_path, monkeypatch)
 
     whole = find(workdirs, sampling={"quantize": [True], "aug_level": [0.6]})
     params, _ = whole.load()
-    asked = draw.requests(whole, 4)
+    asked, _ = ask(whole.cascade.conditioners, whole.runs[0].data, 4)
     together = next(Generator(whole.cascade, params, batch_size=4)(range(4), asked)).images[-1]
     assert np.abs(together.astype(int) - last[1]).max() <= 1  # programs may round differently
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from diffusion_jax.inference.runs import find
 
 from diffusion_jax import data, training
 from diffusion_jax.data.files import tile, write_image
@@ -27,6 +26,7 @@ from diffusion_jax.evaluation.held_out import accuracy_by_time
 from diffusion_jax.features.classifier import TrainedClassifier, classifier_of_data
 from diffusion_jax.inference.generator import Generator
 from diffusion_jax.inference.requests import Requests
+from diffusion_jax.inference.run import Run, find
 from diffusion_jax.systems import from_config
 from diffusion_jax.training.grids import labelled
 from experiments import command

@@ -66,11 +66,6 @@ def agreement(classifier: TrainedClassifier, images: np.ndarray, labels: np.ndar
     return float((classifier.look(images)[0] == np.asarray(labels)).mean())
 
 
-def _network(shape: tuple[int, ...], num_classes: int) -> Classifier:
-    """The network for images of the shape (H, W, C)."""
-    return small_classifier(shape[0] if shape[0] == shape[1] else shape[:2], shape[2], num_classes)
-
-
 def _to_float(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 127.5 - 1
 
@@ -101,7 +96,7 @@ def train_classifier(
         raise DataError("the classifier has no training images")
     if labels.min() < 0 or labels.max() >= num_classes:
         raise DataError(f"labels from {labels.min()} to {labels.max()}, but the data say {num_classes} classes")
-    network = _network(images.shape[1:], num_classes)
+    network = small_classifier(images.shape[1:3], images.shape[3], num_classes)
     key, rng = jax.random.key(seed), np.random.default_rng(seed)
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 10), steps)
     optimizer = optax.adamw(schedule, weight_decay=0.01)
@@ -158,7 +153,7 @@ def classifier_of_data(workdir: str | Path, source: data.Data, *, steps: int = 1
         raise DataError(f"the source {train.source.name!r} has no classes to train a classifier on")
     described = {"recipe": _RECIPE, "steps": steps, "data": identity.of_data(source.config)}
     path = Path(workdir) / "classifier" / f"{identity.digest(described, 12)}.npz"
-    network = _network(train.spec.shape, train.num_classes)
+    network = small_classifier(train.spec.size, train.spec.channels, train.num_classes)
     kept = _read(path, network)
     if kept is not None:
         return kept

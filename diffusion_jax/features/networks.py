@@ -14,9 +14,8 @@ from diffusion_jax.features.classifier import TrainedClassifier
 from diffusion_jax.features.extractor import Extractor
 from diffusion_jax.features.resizing import Preprocessing, preprocessing
 from diffusion_jax.interop import feature_networks
-from diffusion_jax.models.feature_network import FeatureNetwork
+from diffusion_jax.models.feature_network import FeatureNetwork, vgg16
 from diffusion_jax.models.inception import inception_v3
-from diffusion_jax.models.vgg import vgg16
 from diffusion_jax.models.vision_transformer import clip_vision, dinov2
 from diffusion_jax.registry import register
 
@@ -42,7 +41,7 @@ def _build(
 ) -> Extractor:
     allowed = _ALLOWED[name]
     how = allowed[0] if how is None else how
-    chosen = preprocessing(how, network.image_shape[0])
+    chosen = preprocessing(how, network.spec.size[0])
     if how not in allowed:
         raise ConfigError(f"features {name!r} cannot have the preprocessing {how!r} (it has: {', '.join(allowed)})")
     params, checksum = feature_networks.load(weights, table, network.shapes(), sha256)
@@ -142,7 +141,7 @@ def small(classifier: TrainedClassifier) -> Extractor:
     It needs no weight file; distances in its features can be compared with one another, not with published numbers.
     """
     network, params = classifier.network, classifier.params
-    *size, channels = network.image_shape
+    *size, channels = network.spec.shape
 
     def function(params: Any, x: jax.Array) -> dict[str, jax.Array]:
         with jax.default_matmul_precision("highest"):
@@ -150,7 +149,7 @@ def small(classifier: TrainedClassifier) -> Extractor:
         return {"pool": features, "logits_unbiased": logits - params["logits"]["bias"]}
 
     as_trained = Preprocessing("as-trained", size[0], None, lambda x: x.astype(jnp.float32) / 127.5 - 1)
-    shapes = jax.eval_shape(function, params, jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32))
+    shapes = jax.eval_shape(function, params, jax.ShapeDtypeStruct((1, *network.spec.shape), jnp.float32))
     dims = {name: rows.shape[-1] for name, rows in shapes.items()}
     checksum = identity.checksum(params)
     return Extractor("small", as_trained, checksum, dims, function, params, channels, tuple(size), chunk=64)

@@ -36,7 +36,7 @@ _RESAMPLING = {"conv": "conv", "resnet": "resblock"}
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """A config.json.
+    """Read a config.json.
 
     Raises:
       DataError: it is missing, or no JSON object.
@@ -56,7 +56,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def network_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `models.unet` for a UNet2DModel's configuration.
+    """Return the fields of `models.unet` for a UNet2DModel's configuration.
 
     Args:
       config: as in config.json; what it leaves out has UNet2DModel's defaults.
@@ -144,7 +144,7 @@ _KEPT = ("remat", "dtype", "dropout")  # fields of the recipe's network that say
 
 
 def open_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """(the weight file, the configuration beside it) of a model's folder, a pipeline's folder, or a file.
+    """Find (the weight file, the configuration beside it) of a model's folder, a pipeline's folder, or a file.
 
     Raises:
       DataError: there is no weight file, or no config.json.
@@ -161,7 +161,7 @@ def open_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 def over_recipe(recipe: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's network as a model's configuration says it is.
+    """Return a recipe's network as a model's configuration says it is.
 
     What the recipe says about how the network runs (dropout, remat, dtype) stays; image size, channels and classes follow
     from the rest of the recipe, and must agree.

@@ -18,7 +18,8 @@ from diffusion_jax.systems.base import (
     from_config,
     request_of,
 )
-from diffusion_jax.systems.codecs import Codec, Pixels, to_float, to_uint8
+from diffusion_jax.systems.bound import Bound
+from diffusion_jax.systems.codecs import Binary, Codec, Pixels, to_float, to_uint8
 from diffusion_jax.systems.conditioners import Conditioner, Flag, ImageAndMask, Labels, LowRes, Text, Vector
 from diffusion_jax.systems.consistency import Consistency
 from diffusion_jax.systems.denoising import Denoising, Objective
@@ -29,6 +30,8 @@ from diffusion_jax.systems.sampling import Sampling
 
 __all__ = [
     "Batch",
+    "Binary",
+    "Bound",
     "Classifies",
     "Codec",
     "Conditioner",

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import losses, weightings
+from diffusion_jax.process.process import gaussian
 from diffusion_jax.process.time_samplers import Importance
 from diffusion_jax.registry import build, register
 from diffusion_jax.rng import named
+from diffusion_jax.systems.codecs import EncodesCategories
 from diffusion_jax.systems.conditioners import Known
 
 
@@ -46,7 +48,13 @@ class Objective:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def check(self, system: Any) -> None:
-        """Raise a `ConfigError` if the system's parts do not suit the objective."""
+        """Raise a `ConfigError` if the system's parts do not suit the objective; by default, the process must be Gaussian."""
+        gaussian(system.process, f"objective {self.name!r}", "the objective 'bound'")
+        if isinstance(system.codec, EncodesCategories):
+            raise ConfigError(
+                f"objective {self.name!r} adds noise to real numbers, but the codec {type(system.codec).__name__} makes "
+                "categories: use the process 'binomial' or 'categorical' with the objective 'bound'"
+            )
 
     def check_frozen(self, system: Any, name: str, other: Any) -> None:
         """Raise a `ConfigError` if another system's run cannot serve as the name in `needs`."""
@@ -105,6 +113,7 @@ class Denoising(Objective):
 
     def check(self, system: Any) -> None:
         """Raise a `ConfigError` for objectives that do not train what the process needs."""
+        super().check(system)
         masked = any(conditioner.keeps_known for conditioner in system.conditioners)
         losses.check(system.process, self.weighting, self.distance, self.vlb_weight, masked=masked)
         if self.uncertainty:

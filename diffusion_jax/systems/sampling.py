@@ -11,6 +11,7 @@ import jax
 from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process import Denoiser, Process
 from diffusion_jax.process.noise_levels import on_schedule
+from diffusion_jax.process.process import gaussian
 from diffusion_jax.registry import build, check_fields
 from diffusion_jax.sampling import guidance, sample
 
@@ -33,9 +34,9 @@ class Sampling:
         none (Ho & Salimans 2022, arXiv 2207.12598). It becomes `guidance`; only one of the two may be given.
       guidance_interval: (low, high) in units of sigma / alpha: the noise levels that are guided; None is all
         (Kynkaanniemi et al. 2024, arXiv 2404.07724).
-      threshold: of the predicted x0: "none", "static" clips to [-1, 1], "dynamic" clips to a percentile and rescales
+      threshold: of the predicted x0: "none", "static" clips to the codec's range, "dynamic" clips to a percentile and rescales
         (Saharia et al. 2022, section 2.3, arXiv 2205.11487). Applied after guidance.
-      percentile: of |x0| within one image, for "dynamic".
+      percentile: of the distance from the middle of the range within one sample, for "dynamic".
       weights: "ema" or "raw": the parameters that programs load.
       classifier: the directory of a run of the system "noisy_classifier", whose gradient programs follow; of the first
         stage alone in a cascade (Dhariwal & Nichol 2021, section 4, arXiv 2105.05233).
@@ -116,7 +117,13 @@ class Sampling:
         return build("grid", self.grid, num_steps=self.steps)
 
     def check(self, process: Process) -> None:
-        """Raise a `ConfigError` if the grid does not suit the process, or the solver cannot serve it on that grid."""
+        """Raise a `ConfigError` if the grid does not suit the process, or the solver cannot serve it on that grid.
+
+        Guidance and another schedule are of Gaussian processes alone.
+        """
+        for name, off in (("guidance", 1.0), ("classifier", None), ("schedule", None)):
+            if getattr(self, name) != off:
+                gaussian(process, f"sampling.{name}", f"{name} {off}")
         process = self.rebind(process)
         build("solver", self.solver).check(process, self.build_grid()(process))
 

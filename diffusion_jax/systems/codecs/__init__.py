@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from diffusion_jax.systems.codecs.base import Codec
+from diffusion_jax.systems.codecs.base import Codec, EncodesCategories
+from diffusion_jax.systems.codecs.binary import Binary
 from diffusion_jax.systems.codecs.pixels import Pixels, to_float, to_uint8
 
-__all__ = ["Codec", "Pixels", "to_float", "to_uint8"]
+__all__ = ["Binary", "Codec", "EncodesCategories", "Pixels", "to_float", "to_uint8"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -33,3 +33,10 @@ class Codec(Protocol):
 
     def decode(self, frozen: Mapping[str, Any], x: jax.Array, *, quantize: bool = True) -> jax.Array:
         """Decode [N, ...] into data as the source has them; without `quantize`, before they are rounded."""
+
+
+@runtime_checkable
+class EncodesCategories(Protocol):
+    """A codec whose encoded data are categories, int32 from 0 to num_values - 1, and not real numbers."""
+
+    num_values: int

@@ -16,6 +16,7 @@ from diffusion_jax.data.degradations import TASKS, with_mask
 from diffusion_jax.data.files import fitted, masked_images
 from diffusion_jax.errors import ConfigError, DataError, check_choice
 from diffusion_jax.process import Process
+from diffusion_jax.process.process import gaussian
 from diffusion_jax.registry import register
 from diffusion_jax.rng import named
 from diffusion_jax.spec import Spec
@@ -107,7 +108,8 @@ class ImageAndMask(Conditioner):
         return jnp.where(grey, with_luma(x, to_float(request["degraded"])[..., :1]), x)
 
     def check_process(self, process: Process) -> None:
-        """Raise a `ConfigError` for a prediction that scales the network's input."""
+        """Raise a `ConfigError` for a prediction that scales the network's input, or another than Gaussian noise."""
+        gaussian(process, "conditioner 'image'", "other conditioners")
         half = jnp.float32(0.6)
         if float(process.prediction.input_scale(half, half)) != 1:
             raise ConfigError(

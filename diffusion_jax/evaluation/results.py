@@ -15,6 +15,7 @@ from typing import Any
 from diffusion_jax import processes
 from diffusion_jax.data.files import replacing
 from diffusion_jax.errors import DataError
+from diffusion_jax.training.events import EventFile
 
 Row = dict[str, Any]
 
@@ -77,13 +78,9 @@ class Results:
     def _log(self, row: Row) -> None:
         """A TensorBoard run for each sampling setting, so that its curve over checkpoints is one line."""
         folder = self.folder / "tensorboard" / (_label(row["sampling"]) or "run")
-        from tensorboardX import SummaryWriter
-
-        board = SummaryWriter(str(folder), filename_suffix=f".{row['key']}")  # two files of one second must differ
-        for name, value in flat(row["metrics"]).items():
-            if isinstance(value, int | float):
-                board.add_scalar(name, value, row["step"])
-        board.close()
+        events = EventFile(folder, f".{row['key']}")  # two files of one second must differ
+        events.scalars(row["step"], {k: v for k, v in flat(row["metrics"]).items() if isinstance(v, int | float)})
+        events.close()
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

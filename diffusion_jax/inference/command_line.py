@@ -216,6 +216,4 @@ def _import_parts(argv: Sequence[str]) -> None:
             continue
         for workdir in text.split(","):
             if (Path(workdir) / "config.json").exists():
-                imports = configs.read(workdir).get("imports", [])
-                if imports:
-                    configs.load_imports(imports)
+                configs.read(workdir)  # imports what the run does

@@ -18,7 +18,7 @@ from diffusion_jax.registry import check_fields
 from diffusion_jax.systems import Classifies, Samples, Sampling, ability
 from diffusion_jax.training import config as configs
 from diffusion_jax.training import ema as emas
-from diffusion_jax.training import finished_steps
+from diffusion_jax.training import finished_steps, frozen
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training.checkpoints import restore_weights
 
@@ -124,8 +124,22 @@ class Run:
         """The abstract parameters with their shardings on a mesh."""
         abstract = {"params": jax.eval_shape(self.system.init, jax.random.key(0))}
         shardings = meshes.state_shardings(mesh, abstract, self.config["mesh"]["rules"])
-        place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
-        return jax.tree.map(place, abstract, shardings)["params"]
+        return _placed(abstract, shardings)["params"]
+
+    def frozen(self, mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
+        """Read what the codec needs of the section `frozen` onto a mesh: {name: {group: tree}}; {} for most.
+
+        Raises:
+          ConfigError: the run does not name it; CheckpointError: it cannot be read, or is not what the run was trained with.
+        """
+        names = self.system.codec.needs if isinstance(self.system, Samples) else ()
+        lacking = [name for name in names if name not in self.config["frozen"]]
+        if lacking:
+            raise ConfigError(f"{self.workdir}: the codec needs frozen.{lacking[0]}, a trained run or a file")
+        section = {name: self.config["frozen"][name] for name in names}
+        abstract = frozen.shapes(section)
+        shardings = meshes.state_shardings(mesh or self.mesh, abstract)
+        return frozen.load(section, _placed(abstract, shardings), self.workdir) if names else {}
 
     def identity(self, step: int | None = None, weights: str = "ema") -> dict[str, Any]:
         """Return what tells this run's parameters from all others, as JSON data."""
@@ -186,7 +200,7 @@ class Runs:
             if stage.sampling.classifier is not None:
                 beside = run.other(stage.sampling.classifier)
                 classifier = beside.params(None, beside.config["sampling"].get("weights", "ema"), self.mesh)  # its own weights
-            params.append(StageParams(own, classifier))
+            params.append(StageParams(own, classifier, run.frozen(self.mesh)))
             steps.append(found)
         return params, steps
 
@@ -242,6 +256,11 @@ def _stage(run: Run, chosen: Mapping[str, Any], number: int) -> Stage:
         return Stage(system, sampling)
     classifier = ability(run.other(sampling.classifier).system, Classifies, f"the classifier {sampling.classifier}")
     return Stage(system, sampling, classifier)
+
+
+def _placed(abstract: Any, shardings: Any) -> Any:
+    """Abstract arrays with shardings."""
+    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract, shardings)
 
 
 def per_stage(field: str, values: Sequence[Any], count: int) -> list[Any]:

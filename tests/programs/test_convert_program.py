@@ -79,7 +79,8 @@ def test_a_converted_run_is_sampled_and_exported(recipe, weights, tensors, tmp_p
     for kind in ("raw", "ema"):
         params, step = Run(workdir).load(weights=kind)
         assert step == 0
-        np.testing.assert_array_equal(params["network"]["stem"]["kernel"], tensors["input_blocks.0.0.weight"].transpose(2, 3, 1, 0))
+        stem = tensors["input_blocks.0.0.weight"].transpose(2, 3, 1, 0)
+        np.testing.assert_array_equal(params["network"]["stem"]["kernel"], stem)
 
     grid = sample.sample(find([str(workdir)]), sample.Options(out=str(tmp_path / "samples"), num=2, batch_size=2))
     assert grid.exists()

@@ -72,8 +72,7 @@ def test_what_is_real_lies_nearer_than_noise(runs, tmp_path):
     settings = Settings(num=180, classifier_steps=150, metrics=("fid", "kid", "pr", "neighbours"), kid_subset_size=100)
     run = Run(runs["base"])
     images = {
-        split: np.concatenate([part["image"] for part in run.pipeline(split).one_pass(64, 180)])
-        for split in ("train", "test")
+        split: np.concatenate([part["image"] for part in run.pipeline(split).one_pass(64, 180)]) for split in ("train", "test")
     }
     images["noise"] = np.random.default_rng(0).integers(0, 256, images["test"].shape, np.uint8)
     found = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.spec import size_of
 
 DEFAULTS: dict[str, Any] = {
     "in_channels": 3, "out_channels": 3, "center_input_sample": False, "time_embedding_type": "positional",
@@ -70,8 +71,7 @@ def network_fields(config: Mapping[str, Any]) -> dict[str, Any]:
             known = " or ".join(map(repr, values))
             raise ConfigError(f"config.json: {field}={given[field]!r} has no counterpart here, only {known}")
     size = given.get("sample_size")
-    if not isinstance(size, int):
-        raise ConfigError(f"config.json: sample_size must be one number of pixels, got {size!r}")
+    shorter = min(size_of(size, "config.json: sample_size"))
     widths = list(given["block_out_channels"])
     if given["time_embedding_dim"] not in (None, 4 * widths[0]):
         raise ConfigError(
@@ -87,7 +87,7 @@ def network_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "channels": widths[0],
         "multipliers": tuple(width / widths[0] for width in widths),
         "num_res_blocks": given["layers_per_block"],
-        "attention_resolutions": tuple(size // 2**level for level, attend in enumerate(attends) if attend),
+        "attention_resolutions": tuple(shorter // 2**level for level, attend in enumerate(attends) if attend),
         "num_heads": 1,
         "head_channels": heads,
         "conditioning": "adagn" if given["resnet_time_scale_shift"] == "scale_shift" else "additive",
@@ -172,7 +172,7 @@ def over_recipe(recipe: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
     fields = network_fields(config)
     size, data = fields.pop("image_size"), recipe["data"]
     classes, channels = fields.pop("num_classes"), fields.pop("in_channels")
-    if (size, channels) != (data.get("image_size"), data.get("channels", 3)):
+    if (size_of(size), channels) != (size_of(data.get("image_size")), data.get("channels", 3)):
         raise ConfigError(
             f"the weights are of a network for images of {size} pixels and {channels} channels, the recipe's are of "
             f"{data.get('image_size')} and {data.get('channels', 3)}: name another recipe, or set "

@@ -25,7 +25,7 @@ DDPM = dict(
 )  # fmt: skip
 RELEASED = dict(flip_sin_to_cos=False, freq_shift=1, downsample_padding=0, norm_eps=1e-6, attention_head_dim=None)
 ADM = dict(
-    sample_size=16, block_out_channels=(16, 32, 48), layers_per_block=1, norm_num_groups=8, attn_norm_num_groups=8,
+    sample_size=(16, 24), block_out_channels=(16, 32, 48), layers_per_block=1, norm_num_groups=8, attn_norm_num_groups=8,
     down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
     up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
     downsample_type="resnet", upsample_type="resnet", resnet_time_scale_shift="scale_shift", attention_head_dim=16,
@@ -187,7 +187,7 @@ def test_the_fields_of_the_released_cifar10_network():
         (dict(resnet_time_scale_shift="scale_shift"), "attn_norm_num_groups=None with .*norm_num_groups .4. has"),
         (dict(downsample_type="resnet", down_block_types=("AttnDownBlock2D", "AttnDownBlock2D"),
               up_block_types=("AttnUpBlock2D", "AttnUpBlock2D")), "all levels must resample alike"),
-        (dict(sample_size=None), "sample_size must be one number"),
+        (dict(sample_size=None), "sample_size must be a positive whole number"),
         (dict(freq_shift=0.5), "freq_shift=0.5 has no counterpart"),
         (dict(block_out_channels=(16, 32, 32)), "3 block_out_channels, 2 down_block_types"),
     ],

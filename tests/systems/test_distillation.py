@@ -12,7 +12,7 @@ import pytest
 
 from diffusion_jax import systems, training
 from diffusion_jax.errors import CheckpointError, ConfigError
-from diffusion_jax.inference import load_run
+from diffusion_jax.inference import Run
 from diffusion_jax.sampling import grids
 from diffusion_jax.systems.distillation import ProgressiveDistillation
 from diffusion_jax.training import stages
@@ -164,7 +164,7 @@ def test_the_teacher_is_frozen_and_the_student_starts_from_it(teacher, tmp_path)
     program = training.prepare(recipe(teacher))
     frozen = training.teachers.load(program, tmp_path)
     state = dataclasses.replace(program.init(frozen), frozen=frozen)
-    theirs = jax.device_get(load_run(teacher).params)
+    theirs = jax.device_get(Run(teacher).params())
     before = jax.tree.leaves(state.params)
     assert all((np.asarray(a) == b).all() for a, b in zip(before, jax.tree.leaves(theirs), strict=True))
     assert "frozen" not in state.as_dict()
@@ -179,7 +179,7 @@ def test_two_stages_follow_one_another(students):
     assert [path.name for path in students] == ["steps_2", "steps_1"]
     assert [training.finished_steps(path)[-1] for path in students] == [3, 3]
     assert json.loads((students[1] / "teacher.json").read_text())["teacher"] == str(students[0])
-    before, after = (jax.tree.leaves(load_run(path, step=step).params) for path, step in zip(students, (3, 1), strict=True))
+    before, after = (jax.tree.leaves(Run(path).params(step)) for path, step in zip(students, (3, 1), strict=True))
     gaps = [np.abs(a - b).max() for a, b in zip(before, after, strict=True)]
     assert 0 < max(gaps) < 1e-3  # one update from where the teacher ended
 
@@ -223,9 +223,9 @@ def test_halving_from_64_steps_to_one(teacher, tmp_path):
     assert [each["system"]["num_steps"] for each in recorded] == [64, 32, 16, 8, 4, 2, 1]
     assert [each["system"]["guidance"] for each in recorded] == [1.5] + [1.0] * 6
     assert [each["system"]["teacher"] for each in recorded[1:]] == [str(path) for path in done[:-1]]
-    run = load_run(done[-1])
+    run = Run(done[-1])
     sampling = systems.Sampling.from_config(run.config["sampling"])
-    images = run.system.sample(run.params, jax.random.key(0), {"label": np.arange(4)}, jnp.arange(4), sampling)
+    images = run.system.sample(run.params(), jax.random.key(0), {"label": np.arange(4)}, jnp.arange(4), sampling)
     assert sampling.steps == 1 and np.isfinite(images).all()
 
 

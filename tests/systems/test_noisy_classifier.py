@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from diffusion_jax.evaluation.noisy_accuracy import accuracy_by_time
+from diffusion_jax.evaluation.held_out import accuracy_by_time
 
 from diffusion_jax import data
 from diffusion_jax.errors import ConfigError

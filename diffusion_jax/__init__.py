@@ -1,8 +1,8 @@
-"""diffusion_jax: train, sample and evaluate image diffusion models in functional JAX.
+"""diffusion_jax: train, sample and evaluate diffusion models in functional JAX.
 
 The house has floors; each imports only from those below it:
 
-    programs > evaluation > training > systems > interop > sampling > process > models > data
+    programs > evaluation > inference > metrics > features > training > systems > interop > sampling > process > models > data
 """
 
 from __future__ import annotations

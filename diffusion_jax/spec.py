@@ -7,6 +7,9 @@ from typing import Any
 
 from diffusion_jax.errors import ConfigError, check_choice
 
+Size = int | tuple[int, int]
+"""An image size as recipes write it: of a square, or (height, width)."""
+
 KINDS = ("image", "video", "audio", "points", "tokens", "vector")
 _RANKS = {"image": 3, "video": 4, "audio": 2, "points": 2}
 """How many axes an example has; tokens and vectors may have any number."""

@@ -1,4 +1,4 @@
-"""Train an image diffusion model.
+"""Train a diffusion model.
 
     python -m diffusion_jax.train --config=configs/mnist.py:base --workdir=runs/mnist/base
 
@@ -31,6 +31,7 @@ import functools
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -41,14 +42,14 @@ from diffusion_jax.errors import ConfigError, DiffusionError
 from diffusion_jax.training.mesh import summary
 from diffusion_jax.training.recipes import load_recipe, split_overrides
 
-_CONFIG = flags.DEFINE_string("config", None, "The recipe, FILE.py or FILE.py:VARIANT; --config.FIELD=VALUE overrides.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory; it is resumed if it holds checkpoints.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Compile, print parameters and memory per device, and stop.")
+flags.DEFINE_string("config", None, "The recipe, FILE.py or FILE.py:VARIANT; --config.FIELD=VALUE overrides.")
+flags.DEFINE_string("workdir", None, "The run's directory; it is resumed if it holds checkpoints.")
+flags.DEFINE_bool("dry_run", False, "Compile, print parameters and memory per device, and stop.")
 programs.define_process_flags()
 
 
-def _describe(config: dict[str, Any]) -> None:
-    program = training.prepare(config)
+def _describe(program: training.Program) -> str:
+    """What a run needs, in lines."""
     memory = program.step.memory_analysis()
     used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     used -= memory.alias_size_in_bytes
@@ -62,31 +63,40 @@ def _describe(config: dict[str, Any]) -> None:
         "parameters by sharding",
         *(f"  {spec:50s}{count:>16,}" for spec, count in summary(program.target.params).items()),
     ]
-    sys.stdout.write("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
+
+
+def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """What the flags want.
+
+    Raises:
+      DiffusionError: a mistake in the configuration, the data or the directory.
+    """
+    if not values["dry_run"] and not values["workdir"]:
+        raise ConfigError("--workdir=DIR is needed: where the run's checkpoints and metrics go")
+    programs.join_processes(values)
+    config = load_recipe(values["config"], overrides)
+    if values["dry_run"]:
+        sys.stdout.write(_describe(training.prepare(config)))
+    else:
+        training.train(config, values["workdir"])
 
 
 def _leave(status: int) -> None:
-    """With peers, leaving through the interpreter's exit would wait for their heartbeat."""
+    """Exit; with peers, leaving through the interpreter's exit would wait for their heartbeat."""
     sys.stderr.flush()
     if jax.process_count() > 1:
         os._exit(status)
     sys.exit(status)
 
 
-def main(argv: list[str], overrides: dict[str, Any]) -> None:
-    """The program's entry point; see the module's docstring."""
+def main(argv: list[str], overrides: Mapping[str, Any]) -> None:
+    """Run the program; see the module's docstring."""
     if len(argv) > 1:
         raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
     programs.configure_logging()
     try:
-        if not _DRY_RUN.value and not _WORKDIR.value:
-            raise ConfigError("--workdir=DIR is needed: where the run's checkpoints and metrics go")
-        programs.join_processes(flags.FLAGS.flag_values_dict())
-        config = load_recipe(_CONFIG.value, overrides)
-        if _DRY_RUN.value:
-            _describe(config)
-        else:
-            training.train(config, _WORKDIR.value)
+        _work(flags.FLAGS.flag_values_dict(), overrides)
     except DiffusionError as error:
         sys.stderr.write(f"error: {error}\n")
         _leave(2)

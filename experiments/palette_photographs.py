@@ -18,11 +18,11 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
+from diffusion_jax.systems.palette import panorama
 
 from diffusion_jax.data.degradations import TASKS, Jpeg
 from diffusion_jax.data.files import write_image
 from diffusion_jax.systems import Sampling
-from diffusion_jax.systems.palette import panorama
 from experiments import command
 from experiments.restoration import Drawer, held_out, psnr, trained
 

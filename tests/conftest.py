@@ -10,6 +10,7 @@ import mmap
 import os
 import pathlib
 import sys
+import zlib
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -52,3 +53,16 @@ hypothesis.settings.load_profile("tests")
 
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # worker processes of input pipelines read absl's flags
+
+
+def pytest_addoption(parser) -> None:
+    """--shard=K/N runs one of N parts of what is selected, K from 0; which one a test is in depends on its name alone."""
+    parser.addoption("--shard", default="0/1", help="Run part K of N, as K/N with K from 0.")
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    place, count = map(int, config.getoption("--shard").split("/"))
+    others = [item for item in items if zlib.crc32(item.nodeid.encode()) % count != place]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in set(others)]

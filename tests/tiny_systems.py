@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from diffusion_jax import systems
-from diffusion_jax.spec import Spec
+from diffusion_jax.spec import Spec, size_of
 from diffusion_jax.systems import Diffusion
+from diffusion_jax.systems.parts import build_conditioners
 from diffusion_jax.training import config as configs
 from diffusion_jax.training import ema as emas
 from diffusion_jax.training.checkpoints import Checkpointer
@@ -36,17 +37,46 @@ PROCESS = {"schedule": "cosine_continuous", "prediction": "v"}
 LABELS = {"labels": {"num_classes": 4}}
 
 
-def make_generation(size: Any = 8, labels: Any = LABELS["labels"], more: Any = (), **fields) -> Diffusion:
+def make_generation(size: Any = 8, labels: Any = LABELS["labels"], more: Any = (), channels: int = 1, **fields) -> Diffusion:
     """A class-conditional system of grey images; labels of None make it unconditional."""
-    conditioners = {"labels": labels, **dict(more)}
-    return Diffusion(
-        **{"spec": Spec.image(size, 1), "process": PROCESS, "network": NETWORK, "conditioners": conditioners, **fields}
-    )
+    spec, conditioners = Spec.image(size, channels), {"labels": labels, **dict(more)}
+    return Diffusion(**{"spec": spec, "process": PROCESS, "network": NETWORK, "conditioners": conditioners, **fields})
 
 
 def make_super_resolution(size: Any = 16, low_res: Any = None, **fields) -> Diffusion:
     """A class-conditional system from 8x8 to 16x16 grey images."""
     return make_generation(size, more={"low_res": {"size": 8, **(low_res or {})}}, **fields)
+
+
+NO_PARAMS: dict[str, Any] = {"network": {}}
+"""Of a system of `make_function`."""
+
+
+def zeros(x: jax.Array, noise: jax.Array, cond: Any) -> jax.Array:
+    """The function of a network that says nothing."""
+    return 0 * x
+
+
+def make_function(
+    function: Callable[..., jax.Array] = zeros, size: Any = 8, conditioners: Any = (), channels: int = 1, **fields
+) -> Diffusion:
+    """A system whose network is a function (x, noise, cond) -> output of whatever the conditioners give."""
+    spec = Spec.image(size, channels)
+    built = build_conditioners(conditioners, spec)
+    network = FunctionNetwork(function, spec.shape, {key: None for each in built for key in each.keys})
+    return Diffusion(**{"spec": spec, "process": PROCESS, "network": network, "conditioners": built, **fields})
+
+
+def fed_in_training(batch: Any, *, seed: int = 0, train: bool = True, **fields) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+    """What a system of `make_function` feeds its network for a batch: (x, noise level, cond)."""
+    seen: list = []
+
+    def function(*given: Any) -> jax.Array:
+        seen.append(given)
+        return 0 * given[0]
+
+    loss_of(make_function(function, **fields), NO_PARAMS, batch, jax.random.key(seed), train=train)
+    return seen[-1]
 
 
 def low_res_of(system: Diffusion) -> Any:
@@ -74,11 +104,11 @@ def start(system: Any, seed: int = 0) -> Any:
     return jax.jit(system.init)(jax.random.key(seed))
 
 
-def make_batch(size: int = 16, count: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random images and labels of 4 classes."""
+def make_batch(size: Any = 16, count: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random grey images and labels of 4 classes."""
     rng = np.random.default_rng(seed)
     return {
-        "image": rng.integers(0, 256, (count, size, size, 1), np.uint8),
+        "image": rng.integers(0, 256, (count, *size_of(size), 1), np.uint8),
         "label": rng.integers(0, 4, count).astype(np.int32),
     }
 

@@ -67,7 +67,7 @@ def _stack(examples: list[Example]) -> Batch:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pipeline:
-    """Training batches and evaluation passes over a source.
+    """Makes training batches of a source, and goes once over it for evaluation.
 
     Args:
       source: a `Source`.
@@ -87,7 +87,7 @@ class Pipeline:
         In training it is drawn anew each epoch; in `one_pass` it depends on (seed, index) alone.
 
     Raises:
-      ConfigError: a batch that the hosts cannot share, unknown transforms.
+      ConfigError: a batch that the hosts cannot share, unknown transforms, a bad size.
       DataError: an empty source.
     """
 
@@ -160,7 +160,7 @@ class Pipeline:
         return len(self.source)
 
     def batch(self, step: int) -> Batch:
-        """This host's rows of the global batch of a step, from 0.
+        """Return this host's rows of the global batch of a step, from 0.
 
         Returns:
           {"image": uint8 [b, H, W, C], and where the source has them "label": int32 [b], "mask": uint8 [b, H, W, 1],
@@ -170,7 +170,7 @@ class Pipeline:
         return self._batches[step]
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Endless batches from a step on, prepared ahead: exactly batch(start), batch(start + 1), ..."""
+        """Yield endless batches from a step on, prepared ahead: exactly batch(start), batch(start + 1), ..."""
         options = grain.ReadOptions(num_threads=self.num_threads, prefetch_buffer_size=self.prefetch)
         dataset = self._batches[start:].to_iter_dataset(options)
         if self.num_workers:
@@ -180,7 +180,7 @@ class Pipeline:
         return iter(dataset)
 
     def one_pass(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
-        """The examples in order, once, centre-cropped and unflipped; the last batch may be short.
+        """Yield the examples in order, once, centre-cropped and unflipped; the last batch may be short.
 
         Args:
           limit: stop after this many examples.

@@ -19,9 +19,8 @@ from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.features.classifier import Judge
 from diffusion_jax.features.resizing import Preprocessing, preprocessing
 from diffusion_jax.interop import feature_networks
-from diffusion_jax.models.feature_network import FeatureNetwork
+from diffusion_jax.models.feature_network import FeatureNetwork, vgg16
 from diffusion_jax.models.inception import inception_v3
-from diffusion_jax.models.vgg import vgg16
 from diffusion_jax.models.vision_transformer import clip_vision, dinov2
 from diffusion_jax.registry import register
 
@@ -144,7 +143,7 @@ def _build(
 ) -> Extractor:
     allowed = _ALLOWED[name]
     how = allowed[0] if how is None else how
-    chosen = preprocessing(how, network.image_shape[0])
+    chosen = preprocessing(how, network.spec.size[0])
     if how not in allowed:
         raise ConfigError(f"features {name!r} cannot have the preprocessing {how!r} (it has: {', '.join(allowed)})")
     params, checksum = feature_networks.load(weights, table, network.shapes(), sha256)
@@ -243,7 +242,7 @@ def small(judge: Judge) -> Extractor:
 
     It needs no weight file; distances in its features can be compared with one another, not with published numbers.
     """
-    size, _, channels = judge.network.image_shape
+    size, _, channels = judge.network.spec.shape
 
     def function(params: Any, x: jax.Array) -> dict[str, jax.Array]:
         with jax.default_matmul_precision("highest"):
@@ -251,7 +250,7 @@ def small(judge: Judge) -> Extractor:
         return {"pool": features, "logits_unbiased": logits - params["logits"]["bias"]}
 
     as_trained = Preprocessing("as-trained", size, None, lambda x: x.astype(jnp.float32) / 127.5 - 1)
-    shapes = jax.eval_shape(function, judge.params, jax.ShapeDtypeStruct((1, *judge.network.image_shape), jnp.float32))
+    shapes = jax.eval_shape(function, judge.params, jax.ShapeDtypeStruct((1, *judge.network.spec.shape), jnp.float32))
     dims = {name: rows.shape[-1] for name, rows in shapes.items()}
     return Extractor("small", as_trained, params_checksum(judge.params), dims, function, judge.params, channels, size, chunk=64)
 

@@ -1,6 +1,6 @@
 """Weights of other libraries by table: each named tensor goes to its place in the parameters, and none is left over.
 
-A table either knows names by patterns (`Table` of `Rule`), or it lists every tensor of one network (`Link`). A list also
+A table either knows names by patterns (`Table` of `Rule`), or it lists every tensor of one network (`WeightMap`). A list also
 serves the way back, `export`.
 """
 
@@ -21,22 +21,22 @@ _SHOWN = 3  # names of each kind in an error
 
 
 def same(tensor: np.ndarray) -> np.ndarray:
-    """Norms, biases, embeddings: stored alike."""
+    """Return norms, biases and embeddings as they are: they are stored alike."""
     return tensor
 
 
 def linear(tensor: np.ndarray) -> np.ndarray:
-    """(out, in) -> (in, out)."""
+    """Transpose the kernel of a linear map: (out, in) -> (in, out)."""
     return tensor.T
 
 
 def convolution(tensor: np.ndarray) -> np.ndarray:
-    """(out, in, height, width) -> (height, width, in, out)."""
+    """Transpose the kernel of a convolution: (out, in, height, width) -> (height, width, in, out)."""
     return tensor.transpose(2, 3, 1, 0)
 
 
 def linear_of_image(height: int, width: int) -> Change:
-    """A linear map of a flattened image: (out, channels * height * width) -> (height * width * channels, out)."""
+    """Return the change (out, channels * height * width) -> (height * width * channels, out), of a flattened image's kernel."""
 
     def change(tensor: np.ndarray) -> np.ndarray:
         out = tensor.shape[0]
@@ -46,8 +46,8 @@ def linear_of_image(height: int, width: int) -> Change:
 
 
 @dataclasses.dataclass(frozen=True)
-class Link:
-    """The same numbers there and here.
+class WeightMap:
+    """Says which tensors of a file hold which parameters of a network, and in which layout.
 
     Attributes:
       names: of tensors; several are joined along the last axis, each after its change.
@@ -65,12 +65,12 @@ class Link:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    r"""Where tensors of some names go.
+    r"""Says where tensors of some names go.
 
     Attributes:
       pattern: a regular expression for a tensor's whole name, such as r"blocks\.(\d+)\.norm1\.weight".
       path: the parameter's path with "/" between its parts and the pattern's groups as \1, such as r"block\1/norm1/scale";
-        dots that come with a group become "/". Several paths share the tensor, see `Link`.
+        dots that come with a group become "/". Several paths share the tensor, see `WeightMap`.
       change: from the tensor's layout to the parameter's.
     """
 
@@ -81,7 +81,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The rules of one family of weight files.
+    """Holds the rules of one family of weight files.
 
     Attributes:
       rules: the first whose pattern matches a name is taken. Rules for several naming schemes may stand side by side.
@@ -91,26 +91,26 @@ class Table:
     rules: Sequence[Rule]
     ignored: Sequence[str] = ()
 
-    def links(self, names: Iterable[str]) -> list[Link]:
-        """A link for each name that a rule knows, and one without a path for each that is ignored."""
+    def weight_maps(self, names: Iterable[str]) -> list[WeightMap]:
+        """Return a map for each name that a rule knows, and one without a path for each that is ignored."""
         found = []
         for name in names:
             if any(re.fullmatch(pattern, name) for pattern in self.ignored):
-                found.append(Link((name,), ()))
+                found.append(WeightMap((name,), ()))
                 continue
             for rule in self.rules:
                 if match := re.fullmatch(rule.pattern, name):
                     templates = (rule.path,) if isinstance(rule.path, str) else rule.path
                     paths = tuple(match.expand(template).replace(".", "/") for template in templates)
-                    found.append(Link((name,), paths, rule.change))
+                    found.append(WeightMap((name,), paths, rule.change))
                     break
         return found
 
 
 def convert(
-    tensors: Mapping[str, np.ndarray], table: Table | Sequence[Link], shapes: Mapping[str, Any], source: str = "weights"
+    tensors: Mapping[str, np.ndarray], table: Table | Sequence[WeightMap], shapes: Mapping[str, Any], source: str = "weights"
 ) -> dict[str, Any]:
-    """The parameters of a network from named tensors, each of which must be used and each parameter of which be found.
+    """Make the parameters of a network of named tensors: each tensor must be used, and each parameter be found.
 
     Args:
       tensors: by name, in the layout of their library.
@@ -125,23 +125,23 @@ def convert(
       DataError: names that no rule knows, parameters that no tensor gives or that several give, tensors of another shape.
     """
     wanted = leaves_by_path(shapes)
-    links = table.links(tensors) if isinstance(table, Table) else table
+    maps = table.weight_maps(tensors) if isinstance(table, Table) else table
     found: dict[str, np.ndarray] = {}
     used: set[str] = set()
     absent: dict[str, str] = {}  # tensors that a list names, by the parameter that lacks them
     twice, misshapen = [], []
-    for link in links:
-        if not wanted.keys() >= set(link.paths):
+    for entry in maps:
+        if not wanted.keys() >= set(entry.paths):
             continue
-        used.update(link.names)
-        lacking = [name for name in link.names if name not in tensors]
+        used.update(entry.names)
+        lacking = [name for name in entry.names if name not in tensors]
         if lacking:
-            absent |= {path: f"{', '.join(lacking)} (for {path})" for path in link.paths}
+            absent |= {path: f"{', '.join(lacking)} (for {path})" for path in entry.paths}
             continue
-        for path, part in _parts(link, tensors).items():
-            named = " + ".join(f"{name} {tensors[name].shape}" for name in link.names)
+        for path, part in _parts(entry, tensors).items():
+            named = " + ".join(f"{name} {tensors[name].shape}" for name in entry.names)
             if path in found:
-                twice.append(f"{', '.join(link.names)} (for {path})")
+                twice.append(f"{', '.join(entry.names)} (for {path})")
             elif part is None or part.shape != wanted[path].shape:
                 misshapen.append(f"{named} (for {path} {wanted[path].shape})")
             found[path] = part
@@ -154,42 +154,42 @@ def convert(
     return _nested({path: np.ascontiguousarray(found[path], dtype=leaf.dtype) for path, leaf in wanted.items()})
 
 
-def export(params: Mapping[str, Any], links: Sequence[Link]) -> dict[str, np.ndarray]:
-    """Named tensors in the layout of another library: the inverse of `convert`.
+def export(params: Mapping[str, Any], maps: Sequence[WeightMap]) -> dict[str, np.ndarray]:
+    """Return named tensors in the layout of another library: the inverse of `convert`.
 
     Args:
       params: nested dict of arrays.
-      links: with a place for every parameter.
+      maps: with a place for every parameter.
 
     Raises:
       DataError: parameters that the layout has no name for.
     """
     leaves, tensors = leaves_by_path(params), {}
-    used = {path for link in links for path in link.paths}
+    used = {path for entry in maps for path in entry.paths}
     if unnamed := [path for path in leaves if path not in used]:
         raise DataError(f"the layout has no names for these parameters: {_some(unnamed)}")
-    for link in links:
-        if not leaves.keys() >= set(link.paths):
+    for entry in maps:
+        if not leaves.keys() >= set(entry.paths):
             continue
-        whole = np.concatenate([np.asarray(leaves[path]) for path in link.paths], axis=-1)
-        parts = np.split(whole, len(link.names), axis=-1)
-        tensors |= {name: np.ascontiguousarray(link.back(part)) for name, part in zip(link.names, parts, strict=True)}
+        whole = np.concatenate([np.asarray(leaves[path]) for path in entry.paths], axis=-1)
+        parts = np.split(whole, len(entry.names), axis=-1)
+        tensors |= {name: np.ascontiguousarray(entry.back(part)) for name, part in zip(entry.names, parts, strict=True)}
     return tensors
 
 
-def _parts(link: Link, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The parameters of a link by path; None for tensors whose axes do not suit its change."""
+def _parts(entry: WeightMap, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The parameters of a weight map by path; None for tensors whose axes do not suit its change."""
     try:
-        changed = [link.change(np.asarray(tensors[name])) for name in link.names]
+        changed = [entry.change(np.asarray(tensors[name])) for name in entry.names]
         whole = np.concatenate(changed, axis=-1) if len(changed) > 1 else changed[0]
-        parts = np.split(whole, len(link.paths), axis=-1) if len(link.paths) > 1 else [whole] * len(link.paths)
+        parts = np.split(whole, len(entry.paths), axis=-1) if len(entry.paths) > 1 else [whole] * len(entry.paths)
     except (ValueError, IndexError):
-        parts = [None] * len(link.paths)
-    return dict(zip(link.paths, parts, strict=True))
+        parts = [None] * len(entry.paths)
+    return dict(zip(entry.paths, parts, strict=True))
 
 
 def leaves_by_path(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of a nested dict by their path, with "/" between its parts."""
+    """Return the leaves of a nested dict by their path, with "/" between its parts."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {"/".join(str(part.key) for part in path): leaf for path, leaf in flat}
 

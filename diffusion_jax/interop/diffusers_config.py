@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.spec import size_of
 
 DEFAULTS: dict[str, Any] = {
     "in_channels": 3, "out_channels": 3, "center_input_sample": False, "time_embedding_type": "positional",
@@ -36,7 +37,7 @@ _RESAMPLING = {"conv": "conv", "resnet": "resblock"}
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """A config.json.
+    """Read a config.json.
 
     Raises:
       DataError: it is missing, or no JSON object.
@@ -56,7 +57,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def network_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `models.unet` for a UNet2DModel's configuration.
+    """Return the fields of `models.unet` for a UNet2DModel's configuration.
 
     Args:
       config: as in config.json; what it leaves out has UNet2DModel's defaults.
@@ -70,8 +71,7 @@ def network_fields(config: Mapping[str, Any]) -> dict[str, Any]:
             known = " or ".join(map(repr, values))
             raise ConfigError(f"config.json: {field}={given[field]!r} has no counterpart here, only {known}")
     size = given.get("sample_size")
-    if not isinstance(size, int):
-        raise ConfigError(f"config.json: sample_size must be one number of pixels, got {size!r}")
+    shorter = min(size_of(size, "config.json: sample_size"))
     widths = list(given["block_out_channels"])
     if given["time_embedding_dim"] not in (None, 4 * widths[0]):
         raise ConfigError(
@@ -87,7 +87,7 @@ def network_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "channels": widths[0],
         "multipliers": tuple(width / widths[0] for width in widths),
         "num_res_blocks": given["layers_per_block"],
-        "attention_resolutions": tuple(size // 2**level for level, attend in enumerate(attends) if attend),
+        "attention_resolutions": tuple(shorter // 2**level for level, attend in enumerate(attends) if attend),
         "num_heads": 1,
         "head_channels": heads,
         "conditioning": "adagn" if given["resnet_time_scale_shift"] == "scale_shift" else "additive",
@@ -144,7 +144,7 @@ _KEPT = ("remat", "dtype", "dropout")  # fields of the recipe's network that say
 
 
 def open_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """(the weight file, the configuration beside it) of a model's folder, a pipeline's folder, or a file.
+    """Find (the weight file, the configuration beside it) of a model's folder, a pipeline's folder, or a file.
 
     Raises:
       DataError: there is no weight file, or no config.json.
@@ -161,7 +161,7 @@ def open_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 def over_recipe(recipe: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's network as a model's configuration says it is.
+    """Return a recipe's network as a model's configuration says it is.
 
     What the recipe says about how the network runs (dropout, remat, dtype) stays; image size, channels and classes follow
     from the rest of the recipe, and must agree.
@@ -172,7 +172,7 @@ def over_recipe(recipe: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
     fields = network_fields(config)
     size, data = fields.pop("image_size"), recipe["data"]
     classes, channels = fields.pop("num_classes"), fields.pop("in_channels")
-    if (size, channels) != (data.get("image_size"), data.get("channels", 3)):
+    if (size_of(size), channels) != (size_of(data.get("image_size")), data.get("channels", 3)):
         raise ConfigError(
             f"the weights are of a network for images of {size} pixels and {channels} channels, the recipe's are of "
             f"{data.get('image_size')} and {data.get('channels', 3)}: name another recipe, or set "

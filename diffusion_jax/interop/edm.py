@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.interop import links
-from diffusion_jax.interop.convert import Link, linear
+from diffusion_jax.interop import layers
+from diffusion_jax.interop.convert import WeightMap, linear
 from diffusion_jax.interop.layouts import Layout
 from diffusion_jax.interop.tensors import read_tensors
 from diffusion_jax.models.network import Network
@@ -30,17 +30,17 @@ _FREQUENCIES = "map_noise.freqs"
 _CONSTANT = re.compile(r".+\.resample_filter|u")
 
 _RESIDUAL = {
-    "norm0": (links.norm, "norm_in"),
-    "conv0": (links.conv, "conv_in"),
-    "affine": (links.dense, "emb"),
-    "norm1": (links.norm, "norm_out"),
-    "conv1": (links.conv, "conv_out"),
-    "skip": (links.conv_1x1, "shortcut"),  # where the width changes, and in SongUNet where it resamples
+    "norm0": (layers.norm, "norm_in"),
+    "conv0": (layers.conv, "conv_in"),
+    "affine": (layers.dense, "emb"),
+    "norm1": (layers.norm, "norm_out"),
+    "conv1": (layers.conv, "conv_out"),
+    "skip": (layers.conv_1x1, "shortcut"),  # where the width changes, and in SongUNet where it resamples
 }
 
 
 def frequencies(path: str | Path) -> tuple[float, ...]:
-    """The Fourier frequencies of an NCSN++ checkpoint, for `song_unet(frequencies=...)`.
+    """Return the Fourier frequencies of an NCSN++ checkpoint, for `song_unet(frequencies=...)`.
 
     Raises:
       DataError: a file without them.
@@ -68,77 +68,77 @@ def _interleaved(heads: int, stacked: np.ndarray) -> np.ndarray:
     return np.moveaxis(grouped, -3, -1).reshape(stacked.shape)
 
 
-def _pointwise(name: str, path: str, there: Any = lambda a: a, back: Any = lambda a: a) -> list[Link]:
+def _pointwise(name: str, path: str, there: Any = lambda a: a, back: Any = lambda a: a) -> list[WeightMap]:
     """A 1x1 convolution that is a linear map here."""
-    kernel = Link(
+    kernel = WeightMap(
         (f"{name}.weight",),
         (f"{path}/kernel",),
-        lambda tensor: there(links.pointwise(tensor)),
+        lambda tensor: there(layers.pointwise(tensor)),
         lambda kernel: back(kernel).T[..., None, None],
     )
-    return [kernel, Link((f"{name}.bias",), (f"{path}/bias",), there, back)]
+    return [kernel, WeightMap((f"{name}.bias",), (f"{path}/bias",), there, back)]
 
 
-def _block(name: str, path: str, heads: int = 0) -> Iterator[Link]:
+def _block(name: str, path: str, heads: int = 0) -> Iterator[WeightMap]:
     """A block is a residual one, with attention inside where it attends."""
-    yield from links.parts(_RESIDUAL, name, f"{path}_res")
+    yield from layers.block(_RESIDUAL, name, f"{path}_res")
     if heads:
-        yield from links.norm(f"{name}.norm2", f"{path}_attn/norm")
+        yield from layers.norm(f"{name}.norm2", f"{path}_attn/norm")
         changes = functools.partial(_side_by_side, heads), functools.partial(_interleaved, heads)
         yield from _pointwise(f"{name}.qkv", f"{path}_attn/qkv", *changes)
         yield from _pointwise(f"{name}.proj", f"{path}_attn/out")
 
 
-def _song(module: SongUNet) -> Iterator[Link]:
+def _song(module: SongUNet) -> Iterator[WeightMap]:
     count, blocks = len(module.multipliers), module.num_res_blocks
-    size = lambda level: f"{module.image_size >> level}x{module.image_size >> level}"  # noqa: E731
-    attends = lambda level: int(module.image_size >> level in module.attention_resolutions)  # noqa: E731
-    yield from links.dense("map_label", "label_embedding")
-    yield Link(("map_augment.weight",), ("augment_embedding/kernel",), linear, linear)
+    size = lambda level: "x".join(str(side >> level) for side in module.image_size)  # noqa: E731
+    attends = lambda level: int(min(module.image_size) >> level in module.attention_resolutions)  # noqa: E731
+    yield from layers.dense("map_label", "label_embedding")
+    yield WeightMap(("map_augment.weight",), ("augment_embedding/kernel",), linear, linear)
     yield from _time_embedding()
-    yield from links.conv(f"enc.{size(0)}_conv", "stem")
+    yield from layers.conv(f"enc.{size(0)}_conv", "stem")
     for level in range(count):
         if level:
-            yield from links.parts(_RESIDUAL, f"enc.{size(level)}_down", f"down{level}_resample")
-            yield from links.conv(f"enc.{size(level)}_aux_residual", f"down{level}_pyramid")
+            yield from layers.block(_RESIDUAL, f"enc.{size(level)}_down", f"down{level}_resample")
+            yield from layers.conv(f"enc.{size(level)}_aux_residual", f"down{level}_pyramid")
         for i in range(blocks):
             yield from _block(f"enc.{size(level)}_block{i}", f"down{level}_{i}", attends(level))
     yield from _middle(size(count - 1), 1)
     for level in reversed(range(count)):
         if level < count - 1:
-            yield from links.parts(_RESIDUAL, f"dec.{size(level)}_up", f"up{level}_resample")
+            yield from layers.block(_RESIDUAL, f"dec.{size(level)}_up", f"up{level}_resample")
         for i in range(blocks + 1):
             yield from _block(f"dec.{size(level)}_block{i}", f"up{level}_{i}", attends(level) if i == blocks else 0)
-    yield from links.norm(f"dec.{size(0)}_aux_norm", "head_norm")
-    yield from links.conv(f"dec.{size(0)}_aux_conv", "head")
+    yield from layers.norm(f"dec.{size(0)}_aux_norm", "head_norm")
+    yield from layers.conv(f"dec.{size(0)}_aux_conv", "head")
 
 
-def _adm(module: UNet) -> Iterator[Link]:
-    levels = links.levels(module)
-    size = lambda level: f"{module.image_size >> level}x{module.image_size >> level}"  # noqa: E731
-    yield Link(("map_label.weight",), ("label_embedding/embedding",), linear, linear)
+def _adm(module: UNet) -> Iterator[WeightMap]:
+    levels = layers.levels(module)
+    size = lambda level: "x".join(str(side >> level) for side in module.image_size)  # noqa: E731
+    yield WeightMap(("map_label.weight",), ("label_embedding/embedding",), linear, linear)
     yield from _time_embedding()
-    yield from links.conv(f"enc.{size(0)}_conv", "stem")
+    yield from layers.conv(f"enc.{size(0)}_conv", "stem")
     for level in levels:
         for i in range(level.blocks):
             yield from _block(f"enc.{size(level.index)}_block{i}", f"down{level.index}_{i}", level.attends and level.heads)
         if not level.last:  # a level ends with its resampling here, and begins with it there
-            yield from links.parts(_RESIDUAL, f"enc.{size(level.index + 1)}_down", f"down{level.index}_resample")
+            yield from layers.block(_RESIDUAL, f"enc.{size(level.index + 1)}_down", f"down{level.index}_resample")
     yield from _middle(size(levels[-1].index), levels[-1].heads)
     for level in reversed(levels):
         for i in range(level.blocks + 1):
             yield from _block(f"dec.{size(level.index)}_block{i}", f"up{level.index}_{i}", level.attends and level.heads)
         if level.index:
-            yield from links.parts(_RESIDUAL, f"dec.{size(level.index - 1)}_up", f"up{level.index}_resample")
-    yield from links.norm("out_norm", "head_norm")
-    yield from links.conv("out_conv", "head")
+            yield from layers.block(_RESIDUAL, f"dec.{size(level.index - 1)}_up", f"up{level.index}_resample")
+    yield from layers.norm("out_norm", "head_norm")
+    yield from layers.conv("out_conv", "head")
 
 
-def _time_embedding() -> list[Link]:
-    return [*links.dense("map_layer0", "time_embedding/in"), *links.dense("map_layer1", "time_embedding/out")]
+def _time_embedding() -> list[WeightMap]:
+    return [*layers.dense("map_layer0", "time_embedding/in"), *layers.dense("map_layer1", "time_embedding/out")]
 
 
-def _middle(size: str, heads: int) -> Iterator[Link]:
+def _middle(size: str, heads: int) -> Iterator[WeightMap]:
     yield from _block(f"dec.{size}_in0", "middle_0", heads)
     yield from _block(f"dec.{size}_in1", "middle_1")
 
@@ -146,12 +146,12 @@ def _middle(size: str, heads: int) -> Iterator[Link]:
 @register("layout", "edm")
 @dataclasses.dataclass(frozen=True)
 class Edm(Layout):
-    """EDM's networks, with or without the name of their preconditioning ("model.") before each tensor's."""
+    """Names the weights of EDM's networks, with or without that of their preconditioning ("model.") before each tensor's."""
 
     name = "edm"
 
-    def links(self, network: Network) -> Sequence[Link]:
-        """Every parameter of a `song_unet`, or of a `unet` as `edm_adm64` is one.
+    def weight_maps(self, network: Network) -> Sequence[WeightMap]:
+        """Map every parameter of a `song_unet`, or of a `unet` as `edm_adm64` is one.
 
         Raises:
           ConfigError: another kind of network, or fields that such weights were not trained with.
@@ -165,15 +165,15 @@ class Edm(Layout):
                 f"{type(module).__name__}: name another recipe or another --layout"
             )
         fields = {"embedding": "adm", "norm_epsilon": 1e-5, "resample": "resblock", "conditioning": "adagn"}
-        links.check_fields(self.name, module, fields)
+        layers.check_fields(self.name, module, fields)
         return list(_adm(module))
 
     def renamed(self, tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Without the preconditioning's name, and without constants."""
+        """Drop the preconditioning's name, and constants."""
         return {name: t for name, t in _bare(tensors).items() if not _CONSTANT.fullmatch(name) and name != _FREQUENCIES}
 
     def read(self, path: str | Path, network: Network) -> dict[str, Any]:
-        """As every layout; the Fourier frequencies of NCSN++ are no parameters, and must be the network's.
+        """Read as every layout does; the Fourier frequencies of NCSN++ are no parameters, and must be the network's.
 
         Raises:
           ConfigError: the network was built with other frequencies than the file's.

@@ -57,7 +57,7 @@ def _storage(data: bytes) -> Any:
 
 
 def asked_for(error: pickle.UnpicklingError) -> str | None:
-    """The name that PyTorch's reader of weights refused, if that is what the error is about."""
+    """Return the name that PyTorch's reader of weights refused, if that is what the error is about."""
     found = re.search(r"GLOBAL (\S+) was not", str(error))
     return found[1] if found else None
 
@@ -101,7 +101,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_modules(path: Path) -> dict[str, Any]:
-    """The tensors of a pickled module, or of the averaged network of a training snapshot, by name.
+    """Read the tensors of a pickled module, or of the averaged network of a training snapshot, by name.
 
     Returns:
       Tensors under the names that the module's state dict would have; empty if the file holds no module.

@@ -21,7 +21,7 @@ _BLOCK = 1 << 20
 
 
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes, 64 hexadecimal digits.
+    """Return the SHA-256 of a file's bytes, 64 hexadecimal digits.
 
     Raises:
       DataError: no such file.
@@ -34,7 +34,7 @@ def sha256(path: str | Path) -> str:
 
 
 def check_sha256(path: str | Path, expected: str | None = None) -> str:
-    """The SHA-256 of a file, compared with what it must be.
+    """Return the SHA-256 of a file, compared with what it must be.
 
     A name such as `vgg16-397923af.pth` follows PyTorch's convention: the eight digits are the first of the checksum, and
     they are compared too.
@@ -60,7 +60,7 @@ def check_sha256(path: str | Path, expected: str | None = None) -> str:
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """All tensors of a weight file by name.
+    """Read all tensors of a weight file by name.
 
     Args:
       path: `.safetensors`; or `.pt`, `.pth`, `.pkl`, `.bin` with a state dict, which needs PyTorch (the extra "parity").

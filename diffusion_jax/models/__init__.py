@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from diffusion_jax.models.adm_classifier import unet_classifier
-from diffusion_jax.models.classifier import Classifier, small_classifier
+from diffusion_jax.models.classifiers import Classifier, small_classifier, unet_classifier
 from diffusion_jax.models.edm2 import edm2
-from diffusion_jax.models.edm_presets import (
+from diffusion_jax.models.efficient_unet import efficient_unet, text_unet
+from diffusion_jax.models.network import Network, activation_sharding
+from diffusion_jax.models.presets import (
+    adm_classifier64,
+    adm_classifier128,
+    adm_classifier256,
+    adm_classifier512,
     edm_adm64,
     edm_ddpmpp64,
     edm_ddpmpp_cifar10,
@@ -13,15 +18,6 @@ from diffusion_jax.models.edm_presets import (
     edm_ncsnpp_cifar10,
     song_ddpmpp_cifar10,
     song_ncsnpp_cifar10,
-)
-from diffusion_jax.models.efficient_unet import efficient_unet, text_unet
-from diffusion_jax.models.network import Network
-from diffusion_jax.models.partitioning import activation_sharding
-from diffusion_jax.models.presets import (
-    adm_classifier64,
-    adm_classifier128,
-    adm_classifier256,
-    adm_classifier512,
     unet_adm64,
     unet_adm128,
     unet_adm256,

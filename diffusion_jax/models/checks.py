@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import ConfigError, nearest
+from diffusion_jax.errors import ConfigError, check_choice
 
 
-def check_choice(field: str, value: Any, known: Sequence[str]) -> None:
-    """Raise a `ConfigError` unless `value` is one of the known names."""
-    if value not in known:
-        raise ConfigError(f"unet: {field} is {value!r}{nearest(str(value), known)} (known: {', '.join(known)})")
+def check_fields(
+    network: str, dtype: Any, dropout: float, num_classes: int = 0, null_class: bool = False, **counts: tuple[int, int]
+) -> None:
+    """Raise a `ConfigError` where a field that most networks have is out of its range.
 
-
-def check_counts(**values: tuple[int, int]) -> None:
-    """Raise a `ConfigError` for a field below its minimum; each value is (given, minimum)."""
-    for field, (value, minimum) in values.items():
+    Args:
+      network: whose fields they are, for the message.
+      counts: each a field's value and its minimum.
+    """
+    for field, (value, minimum) in (counts | {"num_classes": (num_classes, 0)}).items():
         if value < minimum:
-            raise ConfigError(f"unet: {field} must be at least {minimum}, got {value}")
+            raise ConfigError(f"{network}: {field} must be at least {minimum}, got {value}")
+    check_choice(f"{network}: dtype", str(dtype), ("float32", "bfloat16", "float16"))
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"{network}: dropout must lie in [0, 1), got {dropout}")
+    if null_class and not num_classes:
+        raise ConfigError(f"{network}: null_class needs num_classes above 0")
 
 
 def level_widths(channels: int, multipliers: Sequence[float]) -> list[int]:
-    """The channels of each level."""
+    """Return the channels of each level."""
     if not multipliers:
         raise ConfigError("unet: multipliers is empty; it needs one entry for each level")
     widths = [round(channels * m) for m in multipliers]
@@ -35,17 +42,28 @@ def level_widths(channels: int, multipliers: Sequence[float]) -> list[int]:
     return widths
 
 
-def check_divisions(
-    size: int, widths: Sequence[int], attends: Sequence[bool], groups: int, num_heads: int, head_channels: int | None
-) -> None:
-    """Raise a `ConfigError` where sizes, groups or heads do not divide; the message names values that do."""
+def check_sides(network: str, size: tuple[int, int], factor: int, because: str, mend: str = "") -> None:
+    """Raise a `ConfigError` unless both sides (H, W) are divisible by a factor; the message names sizes that are."""
+    if not any(side % factor for side in size):
+        return
+    shown = lambda size: str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"  # noqa: E731
+    smaller, larger = (tuple(round(side / factor) * factor for side in size) for round in (math.floor, math.ceil))
+    fitting = [shown(found) for found in (smaller, larger) if min(found)]
+    raise ConfigError(
+        f"{network}: image_size {shown(size)} is not divisible by {factor}, {because}; use {' or '.join(fitting)}{mend}"
+    )
+
+
+def check_levels(network: str, size: tuple[int, int], widths: Sequence[int]) -> None:
+    """Raise a `ConfigError` unless both sides can be halved between the levels."""
     factor = 2 ** (len(widths) - 1)
-    if size % factor:
-        sizes = [s for s in (size // factor * factor, (size // factor + 1) * factor) if s]
-        raise ConfigError(
-            f"unet: image_size {size} is not divisible by {factor}, as {len(widths)} levels need; "
-            f"use {' or '.join(map(str, sizes))}, or fewer multipliers"
-        )
+    check_sides(network, size, factor, f"as {len(widths)} levels need", ", or fewer multipliers")
+
+
+def check_widths(
+    widths: Sequence[int], attends: Sequence[bool], groups: int, num_heads: int, head_channels: int | None
+) -> None:
+    """Raise a `ConfigError` where the levels' channels do not divide into groups or heads; the message names what does."""
     for width, attend in zip(widths, attends, strict=True):
         _check_divisor(width, groups, "groups", f"into {groups} groups")
         if attend and head_channels is not None:
@@ -58,6 +76,11 @@ def _check_divisor(width: int, divisor: int, field: str, how: str) -> None:
     if width % divisor:
         fitting = max(d for d in range(1, min(divisor, width) + 1) if not width % d)
         raise ConfigError(f"unet: {width} channels do not divide {how}; {field}={fitting} does")
+
+
+def attention_levels(size: tuple[int, int], resolutions: Sequence[int], levels: int) -> list[bool]:
+    """Return whether each level has attention: whether its smaller side is among the resolutions."""
+    return [min(size) // 2**level in resolutions for level in range(levels)]
 
 
 def check_conditioning(spec: Mapping[str, Any], cond: Mapping[str, Any], batch: int, within: str = "") -> None:

@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import ConfigError
 from diffusion_jax.models import checks
 from diffusion_jax.models.layers import Dropout, downsample_average, upsample_nearest
 from diffusion_jax.models.magnitude import (
@@ -24,9 +23,9 @@ from diffusion_jax.models.magnitude import (
     normalize,
     normalize_kernel,
 )
-from diffusion_jax.models.network import Network, Params
-from diffusion_jax.models.partitioning import constrain
+from diffusion_jax.models.network import Network, Params, constrain
 from diffusion_jax.registry import register
+from diffusion_jax.spec import Size, Spec, size_of
 
 _BALANCE = 0.3  # the share of the branch in residual and attention sums
 _UNCERTAINTY_FEATURES = 128
@@ -84,7 +83,7 @@ class Block(nn.Module):
 class EDM2UNet(nn.Module):
     """The network of `edm2`, whose docstring explains the fields."""
 
-    image_size: int
+    image_size: tuple[int, int]
     out_channels: int
     channels: int
     multipliers: tuple[int, ...]
@@ -112,10 +111,12 @@ class EDM2UNet(nn.Module):
         emb = self._embed(noise, cond)
         cls = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
 
+        attends = checks.attention_levels(self.image_size, self.attention_resolutions, len(self.multipliers))
+
         def block(h: jax.Array, level: int, flavour: Any, name: str, attend: bool | None = None, resample: Any = None) -> Any:
             width = h.shape[-1] if resample else self.channels * self.multipliers[level]
             if attend is None:
-                attend = self.image_size // 2**level in self.attention_resolutions
+                attend = attends[level]
             heads = width // self.head_channels if attend else 0
             return cls(width, flavour, heads, self.dropout, self.dtype, resample, name=name)(h, emb, train)
 
@@ -166,7 +167,7 @@ class EDM2Network(Network):
 
 @register("network", "edm2")
 def edm2(
-    image_size: int,
+    image_size: Size,
     in_channels: int = 3,
     out_channels: int | None = None,
     channels: int = 192,
@@ -186,11 +187,11 @@ def edm2(
     sizes differ in `channels` alone: see `CHANNELS`; from M up they have dropout 0.1 where that helps.
 
     Args:
-      image_size: H = W in pixels; attention resolutions refer to it.
+      image_size: H = W, or (H, W), in pixels.
       in_channels, out_channels: of the image; the output has as many by default.
       channels, multipliers: level l has `channels * multipliers[l]`.
       num_res_blocks: blocks a level on the way down, one more on the way up.
-      attention_resolutions, head_channels: where attention is, and how wide a head.
+      attention_resolutions, head_channels: the smaller sides of feature maps with attention, and how wide a head is.
       num_classes: above 0 the network takes `cond["label"]` [B] int32, as one-hot * sqrt(num_classes).
       null_class: the label `num_classes` stands for "no label"; its code is all zeros, and takes no parameters.
       dropout, remat, dtype: as in `unet`.
@@ -205,23 +206,19 @@ def edm2(
     >>> net.apply(params, jnp.zeros((2, 16, 16, 3)), jnp.zeros(2)).shape
     (2, 16, 16, 3)
     """
-    multipliers, attention = tuple(multipliers), tuple(attention_resolutions)
-    checks.check_counts(
-        image_size=(image_size, 1), in_channels=(in_channels, 1), channels=(channels, 1), head_channels=(head_channels, 1),
-        num_res_blocks=(num_res_blocks, 1), num_classes=(num_classes, 0),
+    size, multipliers, attention = size_of(image_size), tuple(multipliers), tuple(attention_resolutions)
+    checks.check_fields(
+        "edm2", dtype, dropout, num_classes, null_class, in_channels=(in_channels, 1), channels=(channels, 1),
+        head_channels=(head_channels, 1), num_res_blocks=(num_res_blocks, 1),
     )  # fmt: skip
-    checks.check_choice("dtype", str(dtype), ("float32", "bfloat16", "float16"))
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"edm2: dropout must lie in [0, 1), got {dropout}")
-    if null_class and not num_classes:
-        raise ConfigError("edm2: null_class needs num_classes above 0")
     widths = checks.level_widths(channels, multipliers)
-    attends = [image_size // 2**level in attention for level in range(len(widths))]
+    checks.check_levels("edm2", size, widths)
+    attends = checks.attention_levels(size, attention, len(widths))
     attends[-1] = True
-    checks.check_divisions(image_size, widths, attends, 1, 1, head_channels)
+    checks.check_widths(widths, attends, 1, 1, head_channels)
     spec = {"label": jax.ShapeDtypeStruct((), jnp.int32)} if num_classes else {}
     module = EDM2UNet(
-        image_size, out_channels or in_channels, channels, multipliers, num_res_blocks, attention, head_channels,
+        size, out_channels or in_channels, channels, multipliers, num_res_blocks, attention, head_channels,
         num_classes, dropout, remat, jnp.dtype(dtype),
     )  # fmt: skip
-    return EDM2Network(module, (image_size, image_size, in_channels), spec)
+    return EDM2Network(module, Spec.image(size, in_channels), spec)

@@ -11,13 +11,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.models import checks, layers
-from diffusion_jax.models.network import Network
-from diffusion_jax.models.partitioning import constrain
-from diffusion_jax.models.text import PooledText, TextAttention, TextPool
+from diffusion_jax.models.blocks import PooledText, TextAttention, TextPool
+from diffusion_jax.models.network import Network, constrain
 from diffusion_jax.models.unet import unet
 from diffusion_jax.registry import register
+from diffusion_jax.spec import Size, Spec, size_of
 
 
 class EfficientBlock(nn.Module):
@@ -116,7 +116,7 @@ class EfficientUNet(nn.Module):
 
 @register("network", "efficient_unet")
 def efficient_unet(
-    image_size: int,
+    image_size: Size,
     in_channels: int = 3,
     out_channels: int | None = None,
     channels: int = 128,
@@ -129,7 +129,7 @@ def efficient_unet(
     num_classes: int = 0,
     null_class: bool = False,
     low_res_channels: int = 0,
-    low_res_size: int | None = None,
+    low_res_size: Size | None = None,
     low_res_method: str = "bilinear",
     aug_level: bool = False,
     context_dim: int = 0,
@@ -147,7 +147,7 @@ def efficient_unet(
     stride: here it has) is a choice of this code, so parameter counts are not the published ones.
 
     Args:
-      image_size: H = W of training images, in pixels.
+      image_size: H = W, or (H, W), of training images, in pixels.
       channels, multipliers, num_res_blocks: level l has `channels * multipliers[l]` and `num_res_blocks[l]`, down and up.
       strides: 2 shrinks by a convolution at the start of a level, on the way down; 1 keeps the size.
       self_attention, text_attention: by level, after its blocks. With both, text joins the positions' keys; with the
@@ -167,27 +167,23 @@ def efficient_unet(
     for field, values in per_level.items():
         if len(values) != len(multipliers):
             raise ConfigError(f"efficient_unet: {field} has {len(values)} entries, multipliers has {len(multipliers)} levels")
-    checks.check_counts(
-        image_size=(image_size, 1), in_channels=(in_channels, 1), channels=(channels, 1), groups=(groups, 1),
-        num_heads=(num_heads, 1), num_res_blocks=(min(num_res_blocks, default=1), 1), num_classes=(num_classes, 0),
+    size = size_of(image_size)
+    checks.check_fields(
+        "efficient_unet", dtype, dropout, num_classes, null_class, in_channels=(in_channels, 1), channels=(channels, 1),
+        groups=(groups, 1), num_heads=(num_heads, 1), num_res_blocks=(min(num_res_blocks, default=1), 1),
     )  # fmt: skip
-    checks.check_choice("low_res_method", low_res_method, ("nearest", "bilinear", "bicubic"))
-    checks.check_choice("dtype", str(dtype), ("float32", "bfloat16", "float16"))
+    check_choice("efficient_unet: low_res_method", low_res_method, ("nearest", "bilinear", "bicubic"))
     if set(strides) - {1, 2}:
         raise ConfigError(f"efficient_unet: strides are 1 or 2, got {tuple(strides)}")
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"efficient_unet: dropout must lie in [0, 1), got {dropout}")
-    factor = math.prod(strides)
-    if image_size % factor:
-        raise ConfigError(f"efficient_unet: image_size {image_size} is not divisible by {factor}, the product of the strides")
+    checks.check_sides("efficient_unet", size, math.prod(strides), "the product of the strides")
     widths = checks.level_widths(channels, multipliers)
     attends = [own or by_text for own, by_text in zip(self_attention, text_attention, strict=True)]
-    checks.check_divisions(2 ** (len(widths) - 1), widths, attends, groups, num_heads, None)
+    checks.check_widths(widths, attends, groups, num_heads, None)
     array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
-    low_res_size = low_res_size or image_size // 4
+    low_res = size_of(low_res_size) if low_res_size else (size[0] // 4, size[1] // 4)
     spec = {
         "label": array(dtype=jnp.int32) if num_classes else None,
-        "low_res": array(low_res_size, low_res_size, low_res_channels) if low_res_channels else None,
+        "low_res": array(*low_res, low_res_channels) if low_res_channels else None,
         "aug_level": array() if aug_level else None,
         "text": _text_spec(context_length, context_dim) if context_dim else None,
     }
@@ -196,7 +192,7 @@ def efficient_unet(
         tuple(self_attention), tuple(text_attention), num_heads, num_classes + null_class, bool(context_dim),
         low_res_method, dropout, remat, jnp.dtype(dtype), groups, norm_epsilon,
     )  # fmt: skip
-    return Network(module, (image_size, image_size, in_channels), {k: v for k, v in spec.items() if v is not None})
+    return Network(module, Spec.image(size, in_channels), {k: v for k, v in spec.items() if v is not None})
 
 
 def _text_spec(length: int, features: int) -> dict[str, Any]:
@@ -218,7 +214,7 @@ def text_unet(**fields: Any) -> Network:
     features = 4 * given.arguments["channels"]
     inner = unet(**{**fields, "pooled_dim": features})
     spec = {**inner.cond_spec, "text": {k: v for k, v in inner.cond_spec["text"].items() if k != "pooled"}}
-    return Network(PooledText(inner.module, features), inner.image_shape, spec)
+    return Network(PooledText(inner.module, features), inner.spec, spec)
 
 
 def _own_signature() -> inspect.Signature:

@@ -1,8 +1,9 @@
-"""A network with several named outputs and no randomness, made functional: what metrics see images through."""
+"""Networks with several named outputs and no randomness, made functional, through which metrics see images; VGG-16 is one."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -11,6 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.models.layers import dense_init
+from diffusion_jax.spec import Spec
 
 Params = dict[str, Any]
 
@@ -24,15 +27,15 @@ class FeatureNetwork:
 
     Attributes:
       module: a Linen module called as `module(x)` that returns a dict of float32 arrays [B, D].
-      image_shape: (H, W, C) of x.
+      spec: of x.
     """
 
     module: nn.Module
-    image_shape: tuple[int, int, int]
+    spec: Spec
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters: a plain nested dict of float32 arrays."""
-        zeros = jnp.zeros((1, *self.image_shape))
+        zeros = jnp.zeros((1, *self.spec.shape))
         return jax.jit(lambda key: self.module.init(key, zeros)["params"])(key)
 
     def shapes(self) -> Params:
@@ -45,7 +48,7 @@ class FeatureNetwork:
 
     def dims(self) -> dict[str, int]:
         """The width D of each output, at no memory."""
-        x = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+        x = jax.ShapeDtypeStruct((1, *self.spec.shape), jnp.float32)
         return {name: found.shape[-1] for name, found in jax.eval_shape(self.apply, self.shapes(), x).items()}
 
     def apply(self, params: Params, x: jax.Array) -> dict[str, jax.Array]:
@@ -54,7 +57,45 @@ class FeatureNetwork:
         Raises:
           ConfigError: images of another shape.
         """
-        if x.shape[1:] != self.image_shape:
-            raise ConfigError(f"{type(self.module).__name__} takes images [B, {str(self.image_shape)[1:-1]}], got {x.shape}")
+        if x.shape[1:] != self.spec.shape:
+            raise ConfigError(f"{type(self.module).__name__} takes images [B, {str(self.spec.shape)[1:-1]}], got {x.shape}")
         with jax.default_matmul_precision("highest"):
             return self.module.apply({"params": params}, x.astype(jnp.float32))
+
+
+_WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # 0 halves the image
+
+
+class VGG(nn.Module):
+    """Convolutions named by their place in torchvision's `features`, in which ReLU and pooling count too."""
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+        place = 0
+        for width in _WIDTHS:
+            if width:
+                x = nn.relu(nn.Conv(width, (3, 3), padding="SAME", kernel_init=dense_init(), name=f"conv{place}")(x))
+                place += 2
+            else:
+                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+                place += 1
+        x = nn.relu(nn.Dense(self.hidden, kernel_init=dense_init(), name="fc1")(x.reshape(x.shape[0], -1)))
+        features = nn.Dense(self.hidden, kernel_init=dense_init(), name="fc2")(x)
+        return {"fc2": features, "fc2_relu": nn.relu(features)}
+
+
+@functools.cache
+def vgg16() -> FeatureNetwork:
+    """VGG-16 without its last layer.
+
+    It takes images [B, 224, 224, 3], normalised by the mean and deviation of ImageNet, and gives "fc2" [B, 4096], the
+    second fully connected layer, and "fc2_relu", the same after its ReLU, which precision and recall are measured on.
+
+    Sources: Simonyan & Zisserman 2014 (arXiv 1409.1556); Kynkaanniemi et al. 2019 (arXiv 1904.06991).
+
+    >>> vgg16().num_params()
+    134260544
+    """
+    return FeatureNetwork(VGG(4096), Spec.image(224, 3))

@@ -12,6 +12,7 @@ from flax.linen import initializers
 
 from diffusion_jax.models.feature_network import FeatureNetwork
 from diffusion_jax.models.layers import dense_init
+from diffusion_jax.spec import Spec
 
 _EPSILON = 1e-3  # of the batch normalisation
 _SPATIAL_CHANNELS = 7  # 17 * 17 * 7 = 2023, about as many as pool_3 has
@@ -207,4 +208,4 @@ def inception_v3(num_classes: int = 1008) -> FeatureNetwork:
     >>> inception_v3().num_params()
     23885392
     """
-    return FeatureNetwork(InceptionV3(num_classes), (299, 299, 3))
+    return FeatureNetwork(InceptionV3(num_classes), Spec.image(299, 3))

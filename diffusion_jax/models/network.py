@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.models.checks import check_conditioning
+from diffusion_jax.spec import Spec
 
 Params = dict[str, Any]
 
@@ -23,13 +26,13 @@ class Network:
 
     Attributes:
       module: a Linen module called as `module(x, noise, cond, train=...)`.
-      image_shape: (H, W, C) of x; fully convolutional networks also run on other sizes.
+      spec: of x; fully convolutional networks also run on images of other sizes.
       cond_spec: the conditioning keys that the network takes, each with the shape (without the batch) and dtype of its
         array, or a dict of such.
     """
 
     module: nn.Module
-    image_shape: tuple[int, int, int]
+    spec: Spec
     cond_spec: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -40,7 +43,7 @@ class Network:
     def example_inputs(self, batch: int = 1) -> tuple[Any, Any, Any]:
         """Abstract (x, noise, cond) for a batch."""
         shape = lambda s: jax.ShapeDtypeStruct((batch, *s.shape), s.dtype)  # noqa: E731
-        x = jax.ShapeDtypeStruct((batch, *self.image_shape), jnp.float32)
+        x = jax.ShapeDtypeStruct((batch, *self.spec.shape), jnp.float32)
         noise = jax.ShapeDtypeStruct((batch,), jnp.float32)
         return x, noise, jax.tree.map(shape, dict(self.cond_spec))
 
@@ -89,9 +92,35 @@ class Network:
           flax.errors.InvalidRngError: training with dropout, without its key.
         """
         cond = {} if cond is None else dict(cond)
-        if x.ndim != 4 or x.shape[-1] != self.image_shape[-1]:
-            raise ConfigError(f"the network takes images [B, H, W, {self.image_shape[-1]}], got the shape {x.shape}")
+        if x.ndim != 4 or x.shape[-1] != self.spec.channels:
+            raise ConfigError(f"the network takes images [B, H, W, {self.spec.channels}], got the shape {x.shape}")
         if noise.shape != x.shape[:1]:
             raise ConfigError(f"the network takes a noise level for each image, [{x.shape[0]}], got the shape {noise.shape}")
         check_conditioning(self.cond_spec, cond, x.shape[0])
         return self.module.apply({"params": params}, x, noise, cond, train=train, rngs=dict(rngs or {}))
+
+
+# Where activations live on a mesh: set by whoever traces the program, read by the blocks of the networks --------------
+
+_SHARDING: contextvars.ContextVar[jax.sharding.NamedSharding | None] = contextvars.ContextVar(
+    "activation_sharding", default=None
+)
+
+
+@contextlib.contextmanager
+def activation_sharding(sharding: jax.sharding.NamedSharding | None) -> Iterator[None]:
+    """Within this context, blocks constrain their inputs to `sharding` (its spec speaks of the batch axis).
+
+    Without it, sharded parameters can pull activations into their own layout, which multiplies memory.
+    """
+    token = _SHARDING.set(sharding)
+    try:
+        yield
+    finally:
+        _SHARDING.reset(token)
+
+
+def constrain(x: jax.Array) -> jax.Array:
+    """Constrain an activation [B, ...] to the current activation sharding, if any."""
+    sharding = _SHARDING.get()
+    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)

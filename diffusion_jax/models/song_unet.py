@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.models import checks, layers
 from diffusion_jax.models.blocks import AttentionBlock, ResidualBlock
-from diffusion_jax.models.filters import downsample
+from diffusion_jax.models.layers import downsample
 from diffusion_jax.models.network import Network
 from diffusion_jax.registry import register
+from diffusion_jax.spec import Size, Spec, size_of
 
 _SKIP_SCALE = math.sqrt(0.5)
 _NEAR_ZERO = 1e-10  # of the variance: the weights are 1e-5 of their usual size
@@ -32,7 +33,7 @@ def fourier_frequencies(width: int, scale: float = 16.0) -> tuple[float, ...]:
 class SongUNet(nn.Module):
     """The network of `song_unet`, whose docstring explains the fields."""
 
-    image_size: int
+    image_size: tuple[int, int]
     out_channels: int
     channels: int
     multipliers: tuple[int, ...]
@@ -81,7 +82,7 @@ class SongUNet(nn.Module):
         emb = self._embed(noise, cond)
         widths = [self.channels * m for m in self.multipliers]
         last = len(widths) - 1
-        attends = [self.image_size // 2**level in self.attention_resolutions for level in range(len(widths))]
+        attends = checks.attention_levels(self.image_size, self.attention_resolutions, len(widths))
 
         def stage(h: jax.Array, width: int, attend: bool, name: str) -> jax.Array:
             h = self._block(width, f"{name}_res")(h, emb, train)
@@ -118,7 +119,7 @@ class SongUNet(nn.Module):
 
 @register("network", "song_unet")
 def song_unet(
-    image_size: int,
+    image_size: Size,
     in_channels: int = 3,
     out_channels: int | None = None,
     channels: int = 128,
@@ -142,12 +143,12 @@ def song_unet(
     layers of the embedding, attention has one head, and on the way up it follows only the last block of a level.
 
     Args:
-      image_size: H = W in pixels; attention resolutions refer to it.
+      image_size: H = W, or (H, W), in pixels.
       in_channels: channels of the noisy image x.
       out_channels: `in_channels` by default.
       channels: the base width; level l has `channels * multipliers[l]`, a multiple of 4, and of 128 above 128.
       num_res_blocks: blocks per level on the way down; one more on the way up.
-      attention_resolutions: feature map sizes with attention.
+      attention_resolutions: the smaller sides of feature maps with attention.
       embedding: of the noise level: "sinusoid" (`channels` numbers) or "fourier" (twice as many).
       frequencies: of the Fourier features, `channels` of them; () draws them, times 16, with a fixed seed. They are no
         parameters: published weights bring their own, see `interop.edm`.
@@ -167,25 +168,20 @@ def song_unet(
     >>> sorted(net.cond_keys)
     ['augment']
     """
-    multipliers, taps = tuple(multipliers), tuple(resample_filter)
-    checks.check_counts(
-        image_size=(image_size, 1), in_channels=(in_channels, 1), channels=(channels, 1), num_res_blocks=(num_res_blocks, 1),
-        num_classes=(num_classes, 0), augment_dim=(augment_dim, 0),
+    size, multipliers, taps = size_of(image_size), tuple(multipliers), tuple(resample_filter)
+    checks.check_fields(
+        "song_unet", dtype, dropout, num_classes, null_class, in_channels=(in_channels, 1), channels=(channels, 1),
+        num_res_blocks=(num_res_blocks, 1), augment_dim=(augment_dim, 0),
     )  # fmt: skip
-    checks.check_choice("embedding", embedding, ("sinusoid", "fourier"))
-    checks.check_choice("dtype", str(dtype), ("float32", "bfloat16", "float16"))
+    check_choice("song_unet: embedding", embedding, ("sinusoid", "fourier"))
     if taps not in ((1, 1), (1, 3, 3, 1)):
         raise ConfigError(f"song_unet: resample_filter must be (1, 1) or (1, 3, 3, 1), got {taps}")
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"song_unet: dropout must lie in [0, 1), got {dropout}")
-    if null_class and not num_classes:
-        raise ConfigError("song_unet: null_class needs num_classes above 0")
     widths = [channels, *checks.level_widths(channels, multipliers)]
     for width in widths:
         step = 4 if width < 128 else 32
         if width % step:
             raise ConfigError(f"song_unet: {width} channels do not divide into its groups; use a multiple of {step}")
-    checks.check_divisions(image_size, widths[1:], [False] * len(multipliers), 1, 1, None)
+    checks.check_levels("song_unet", size, multipliers)
     if embedding == "fourier":
         frequencies = tuple(float(f) for f in frequencies) or fourier_frequencies(2 * channels)
         if len(frequencies) != channels:
@@ -196,7 +192,7 @@ def song_unet(
     if augment_dim:
         spec["augment"] = jax.ShapeDtypeStruct((augment_dim,), jnp.float32)
     module = SongUNet(
-        image_size, out_channels or in_channels, channels, multipliers, num_res_blocks, tuple(attention_resolutions),
+        size, out_channels or in_channels, channels, multipliers, num_res_blocks, tuple(attention_resolutions),
         embedding, tuple(frequencies), pyramid, taps, num_classes, augment_dim, dropout, remat, jnp.dtype(dtype),
     )  # fmt: skip
-    return Network(module, (image_size, image_size, in_channels), spec)
+    return Network(module, Spec.image(size, in_channels), spec)

@@ -9,11 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.models import checks, layers
 from diffusion_jax.models.blocks import AttentionBlock, Conditioning, ResidualBlock
 from diffusion_jax.models.network import Network
 from diffusion_jax.registry import register
+from diffusion_jax.spec import Size, Spec, size_of
 
 
 class Embedded(NamedTuple):
@@ -26,7 +27,7 @@ class Embedded(NamedTuple):
 class UNet(nn.Module):
     """The network of `unet`, whose docstring explains the fields."""
 
-    image_size: int
+    image_size: tuple[int, int]
     out_channels: int
     channels: int
     multipliers: tuple[float, ...]
@@ -96,11 +97,9 @@ class UNet(nn.Module):
     @property
     def levels(self) -> list[tuple[int, bool]]:
         """The width of each level, and whether its blocks are followed by attention."""
-        sizes = [self.image_size // 2**level for level in range(len(self.multipliers))]
-        return [
-            (round(self.channels * m), size in self.attention_resolutions)
-            for m, size in zip(self.multipliers, sizes, strict=True)
-        ]
+        widths = [round(self.channels * m) for m in self.multipliers]
+        attends = checks.attention_levels(self.image_size, self.attention_resolutions, len(widths))
+        return list(zip(widths, attends, strict=True))
 
     def encode(self, x: jax.Array, noise: jax.Array, cond: dict[str, Any], train: bool) -> tuple[list[jax.Array], Embedded]:
         """From the image to the middle: the features after each part, the middle's last, and what was embedded."""
@@ -141,19 +140,19 @@ class UNet(nn.Module):
 
 
 def _cond_spec(
-    size: int, num_classes: int, low_res: tuple[int, int], image_channels: int, mask: bool, aug_level: bool,
+    size: tuple[int, int], num_classes: int, low_res: tuple[int, int, int], image_channels: int, mask: bool, aug_level: bool,
     tokens: tuple[int, int], pooled_dim: int, vectors: Mapping[str, int],
 ) -> dict[str, Any]:  # fmt: skip
-    """What the network takes besides x and the noise level; `low_res` is (size, channels), `tokens` (length, features)."""
+    """What the network takes besides x and the noise level; `low_res` is (h, w, channels), `tokens` (length, features)."""
     array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
     text = {"tokens": array(*tokens), "mask": array(tokens[0], dtype=jnp.bool_)} if tokens[1] else {}
     if pooled_dim:
         text["pooled"] = array(pooled_dim)
     spec = {
         "label": array(dtype=jnp.int32) if num_classes else None,
-        "low_res": array(low_res[0], *low_res) if low_res[1] else None,
-        "image": array(size, size, image_channels) if image_channels else None,
-        "mask": array(size, size, 1) if mask else None,
+        "low_res": array(*low_res) if low_res[2] else None,
+        "image": array(*size, image_channels) if image_channels else None,
+        "mask": array(*size, 1) if mask else None,
         "aug_level": array() if aug_level else None,
         "text": text or None,
         **{key: array(dim) for key, dim in vectors.items()},
@@ -163,7 +162,7 @@ def _cond_spec(
 
 @register("network", "unet")
 def unet(
-    image_size: int,
+    image_size: Size,
     in_channels: int = 3,
     out_channels: int | None = None,
     channels: int = 128,
@@ -178,7 +177,7 @@ def unet(
     num_classes: int = 0,
     null_class: bool = False,
     low_res_channels: int = 0,
-    low_res_size: int | None = None,
+    low_res_size: Size | None = None,
     low_res_method: str = "bilinear",
     image_channels: int = 0,
     mask: bool = False,
@@ -201,12 +200,13 @@ def unet(
     packed so (the "new" order); the others are [head][q, k, v][width] ("legacy") and are rearranged when they are converted.
 
     Args:
-      image_size: H = W in pixels; attention resolutions refer to it.
+      image_size: H = W, or (H, W), in pixels.
       in_channels: channels of the noisy image x.
       out_channels: `in_channels` by default; twice that where the reverse variance is learned.
       channels: the base width; level l has `channels * multipliers[l]`, the embeddings 4 * `channels`.
       num_res_blocks: blocks per level on the way down (one more on the way up), one number or one a level.
-      attention_resolutions: feature map sizes at which every block is followed by attention; the middle always has it.
+      attention_resolutions: the smaller sides of feature maps at which every block is followed by attention; the middle
+        always has it.
       num_heads, head_channels: the number of heads, or their width, which takes precedence.
       conditioning: how the embedding enters a block, "adagn" or "additive".
       resample: "conv" (strided convolution; nearest and convolution) or "resblock" (BigGAN up/down blocks).
@@ -233,38 +233,35 @@ def unet(
     >>> net.apply(params, jnp.zeros((2, 16, 16, 1)), jnp.zeros(2)).shape
     (2, 16, 16, 1)
     """
-    multipliers, attention = tuple(multipliers), tuple(attention_resolutions)
+    size, multipliers, attention = size_of(image_size), tuple(multipliers), tuple(attention_resolutions)
     blocks = (num_res_blocks,) * len(multipliers) if isinstance(num_res_blocks, int) else tuple(num_res_blocks)
     if len(blocks) != len(multipliers):
         raise ConfigError(f"unet: num_res_blocks has {len(blocks)} entries, multipliers has {len(multipliers)} levels")
-    checks.check_counts(
-        image_size=(image_size, 1), in_channels=(in_channels, 1), channels=(channels, 1), groups=(groups, 1),
-        num_heads=(num_heads, 1), num_res_blocks=(min(blocks, default=1), 1), num_classes=(num_classes, 0),
+    checks.check_fields(
+        "unet", dtype, dropout, num_classes, null_class, in_channels=(in_channels, 1), channels=(channels, 1),
+        groups=(groups, 1), num_heads=(num_heads, 1), num_res_blocks=(min(blocks, default=1), 1),
         head_channels=(1 if head_channels is None else head_channels, 1),
     )  # fmt: skip
-    checks.check_choice("conditioning", conditioning, get_args(Conditioning))
-    checks.check_choice("resample", resample, ("conv", "resblock"))
-    checks.check_choice("embedding", embedding, get_args(layers.Flavour))
-    checks.check_choice("down_padding", down_padding, ("same", "symmetric"))
-    checks.check_choice("low_res_method", low_res_method, ("nearest", "bilinear", "bicubic"))
-    checks.check_choice("dtype", str(dtype), ("float32", "bfloat16", "float16"))
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"unet: dropout must lie in [0, 1), got {dropout}")
-    if null_class and not num_classes:
-        raise ConfigError("unet: null_class needs num_classes above 0")
+    check_choice("unet: conditioning", conditioning, get_args(Conditioning))
+    check_choice("unet: resample", resample, ("conv", "resblock"))
+    check_choice("unet: embedding", embedding, get_args(layers.Flavour))
+    check_choice("unet: down_padding", down_padding, ("same", "symmetric"))
+    check_choice("unet: low_res_method", low_res_method, ("nearest", "bilinear", "bicubic"))
     widths = checks.level_widths(channels, multipliers)
-    attends = [image_size // 2**level in attention for level in range(len(widths))]
+    checks.check_levels("unet", size, widths)
+    attends = checks.attention_levels(size, attention, len(widths))
     attends[-1] = True  # the middle block
-    checks.check_divisions(image_size, widths, attends, groups, num_heads, head_channels)
+    checks.check_widths(widths, attends, groups, num_heads, head_channels)
 
+    low_res = size_of(low_res_size) if low_res_size else (size[0] // 2, size[1] // 2)
     spec = _cond_spec(
-        image_size, num_classes, (low_res_size or image_size // 2, low_res_channels), image_channels, mask, aug_level,
-        (context_length, context_dim), pooled_dim, dict(vectors or {}),
+        size, num_classes, (*low_res, low_res_channels), image_channels, mask, aug_level, (context_length, context_dim),
+        pooled_dim, dict(vectors or {}),
     )  # fmt: skip
     module = UNet(
-        image_size, out_channels or in_channels, channels, multipliers, blocks, attention, num_heads, head_channels,
+        size, out_channels or in_channels, channels, multipliers, blocks, attention, num_heads, head_channels,
         conditioning, resample, embedding, num_classes + null_class, low_res_method, bool(pooled_dim),
         tuple(vectors or ()), dropout, remat,
         jnp.dtype(dtype), groups, norm_epsilon, skip_scale, down_padding,
     )  # fmt: skip
-    return Network(module, (image_size, image_size, in_channels), spec)
+    return Network(module, Spec.image(size, in_channels), spec)

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen import initializers
 
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.models.feature_network import FeatureNetwork
 from diffusion_jax.models.layers import dense_init, normal_init
+from diffusion_jax.spec import Spec
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -166,9 +167,8 @@ def vision_transformer(image_size: int, **fields: Any) -> FeatureNetwork:
         raise ConfigError(f"vision_transformer: patches of {module.patch} pixels do not fill an image of {image_size}")
     if module.width % module.heads:
         raise ConfigError(f"vision_transformer: {module.heads} heads do not divide the width {module.width}")
-    if module.activation not in ("gelu", "quick_gelu"):
-        raise ConfigError(f"vision_transformer: unknown activation {module.activation!r} (known: gelu, quick_gelu)")
-    return FeatureNetwork(module, (image_size, image_size, 3))
+    check_choice("vision_transformer: activation", module.activation, ("gelu", "quick_gelu"))
+    return FeatureNetwork(module, Spec.image(image_size, 3))
 
 
 _SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -192,7 +192,7 @@ def dinov2(variant: str = "vit_l14") -> FeatureNetwork:
 
     Sources: Oquab et al. 2023 (arXiv 2304.07193); Stein et al. 2023 (arXiv 2306.04675) for the distance.
     """
-    _check("dinov2", variant, DINOV2)
+    check_choice("dinov2: variant", variant, DINOV2)
     width, depth, heads = _SIZES[DINOV2[variant]]
     return vision_transformer(
         224, patch=14, width=width, depth=depth, heads=heads, mlp=4 * width, grid=37, layer_scale=True, position_offset=0.1
@@ -208,15 +208,10 @@ def clip_vision(variant: str = "vit_b32") -> FeatureNetwork:
 
     Source: Radford et al. 2021 (arXiv 2103.00020).
     """
-    _check("clip_vision", variant, CLIP)
+    check_choice("clip_vision: variant", variant, CLIP)
     size, patch, image_size, projection = CLIP[variant]
     width, depth, heads = _SIZES[size]
     return vision_transformer(
         image_size, patch=patch, width=width, depth=depth, heads=heads, mlp=4 * width, grid=image_size // patch,
         activation="quick_gelu", patch_bias=False, norm_in=True, projection=projection, epsilon=1e-5,
     )  # fmt: skip
-
-
-def _check(what: str, variant: str, known: dict[str, Any]) -> None:
-    if variant not in known:
-        raise ConfigError(f"{what}: unknown variant {variant!r} (known: {', '.join(known)})")

@@ -60,10 +60,10 @@ def build_network(config: Any, spec: Spec, cond_keys: Iterable[str], **fields: A
     """
     size = spec.size[0] if len(set(spec.size)) == 1 else spec.size
     network = build("network", config, image_size=size, in_channels=spec.channels, **fields)
-    if tuple(network.image_shape) != spec.shape:
+    if network.spec != spec:
         raise ConfigError(
-            f"the network is made for images of the shape {tuple(network.image_shape)}, but the system's are "
-            f"{spec.shape}: leave image_size and in_channels out of the network's configuration"
+            f"the network is made for {network.spec}, but the system's data are {spec}: leave image_size and in_channels out "
+            "of the network's configuration"
         )
     taken, fed = set(network.cond_spec), set(cond_keys)
     if taken != fed:

@@ -34,9 +34,9 @@ class Sampling:
         none (Ho & Salimans 2022, arXiv 2207.12598). It becomes `guidance`; only one of the two may be given.
       guidance_interval: (low, high) in units of sigma / alpha: the noise levels that are guided; None is all
         (Kynkaanniemi et al. 2024, arXiv 2404.07724).
-      threshold: of the predicted x0: "none", "static" clips to [-1, 1], "dynamic" clips to a percentile and rescales
+      threshold: of the predicted x0: "none", "static" clips to the codec's range, "dynamic" clips to a percentile and rescales
         (Saharia et al. 2022, section 2.3, arXiv 2205.11487). Applied after guidance.
-      percentile: of |x0| within one image, for "dynamic".
+      percentile: of the distance from the middle of the range within one sample, for "dynamic".
       weights: "ema" or "raw": the parameters that programs load.
       classifier: the directory of a run of the system "noisy_classifier", whose gradient programs follow; of the first
         stage alone in a cascade (Dhariwal & Nichol 2021, section 4, arXiv 2105.05233).
@@ -182,8 +182,8 @@ def guided(
     if sampling.threshold == "none" or data_range is None:
         return denoise
     if sampling.threshold == "static":
-        return guidance.static_threshold(denoise, *data_range)
-    return guidance.dynamic_threshold(denoise, percentile=sampling.percentile)
+        return guidance.static_threshold(denoise, data_range)
+    return guidance.dynamic_threshold(denoise, sampling.percentile, data_range)
 
 
 def draw(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from diffusion_jax.training.checkpoints import finished_steps
 from diffusion_jax.training.config import complete
 from diffusion_jax.training.loop import train
 from diffusion_jax.training.program import Program, prepare
-from diffusion_jax.training.workdir import finished_steps
 
 __all__ = ["Program", "complete", "finished_steps", "prepare", "train"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,6 @@ from jax.experimental import multihost_utils
 from diffusion_jax.errors import CheckpointError
 from diffusion_jax.training.mesh import path_name
 from diffusion_jax.training.state import TrainState
-from diffusion_jax.training.workdir import finished_steps, read_meta
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +28,27 @@ _UNREADABLE = Exception
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
+def finished_steps(workdir: str | Path) -> list[int]:
+    """Return the steps with a finished checkpoint in a run's directory, oldest first."""
+    path = Path(workdir) / "checkpoints"
+    return sorted(int(entry.name) for entry in path.glob("*") if entry.is_dir() and entry.name.isdigit())
+
+
+def read_meta(workdir: str | Path, step: int) -> dict[str, Any]:
+    """Read what was recorded beside a checkpoint: step, configuration, library versions, metric sums since the last log.
+
+    Raises:
+      CheckpointError: there is no such checkpoint, or its record is damaged.
+    """
+    path = Path(workdir) / "checkpoints" / str(step) / "meta" / "metadata"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); name another --step") from error
+
+
 def versions() -> dict[str, str]:
-    """Of the libraries that a run's numbers depend on."""
+    """Return the versions of the libraries that a run's numbers depend on."""
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
@@ -72,7 +91,7 @@ class Checkpointer:
             shutil.rmtree(self.path / "trash", ignore_errors=True)
 
     def steps(self) -> list[int]:
-        """The finished checkpoints, oldest first."""
+        """Return the steps of the finished checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, step: int, config: Mapping[str, Any], sums: Mapping[str, Any] | None = None) -> None:
@@ -86,8 +105,8 @@ class Checkpointer:
             already, unless it was saved here just before. What was saved earlier is untouched.
         """
         self.wait()
-        sums = {name: np.asarray(value).tolist() for name, value in jax.device_get(dict(sums or {})).items()}
-        meta = {"step": step, "config": dict(config), "versions": versions(), "dtypes": _dtypes(state), "sums": sums}
+        flat = {name: np.asarray(value).tolist() for name, value in _flat(jax.device_get(sums or {})).items()}
+        meta = {"step": step, "config": dict(config), "versions": versions(), "dtypes": _dtypes(state), "sums": flat}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state.as_dict()), meta=ocp.args.JsonSave(meta))
         with self._failures():
             written = self._manager.save(step, args=args)
@@ -100,7 +119,7 @@ class Checkpointer:
         self._saved = step
 
     def wait(self) -> None:
-        """Until the save in progress is on disk; raises a `CheckpointError` if it failed."""
+        """Wait until the save in progress is on disk; raise a `CheckpointError` if it failed."""
         with self._failures():
             self._manager.wait_until_finished()
         self._empty_trash()
@@ -126,7 +145,7 @@ class Checkpointer:
             ) from error
 
     def restore_latest(self, target: TrainState) -> TrainState | None:
-        """The newest readable state, with the target's shapes, dtypes and shardings; None if there is none.
+        """Restore the newest readable state, with the target's shapes, dtypes and shardings; None if there is none.
 
         Broken newer checkpoints are set aside in `broken/`, beside checkpoints/; the log says so.
 
@@ -154,11 +173,15 @@ class Checkpointer:
             )
         return None
 
-    def restore_sums(self, step: int, zeros: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The metric sums saved with a step, with the shapes and dtypes of `zeros`; where there are none, `zeros`."""
+    def restore_sums(self, step: int, zeros: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the metric sums saved with a step, with the shapes and dtypes of `zeros`; where there are none, `zeros`."""
         saved = read_meta(self.path.parent, step).get("sums", {})
-        found = {name: np.asarray(saved.get(name, zero), zero.dtype) for name, zero in zeros.items()}
-        return {name: found[name] if found[name].shape == zero.shape else zero for name, zero in zeros.items()}
+
+        def found(path: tuple[Any, ...], zero: np.ndarray) -> np.ndarray:
+            value = np.asarray(saved.get(path_name(path), zero), zero.dtype)
+            return value if value.shape == zero.shape else zero
+
+        return jax.tree_util.tree_map_with_path(found, dict(zeros))
 
     def _set_aside(self, steps: Sequence[int]) -> None:
         self._manager.close()
@@ -173,7 +196,7 @@ class Checkpointer:
         self._open()
 
     def reached_preemption(self, step: int) -> bool:
-        """Whether the cluster asked all processes to stop (only under `jax.distributed`)."""
+        """Say whether the cluster wants all processes to stop (only under `jax.distributed`)."""
         return jax.process_count() > 1 and self._manager.reached_preemption(step)
 
     def close(self) -> None:
@@ -184,8 +207,12 @@ class Checkpointer:
             self._manager.close()
 
 
+def _flat(tree: Any) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
 def _dtypes(state: TrainState) -> dict[str, str]:
-    return {path_name(path): str(leaf.dtype) for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+    return {path: str(leaf.dtype) for path, leaf in _flat(state.as_dict()).items()}
 
 
 def _check_dtypes(saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
@@ -196,7 +223,7 @@ def _check_dtypes(saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
 
 
 def restore_part(workdir: str | Path, target: Any, step: int) -> Any:
-    """Some fields of a step's state, as the nested dict `target` of abstract arrays names them; raises as Orbax does."""
+    """Restore some fields of a step's state, as the nested dict `target` of abstract arrays names them; errors are Orbax's."""
     restore_args = ocp.checkpoint_utils.construct_restore_args(target)
     args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -204,10 +231,10 @@ def restore_part(workdir: str | Path, target: Any, step: int) -> Any:
 
 
 def restore_weights(workdir: str | Path, target: Any, weights: str, step: int | None = None) -> tuple[Any, int]:
-    """(parameters, step) alone, without the optimiser's state.
+    """Restore (parameters, step) alone, without the optimiser's state.
 
     Args:
-      target: abstract parameters, with shardings if they should be placed.
+      target: abstract parameters {group: tree}, with the shardings that they are to have: each device reads its own part.
       weights: "raw", or the label of an average.
       step: of the checkpoint; the newest readable one by default.
 

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import importlib.util
 import json
 import logging
-from collections.abc import Iterator, Mapping
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusion_jax.data.files import write_json
-from diffusion_jax.errors import CheckpointError, ConfigError, nearest
-from diffusion_jax.training.workdir import finished_steps, read_meta
+from diffusion_jax.errors import CheckpointError, ConfigError, check_choice, nearest
+from diffusion_jax.training.checkpoints import finished_steps, read_meta
+from diffusion_jax.training.optimizer import has_groups
 
 logger = logging.getLogger(__name__)
 
+VERSION = 2
+"""Of the layout of configurations and checkpoints; those of release 0.1.0 have none."""
+
 DEFAULTS: dict[str, Any] = {
+    "version": VERSION,
+    "imports": [],  # modules, or paths of .py files, that register parts of one's own
     "seed": 0,
     "system": {},
+    "frozen": {},  # what training reads and never changes: {name: run or file}, see training/frozen.py
     "data": {},
     "optimizer": {"name": "adamw", "learning_rate": 1e-4, "warmup_steps": 0, "decay": "constant", "clip_norm": 1.0},
     "training": {
         "steps": 100_000,
         "ema": [{"name": "constant", "decay": 0.9999}],  # the first is what sampling and evaluation use
+        "trainable": [],  # patterns of the paths of parameters that are trained; none trains all
         "accumulate": 1,  # microbatches a step
         "log_every": 50,
         "checkpoint_every": 1000,
@@ -40,14 +52,14 @@ DEFAULTS: dict[str, Any] = {
 
 # What a resumed run may change: nothing that alters what the finished steps meant.
 _FREE = (
-    "training.steps", "training.log_every", "training.checkpoint_every", "training.keep_last", "training.keep_every",
+    "imports", "training.steps", "training.log_every", "training.checkpoint_every", "training.keep_last", "training.keep_every",
     "training.grid_every", "training.grid_samples", "training.eval_every", "training.eval_examples",
     "training.tensorboard", "mesh", "sampling", "data.num_threads", "data.prefetch", "data.num_workers", "data.cache",
 )  # fmt: skip
 
 
 def plain(value: Any) -> Any:
-    """Configuration values as dicts, lists and scalars, as JSON would bring them back."""
+    """Return configuration values as dicts, lists and scalars, as JSON would bring them back."""
     if hasattr(value, "to_dict"):
         value = value.to_dict()
     if isinstance(value, Mapping):
@@ -58,38 +70,75 @@ def plain(value: Any) -> Any:
 
 
 def complete(config: Any) -> dict[str, Any]:
-    """The recipe laid over the defaults, as plain data.
+    """Lay a recipe over the defaults, as plain data, and import what it says.
 
     Raises:
       ConfigError: an unknown section, or an unknown field of `training` or `mesh`; a missing `system` or `data`; a value
-        of a wrong kind or out of range.
+        of a wrong kind or out of range; another version; an import that is not there.
     """
     given, merged = plain(config), copy.deepcopy(DEFAULTS)
     for section, value in given.items():
-        if section not in DEFAULTS:
-            raise ConfigError(
-                f"the configuration has no section {section!r}{nearest(section, DEFAULTS)} "
-                f"(its sections: {', '.join(DEFAULTS)})"
-            )
+        check_choice("configuration: section", section, DEFAULTS)
         if not isinstance(DEFAULTS[section], dict):
             merged[section] = value
             continue
         if not isinstance(value, dict):
             raise ConfigError(f"the section {section!r} must be a mapping of fields, got {value!r}")
         if section in ("training", "mesh"):
-            _check_known(section, value, DEFAULTS[section])
+            for field in value:
+                check_choice(f"{section}: field", field, DEFAULTS[section])
         merged[section].update(value)
+    if has_groups(given.get("optimizer", {})):
+        merged["optimizer"] = {group: {**DEFAULTS["optimizer"], **fields} for group, fields in given["optimizer"].items()}
     for section in ("system", "data"):
         if not merged[section]:
             raise ConfigError(f"the configuration needs a section {section!r}")
+    if merged["version"] != VERSION:
+        raise ConfigError(f"version must be {VERSION}, which this release reads and writes, got {merged['version']!r}")
     _check_values(merged["seed"], merged["training"])
+    merged["imports"] = resolve_imports(merged["imports"])
+    load_imports(merged["imports"])
     return merged
 
 
-def _check_known(section: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    for field in given:
-        if field not in known:
-            raise ConfigError(f"{section} has no field {field!r}{nearest(field, known)} (its fields: {', '.join(known)})")
+def resolve_imports(entries: Any, folder: str | Path = ".") -> list[str]:
+    """Return the section `imports` with the paths in it absolute; relative ones are of a folder.
+
+    Raises:
+      ConfigError: something else than a list of names.
+    """
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise ConfigError(f"imports must be a list of modules and paths of .py files, got {entries!r}")
+    return [str((Path(folder) / entry).resolve()) if entry.endswith(".py") else entry for entry in entries]
+
+
+def load_imports(entries: Iterable[str]) -> None:
+    """Import modules, and files by their absolute paths, once each: what they register can be named in configurations.
+
+    Raises:
+      ConfigError: there is no such module or file.
+    """
+    for entry in entries:
+        if not entry.endswith(".py"):
+            try:
+                importlib.import_module(entry)
+            except ModuleNotFoundError as error:
+                if not f"{entry}.".startswith(f"{error.name}."):
+                    raise  # it is there, and itself imports what is not
+                raise ConfigError(f"imports: there is no module {entry!r}; a file is named by its path, FILE.py") from error
+            continue
+        name = f"imported_{zlib.crc32(entry.encode()):08x}_{Path(entry).stem}"
+        if name in sys.modules:
+            continue
+        if not Path(entry).is_file():
+            raise ConfigError(f"imports: there is no file {entry}")
+        spec = importlib.util.spec_from_file_location(name, entry)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]
+            raise
 
 
 _LEAST = {
@@ -106,6 +155,8 @@ def _check_values(seed: Any, training: Mapping[str, Any]) -> None:
         value = training[field]
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"training.{field} must be a whole number from {least}, got {value!r}")
+    if not isinstance(training["trainable"], list):
+        raise ConfigError(f"training.trainable must be a list of patterns such as ['lora'], got {training['trainable']!r}")
     if not isinstance(training["ema"], list) or not training["ema"]:
         raise ConfigError(
             f"training.ema must be a list such as [{{'name': 'constant', 'decay': 0.9999}}], got {training['ema']!r}"
@@ -113,7 +164,7 @@ def _check_values(seed: Any, training: Mapping[str, Any]) -> None:
 
 
 def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A copy with dotted fields replaced, such as {"sampling.steps": 10}.
+    """Return a copy with dotted fields replaced, such as {"sampling.steps": 10}.
 
     Raises:
       ConfigError: a section that does not exist.
@@ -140,7 +191,7 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any], free: bool = False) -> list[str]:
-    """Lines "field: before -> after" for what differs; with `free`, also what a resumed run may change."""
+    """Return lines "field: before -> after" for what differs; with `free`, also what a resumed run may change."""
     old, new = dict(_flat(before)), dict(_flat(after))
     lines = []
     for path in sorted(set(old) | set(new)):
@@ -153,18 +204,31 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any], free: bool =
 
 
 def read(workdir: str | Path) -> dict[str, Any]:
-    """The configuration of a run.
+    """Read the configuration of a run, and import what it says.
 
     Raises:
-      CheckpointError: there is no run, or its configuration cannot be read.
+      CheckpointError: there is no run, its configuration cannot be read, or it is of release 0.1.0.
+      ConfigError: an import that is not there.
     """
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise CheckpointError(f"{workdir} holds no run (no config.json); train one there, or check --workdir")
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); restore it from the recipe the run was made with") from error
+    _check_version(workdir, config)
+    load_imports(config["imports"])
+    return config
+
+
+def _check_version(workdir: str | Path, config: Mapping[str, Any]) -> None:
+    found = config.get("version", "0.1.0's")
+    if found != VERSION:
+        raise CheckpointError(
+            f"{workdir} holds a run in another release's layout (version {found}, here {VERSION}), which cannot be read: "
+            "train it anew in another directory, or use the release that it was made with"
+        )
 
 
 def check_owner(workdir: str | Path, config: Mapping[str, Any]) -> None:
@@ -182,6 +246,7 @@ def check_owner(workdir: str | Path, config: Mapping[str, Any]) -> None:
     if not steps:
         return
     recorded = read(workdir) if (Path(workdir) / "config.json").exists() else read_meta(workdir, steps[-1])["config"]
+    _check_version(workdir, recorded)
     # Fields that the defaults have gained since then had what are the defaults now.
     before, after = complete(recorded), plain(config)
     changed = difference(before, after)

@@ -19,7 +19,7 @@ class Ema(Protocol):
     label: str
 
     def share(self, step: jax.Array) -> jax.Array:
-        """The share of the new parameters in the average after the step-th update, counted from 1; float32 scalar."""
+        """Return the share of the new parameters in the average after the step-th update, counted from 1; float32 scalar."""
 
 
 @register("ema", "constant")
@@ -89,7 +89,7 @@ class HalfLife:
 
 
 def power_exponent(sigma_rel: float) -> float:
-    """The exponent g of the power profile t^g whose relative standard deviation is sigma_rel.
+    """Return the exponent g of the power profile t^g whose relative standard deviation is sigma_rel.
 
     The largest real root of g^3 + 7 g^2 + (16 - sigma_rel^-2) g + (12 - sigma_rel^-2) = 0
     (Karras et al. 2024, section 3.1, arXiv 2312.02696).
@@ -129,10 +129,10 @@ class Power:
 
 
 def from_config(config: Any, batch_size: int | None = None) -> tuple[Ema, ...]:
-    """The averages of a run's `training.ema` list; the first serves sampling.
+    """Build the averages of a run's `training.ema` list; the first serves sampling.
 
     Args:
-      batch_size: of the run's data, told to averages that count images; None where only labels are wanted.
+      batch_size: of the run's data, which averages that count images need; None where only labels are wanted.
 
     Raises:
       ConfigError: unknown names or fields, two averages alike, or one that says another batch size.
@@ -141,10 +141,10 @@ def from_config(config: Any, batch_size: int | None = None) -> tuple[Ema, ...]:
     labels = [average.label for average in averages]
     if len(set(labels)) < len(labels):
         raise ConfigError(f"training.ema names the same average twice: {labels}")
-    return averages if batch_size is None else tuple(_told(average, batch_size) for average in averages)
+    return averages if batch_size is None else tuple(_with_batch(average, batch_size) for average in averages)
 
 
-def _told(average: Ema, batch_size: int) -> Ema:
+def _with_batch(average: Ema, batch_size: int) -> Ema:
     if not isinstance(average, HalfLife) or average.batch_size == batch_size:
         return average
     if average.batch_size is not None:
@@ -156,6 +156,6 @@ def _told(average: Ema, batch_size: int) -> Ema:
 
 
 def update(average: Ema, old: Any, new: Any, step: jax.Array) -> Any:
-    """old + share * (new - old), leaf by leaf, in float32."""
+    """Return old + share * (new - old), leaf by leaf, in float32."""
     share = average.share(step)
     return jax.tree.map(lambda a, b: (a + share * (b - a)).astype(a.dtype), old, new)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ from diffusion_jax.systems import Sampling
 from diffusion_jax.training import config as configs
 from diffusion_jax.training import ema as emas
 from diffusion_jax.training import optimizer as optimizers
-from diffusion_jax.training.checkpoints import Checkpointer
-from diffusion_jax.training.state import TrainState
-from diffusion_jax.training.workdir import finished_steps
+from diffusion_jax.training.checkpoints import Checkpointer, finished_steps
+from diffusion_jax.training.state import Trainable, TrainState
 
 
 def check_empty(workdir: str | Path) -> None:
@@ -25,19 +25,22 @@ def check_empty(workdir: str | Path) -> None:
         raise CheckpointError(f"{workdir} holds a run already; choose another directory, or remove that one")
 
 
-def system_of(config: dict[str, Any]) -> Any:
-    """The system of a complete configuration, which must have one network; no data need to be there.
+def system_of(config: dict[str, Any]) -> systems.System:
+    """Build the system of a complete configuration, which must have one network; no data need to be there.
 
     Raises:
       ConfigError: what is unknown or does not fit together, a sampling that the system cannot serve, or a system whose
         parameters are not one network's.
     """
     system = systems.from_config(config)
-    system.check_sampling(Sampling.from_config(config["sampling"]))
-    network = getattr(system, "network", None)
-    shapes = jax.eval_shape(system.init, jax.random.key(0))
-    if network is None or jax.tree.structure(shapes) != jax.tree.structure(network.shapes()):
-        raise ConfigError(f"system {config['system'].get('name')!r} is no single network that weights could be given to")
+    if isinstance(system, systems.Samples):
+        system.check_sampling(Sampling.from_config(config["sampling"]))
+    groups = sorted(jax.eval_shape(system.init, jax.random.key(0)))
+    if groups != ["network"]:
+        raise ConfigError(
+            f"system {config['system'].get('name')!r} is no single network that weights could be given to: it "
+            f"has the groups of parameters {', '.join(groups)}"
+        )
     return system
 
 
@@ -47,7 +50,7 @@ def start_run(config: dict[str, Any], workdir: str | Path, params: Any, ema: Any
     Args:
       config: complete.
       workdir: empty, or new.
-      params: of the system's network.
+      params: of the system's one network.
       ema: of every average; `params` if left out.
       step: of the checkpoint: how much warm-up of the averages is over, and how many steps of the data were seen. The
         optimiser starts anew.
@@ -57,19 +60,29 @@ def start_run(config: dict[str, Any], workdir: str | Path, params: Any, ema: Any
       CheckpointError: the directory holds a run, or cannot be written.
     """
     check_empty(workdir)
-    system = system_of(config)
-    optimizer, _ = optimizers.from_config(config["optimizer"], config["training"]["steps"])
-    averages = emas.from_config(config["training"]["ema"])
-    params = jax.tree.map(jnp.asarray, params)
-    averaged = params if ema is None else jax.tree.map(jnp.asarray, ema)
+    system, training = system_of(config), config["training"]
+    params = {"network": jax.tree.map(jnp.asarray, params)}
+    averaged = params if ema is None else {"network": jax.tree.map(jnp.asarray, ema)}
+    trained = Trainable(tuple(training["trainable"])).pick(params)
+    optimizer, _ = optimizers.by_group(config["optimizer"], params, training["steps"])
     state = TrainState(
         step=jnp.asarray(step, jnp.int32),
         params=params,
-        ema={average.label: averaged for average in averages},
-        opt_state=optimizer.init(params),
+        ema={average.label: averaged for average in emas.from_config(training["ema"])},
+        opt_state={group: optimizer[group].init(tree) for group, tree in trained.items()},
         system_state=system.init_state(),
         skipped=jnp.zeros((), jnp.int32),
     )
+    save_run(config, workdir, state, step)
+
+
+def save_run(config: Mapping[str, Any], workdir: str | Path, state: TrainState, step: int) -> None:
+    """Write a run of one checkpoint.
+
+    Raises:
+      CheckpointError: the directory holds a run, or cannot be written.
+    """
+    check_empty(workdir)
     configs.claim(workdir, config)
     checkpointer = Checkpointer(workdir)
     try:

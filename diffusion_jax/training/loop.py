@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from diffusion_jax.systems import Sampling
+from diffusion_jax.systems import Reports, Sampling
 from diffusion_jax.training import config as configs
-from diffusion_jax.training import teachers
 from diffusion_jax.training.checkpoints import Checkpointer
-from diffusion_jax.training.collapse import CollapseWatch
-from diffusion_jax.training.grids import GridWriter, fixed_batch
-from diffusion_jax.training.held_out import HeldOut
-from diffusion_jax.training.interrupts import stop_requests
-from diffusion_jax.training.metrics import Progress, Writers
+from diffusion_jax.training.metrics import Clock, CollapseWatch, Progress, Writers
+from diffusion_jax.training.previews import GridWriter, HeldOut, fixed_batch
 from diffusion_jax.training.program import Program, prepare
 from diffusion_jax.training.state import TrainState
-from diffusion_jax.training.step import summarize, zero_metrics
-from diffusion_jax.training.throughput import Clock
+from diffusion_jax.training.step import summarize
 
 logger = logging.getLogger(__name__)
 
@@ -53,22 +51,52 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     try:
         state = checkpointer.restore_latest(program.target)
         start = 0 if state is None else int(state.step)
-        sums = zero_metrics() if state is None else checkpointer.restore_sums(start, zero_metrics())
-        frozen = teachers.load(program, workdir)
-        state = dataclasses.replace(program.init(frozen) if state is None else state, frozen=frozen)
+        sums = program.zero_metrics() if state is None else checkpointer.restore_sums(start, program.zero_metrics())
+        frozen = program.load_frozen(workdir)
+        state = program.init(frozen) if state is None else dataclasses.replace(state, frozen=frozen)
         logger.info(
             "%s step %d of %d in %s: %s parameters, %d examples, %d device(s)",
             "Resuming at" if start else "Starting at", start, training["steps"], workdir,
             f"{program.num_params():,}", len(program.pipeline), program.mesh.size,
         )  # fmt: skip
         with stop_requests() as stop:
-            return _Loop(program, checkpointer, workdir, start).run(state, program.put_metrics(sums), stop)
+            return Loop(program, checkpointer, workdir, start).run(state, program.put_metrics(sums), stop)
     finally:
         checkpointer.close()
 
 
-class _Loop:
-    """What happens between steps: logging, saving, grids, held-out loss."""
+@contextlib.contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM or SIGINT sets; a second Ctrl-C interrupts at once.
+
+    With several processes the signals are left alone: there a stop must come to all of them at the same step, which
+    JAX's own notifier sees to (`Checkpointer.reached_preemption`). Signals also reach only the main thread of a program.
+    """
+    stop = threading.Event()
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Loop:
+    """What happens between steps: logging, saving, grids, held-out loss.
+
+    Args:
+      workdir: for metrics and grids.
+      start: the step from which the run goes on.
+    """
 
     def __init__(self, program: Program, checkpointer: Checkpointer, workdir: str | Path, start: int) -> None:
         self._program, self._checkpointer, self._start = program, checkpointer, start
@@ -87,11 +115,11 @@ class _Loop:
     def _make_grid(self, workdir: str | Path) -> GridWriter:
         program = self._program
         sampling = Sampling.from_config(program.config["sampling"])
-        batch = fixed_batch(program.pipeline, self._training["grid_samples"])
+        batch = fixed_batch(program.data, self._training["grid_samples"])
         return GridWriter(workdir, program.system, sampling, batch, program.config["seed"], program.mesh)
 
     def run(self, state: TrainState, sums: Any, stop: threading.Event) -> dict[str, Any]:
-        """From the state's step to the last; the host waits for the device to log and to save, and else never."""
+        """Train from the state's step to the last; the host waits for the device to log and to save, and else never."""
         program, total, step = self._program, self._training["steps"], self._start
         advance = program.step if step < total else None
         batches = program.pipeline.batches(step) if step < total else iter(())
@@ -112,7 +140,7 @@ class _Loop:
             self._writers.close()
         if step < total:
             logger.warning("Asked to stop: saved step %d. Run the same command again to go on.", step)
-        return {**self._row, "step": step, "skipped": int(state.skipped), "interrupted": step < total}
+        return {**self._row, "step": step, "skipped": int(jax.device_get(state.skipped)), "interrupted": step < total}
 
     def _after(self, step: int, state: TrainState, sums: Any, stopping: bool) -> Any:
         """Log, look and save where it is time to; returns the metric sums to go on with.
@@ -123,7 +151,7 @@ class _Loop:
         last = step == self._training["steps"]
         row = {}
         if last or step % self._training["log_every"] == 0:
-            row, sums = self._summary(step, state, sums), self._program.zero_metrics()
+            row, sums = self._summary(step, state, sums), self._program.put_metrics(self._program.zero_metrics())
             self._checkpointer.check()
         if not stopping:
             row |= self._look(step, state)
@@ -147,9 +175,8 @@ class _Loop:
         sums, skipped = jax.device_get((sums, state.skipped))
         row = {**summarize(sums), **self._clock.row()}
         self._clock.reset()
-        if hasattr(self._program.system, "report"):
+        if isinstance(self._program.system, Reports):
             row |= self._program.system.report(state.system_state)  # it fetches what it needs: not all is on every host
-        row["learning_rate"] = float(self._program.rate(max(step - 1 - int(skipped), 0)))
         row["skipped_steps"] = int(skipped)
         if skipped > self._skipped:
             logger.warning("Skipped %d step(s) up to %d: loss or gradient not finite.", skipped - self._skipped, step)
@@ -164,9 +191,10 @@ class _Loop:
         began, row = time.perf_counter(), {}
         average = self._program.averages[0].label
         if self._held_out and step % self._training["eval_every"] == 0:
-            row["held_out_loss"] = self._held_out(state.ema[average], state.system_state, state.frozen)
+            row |= self._held_out(state.ema[average], state)
         if self._grid and step % self._training["grid_every"] == 0:
-            picture = self._grid.write(step, {f"EMA {average}": state.ema[average], "raw weights": state.params})
+            weights = {f"EMA {average}": state.ema[average], "raw weights": state.params}
+            picture = self._grid.write(step, weights, state.frozen)
             self._writers.image(step, "samples", picture)
         self._clock.leave_out(time.perf_counter() - began)
         return row

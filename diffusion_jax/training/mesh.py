@@ -12,14 +12,15 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.data import numeric
+from diffusion_jax.errors import ConfigError, check_choice
 
 AXES = ("data", "fsdp", "tensor")
 _SMALL = 1024  # leaves with fewer elements are replicated
 
 
 def make_mesh(config: Mapping[str, Any], devices: Any = None) -> Mesh:
-    """The mesh of a run.
+    """Make the mesh of a run.
 
     Args:
       config: sizes of "data", "fsdp" and "tensor"; one of them may be -1, the devices that are left.
@@ -44,22 +45,22 @@ def make_mesh(config: Mapping[str, Any], devices: Any = None) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of the batch axis: over data and fsdp."""
+    """Return the sharding of a batch: its first axis over data and fsdp."""
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Return the sharding of what every device has a copy of."""
     return NamedSharding(mesh, P())
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """How many parts a batch is split into over the devices."""
+    """Return how many parts a batch is split into over the devices."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def host_share(mesh: Mesh) -> tuple[int, int]:
-    """(host, hosts): which slice of every global batch this process loads, of how many.
+    """Return (host, hosts): which slice of every global batch this process loads, of how many.
 
     With the tensor axis across processes, several of them hold the same rows, and load the same slice.
 
@@ -109,12 +110,12 @@ def _default_spec(shape: tuple[int, ...], mesh: Mesh) -> P:
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A leaf's path as "params/down0_0_res/conv_in/kernel"."""
+    """Write a leaf's path as "params/network/down0_0_res/conv_in/kernel"."""
     return "/".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path)
 
 
 def state_shardings(mesh: Mesh, abstract: Any, rules: Any = ()) -> Any:
-    """A sharding for every leaf of an abstract state.
+    """Choose a sharding for every leaf of an abstract state.
 
     Args:
       rules: pairs (regular expression searched in the leaf's path, list with an axis name, a list of them or None for
@@ -164,9 +165,8 @@ def _misfit(mesh: Mesh, spec: tuple[Any, ...], shape: tuple[int, ...]) -> str:
         return f"{len(spec)} axes for {len(shape)} dimensions"
     for axes, size in zip(spec, shape, strict=False):
         axes = () if axes is None else (axes,) if isinstance(axes, str) else axes
-        unknown = [axis for axis in axes if axis not in AXES]
-        if unknown:
-            return f"unknown mesh axis {unknown[0]!r} (known: {', '.join(AXES)}, None)"
+        for axis in axes:
+            check_choice("mesh.rules: axis (or None)", axis, AXES)
         parts = math.prod(mesh.shape[axis] for axis in axes)
         if size % parts:
             return f"{size} does not divide over {' x '.join(axes)} of {parts} devices"
@@ -174,7 +174,7 @@ def _misfit(mesh: Mesh, spec: tuple[Any, ...], shape: tuple[int, ...]) -> str:
 
 
 def summary(target: Any) -> dict[str, int]:
-    """How many parameters have which sharding, largest first."""
+    """Count the parameters of each sharding, largest first."""
     counts: dict[str, int] = {}
     for leaf in jax.tree.leaves(target):
         axes = tuple(leaf.sharding.spec)
@@ -185,13 +185,8 @@ def summary(target: Any) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def numeric(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What devices can hold of a batch; captions stay behind."""
-    return {key: np.asarray(value) for key, value in batch.items() if np.asarray(value).dtype != object}
-
-
 def put_batch(batch: Mapping[str, Any], sharding: NamedSharding, batch_size: int | None = None) -> dict[str, jax.Array]:
-    """This host's rows as part of the global batch, of which captions stay behind.
+    """Place this host's rows as part of the global batch, of which captions stay behind.
 
     Args:
       batch_size: of the global batch; where it is not given, this host's rows times the number of processes.

@@ -1,4 +1,4 @@
-"""Where metrics go: JSON lines, TensorBoard event files, a progress bar on a terminal or lines in a log."""
+"""What a run says while it trains: rows of metrics and where they go, how fast it is, and whether the loss has jumped."""
 
 from __future__ import annotations
 
@@ -15,20 +15,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 from diffusion_jax.data.files import replacing
 from diffusion_jax.errors import CheckpointError
+from diffusion_jax.training.events import EventFile
 
 logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within this context, a full disk or a read-only directory is a `CheckpointError` that names the path."""
+    """Turn a full disk or a read-only directory into a `CheckpointError` that names the path, within this context."""
     try:
         yield
     except OSError as error:
@@ -52,13 +50,15 @@ class Writers:
     def __init__(self, workdir: str | Path, start: int, tensorboard: bool = True) -> None:
         self._active = jax.process_index() == 0
         self._path = Path(workdir) / "metrics.jsonl"
+        self._board: EventFile | None = None
         self.kept: list[dict[str, Any]] = []
         if not self._active:
             return
         with writing(self._path):
             self.kept = _truncate(self._path, start)
             self._lines = self._path.open("a", buffering=1)
-            self._board = _Board(Path(workdir) / "tensorboard", start + 1) if tensorboard else None
+            if tensorboard:
+                self._board = EventFile(Path(workdir) / "tensorboard", f".{os.getpid()}.{start + 1}", start + 1)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Record a row of scalars; what is not finite becomes null in the JSON line.
@@ -72,13 +72,13 @@ class Writers:
         with writing(self._path):
             self._lines.write(json.dumps({"step": step, **clean}) + "\n")
             if self._board:
-                self._board.write(step, [summary.scalar(key, value) for key, value in row.items()])
+                self._board.scalars(step, row)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Record a picture, uint8 [H, W, C], in TensorBoard."""
-        if self._active and self._board:
+        if self._board:
             with writing(self._path):
-                self._board.write(step, [summary.image(name, image, dataformats="HWC")])
+                self._board.image(step, name, image)
 
     def close(self) -> None:
         """Flush and close the files."""
@@ -89,30 +89,8 @@ class Writers:
                     self._board.close()
 
 
-class _Board:
-    """An event file, written and flushed at once: a background writer would hang or hide the error of a full disk.
-
-    Args:
-      purge_step: TensorBoard hides what earlier files say of this step and later ones.
-    """
-
-    def __init__(self, folder: Path, purge_step: int) -> None:
-        folder.mkdir(exist_ok=True)
-        self._events = EventsWriter(str(folder / "events"), f".{os.getpid()}.{purge_step}")
-        self._events.write_event(Event(step=purge_step, file_version="brain.Event:2"))
-        self._events.write_event(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
-
-    def write(self, step: int, summaries: list[Any]) -> None:
-        for found in summaries:
-            self._events.write_event(Event(step=step, wall_time=time.time(), summary=found))
-        self._events.flush()
-
-    def close(self) -> None:
-        self._events.close()
-
-
 def _truncate(path: Path, start: int) -> list[dict[str, Any]]:
-    """Drop rows after `start`, and a last line that a crash cut short; returns the rows that stay."""
+    """Drop rows after `start`, and a last line that a crash cut short; return the rows that stay."""
     if not path.exists():
         return []
     kept, rows = [], []
@@ -154,3 +132,112 @@ class Progress:
         """Leave the terminal clean."""
         if self._bar is not None:
             self._bar.close()
+
+
+# How fast -----------------------------------------------------------------------------------------------------------------
+
+# Dense bf16 peaks of one JAX device in FLOP/s by the start of its name, from the vendors' data sheets; a longer name
+# stands before its beginning. TPU v2 and v3 chips are two devices each.
+PEAKS = {
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA GH200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+def peak_flops(kind: str) -> float | None:
+    """Return the dense bf16 peak in FLOP/s of a device kind, or None where it is not known.
+
+    >>> peak_flops("TPU v5 lite"), peak_flops("cpu")
+    (197000000000000.0, None)
+    """
+    return next((peak for name, peak in PEAKS.items() if kind.startswith(name)), None)
+
+
+class Clock:
+    """A stop-watch of the throughput since the last row.
+
+    Args:
+      batch_size: the global one.
+      flops: of a step, per device, if known.
+    """
+
+    def __init__(self, batch_size: int, flops: float | None) -> None:
+        self._batch_size, self._flops, self._peak = batch_size, flops, peak_flops(jax.devices()[0].device_kind)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new interval."""
+        self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    def step(self, waited: float) -> None:
+        """Count a step that waited so many seconds for its batch."""
+        self._waited += waited
+        self._steps += 1
+
+    def leave_out(self, seconds: float) -> None:
+        """Leave out time of the interval that was not training."""
+        self._start += seconds
+
+    def row(self) -> dict[str, float]:
+        """Return the interval's metrics; call it when the device has finished the interval's steps."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        row = {
+            "images_per_second": self._batch_size * self._steps / seconds,
+            "seconds_per_step": seconds / max(self._steps, 1),
+            "data_wait_share": self._waited / seconds,
+        }
+        if self._flops and self._peak:
+            row["flop_utilisation"] = self._flops * self._steps / seconds / self._peak
+        return row
+
+
+class CollapseWatch:
+    """A watch on the loss by noise level: training that breaks does so at one level first.
+
+    The logarithm of each level's loss is followed by an exponential mean and variance; a jump is more than
+    `deviations` standard deviations and more than a factor `factor` above the mean.
+
+    Args:
+      warmup: how many rows of a level are seen before a jump of it is reported.
+
+    >>> watch = CollapseWatch(warmup=3)
+    >>> rows = [1.0, 1.1, 0.9, 1.0, 5.0]
+    >>> [watch.update({"loss_by_log_snr/0_to_5": value}) for value in rows][-1]
+    ['loss_by_log_snr/0_to_5 jumped from about 1.0 to 5.0']
+    """
+
+    def __init__(self, deviations: float = 6.0, factor: float = 2.0, warmup: int = 5) -> None:
+        self._deviations, self._factor, self._warmup = deviations, factor, warmup
+        self._course: dict[str, tuple[int, float, float]] = {}
+
+    def update(self, row: Mapping[str, float | None]) -> list[str]:
+        """Take in a row, and return one message for each level that jumped in it."""
+        messages = []
+        for name, value in row.items():
+            if not name.startswith("loss_by_log_snr/") or value is None or not value > 0:
+                continue
+            count, mean, variance = self._course.get(name, (0, math.log(value), 0.01))
+            distance = math.log(value) - mean
+            if count >= self._warmup and distance > max(self._deviations * variance**0.5, math.log(self._factor)):
+                messages.append(f"{name} jumped from about {math.exp(mean):.1f} to {value:.1f}")
+            rate = max(0.1, 1 / (count + 1))
+            self._course[name] = (
+                count + 1,
+                mean + rate * distance,
+                (1 - rate) * (variance + rate * distance**2),
+            )
+        return messages

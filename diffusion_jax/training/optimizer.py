@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_jax.errors import ConfigError, nearest
+from diffusion_jax.errors import ConfigError, check_choice, nearest
 from diffusion_jax.registry import build, fields, lookup, register
 
 DECAYS = ("constant", "cosine", "linear", "rsqrt", "inverse_sqrt")
 
 
 def schedule(learning_rate: float, warmup_steps: int, decay: str, decay_steps: int, final: float = 0.0) -> optax.Schedule:
-    """A linear warm-up over `warmup_steps`, then constant, cosine, linear, or 1/sqrt decay until `decay_steps`.
+    """Return a linear warm-up over `warmup_steps`, then constant, cosine, linear, or 1/sqrt decay until `decay_steps`.
 
     "rsqrt" begins to fall where the warm-up ends. "inverse_sqrt" is constant until `decay_steps`, counted from the first
     step, and falls as sqrt(decay_steps / step) after that (EDM2, arXiv 2312.02696).
@@ -31,8 +31,7 @@ def schedule(learning_rate: float, warmup_steps: int, decay: str, decay_steps: i
         raise ConfigError(
             f"optimizer: learning_rate and warmup_steps must not be negative, got {learning_rate!r} and {warmup_steps!r}"
         )
-    if decay not in DECAYS:
-        raise ConfigError(f"optimizer: unknown decay {decay!r}{nearest(str(decay), DECAYS)} (known: {', '.join(DECAYS)})")
+    check_choice("optimizer: decay", decay, DECAYS)
     rest = max(decay_steps - warmup_steps, 1)
     if decay == "constant":
         after = optax.constant_schedule(learning_rate)
@@ -54,8 +53,7 @@ def schedule(learning_rate: float, warmup_steps: int, decay: str, decay_steps: i
 
 def _decayed(what: str) -> Any:
     """A mask of the parameters that decay: "all", or "matrices", which spares biases and scales."""
-    if what not in ("all", "matrices"):
-        raise ConfigError(f"optimizer: decay_on must be 'all' or 'matrices', got {what!r}")
+    check_choice("optimizer: decay_on", what, ("all", "matrices"))
     return None if what == "all" else lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
@@ -68,19 +66,19 @@ def adamw(
     weight_decay: float = 0.0,
     decay_on: str = "all",
 ) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101); weight decay 0 is Adam."""
+    """Build AdamW (arXiv 1711.05101); weight decay 0 is Adam."""
     return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decayed(decay_on))
 
 
 @register("optimizer", "adam")
 def adam(rate: optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
-    """Adam (arXiv 1412.6980)."""
+    """Build Adam (arXiv 1412.6980)."""
     return optax.adam(rate, b1=b1, b2=b2, eps=eps)
 
 
 @register("optimizer", "radam")
 def radam(rate: optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
-    """Rectified Adam (arXiv 1908.03265), which consistency models are trained with."""
+    """Build rectified Adam (arXiv 1908.03265), which consistency models are trained with."""
     return optax.radam(rate, b1=b1, b2=b2, eps=eps)
 
 
@@ -92,7 +90,7 @@ def adafactor(
     decay_on: str = "all",
     parameter_scale: bool = False,
 ) -> optax.GradientTransformation:
-    """Adafactor (arXiv 1804.04235): second moments in rows and columns, for large models.
+    """Build Adafactor (arXiv 1804.04235): second moments in rows and columns, for large models.
 
     Args:
       parameter_scale: whether a leaf's rate is also multiplied by the root mean square of its values, as optax does by
@@ -109,7 +107,7 @@ def adafactor(
 
 @register("optimizer", "sgd")
 def sgd(rate: optax.Schedule, momentum: float | None = None) -> optax.GradientTransformation:
-    """Stochastic gradient descent."""
+    """Build stochastic gradient descent."""
     return optax.sgd(rate, momentum=momentum)
 
 
@@ -117,11 +115,11 @@ _SHARED = ("learning_rate", "warmup_steps", "decay", "decay_steps", "final_ratio
 
 
 def from_config(config: Mapping[str, Any], steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """(optimiser, learning rate by the number of updates) of a run's `optimizer` configuration.
+    """Build (optimiser, learning rate by the number of updates) of one group of parameters.
 
     Args:
       config: "name", "learning_rate", "warmup_steps", "decay", "decay_steps" (default: `steps`), "final_ratio",
-        "clip_norm" (of the global gradient; 0 is off), and the optimiser's own fields.
+        "clip_norm" (of the group's gradient; 0 is off), and the optimiser's own fields.
       steps: of the whole run.
 
     Raises:
@@ -146,3 +144,34 @@ def from_config(config: Mapping[str, Any], steps: int) -> tuple[optax.GradientTr
     optimizer = build("optimizer", {"name": name, "rate": rate, **{k: v for k, v in given.items() if k in own}})
     clip = given.get("clip_norm", 0.0)
     return (optax.chain(optax.clip_by_global_norm(clip), optimizer) if clip else optimizer), rate
+
+
+def by_group(
+    config: Mapping[str, Any], groups: Iterable[str], steps: int
+) -> tuple[dict[str, optax.GradientTransformation], dict[str, optax.Schedule]]:
+    """Build ({group: optimiser}, {group: learning rate}) of a run's `optimizer` configuration.
+
+    Args:
+      config: the fields of one optimiser, which every group gets a copy of, or {group: fields} for all of them.
+
+    Raises:
+      ConfigError: a group that the system has not, or one that is left out; and as `from_config`.
+    """
+    groups = list(groups)
+    if has_groups(config):
+        for group in config:
+            check_choice("optimizer: group of parameters", group, groups)
+        for group in groups:
+            if group not in config:
+                raise ConfigError(f"optimizer: the group {group!r} of the system's parameters has none: give its fields too")
+    built = {group: from_config(config[group] if has_groups(config) else config, steps) for group in groups}
+    return {group: pair[0] for group, pair in built.items()}, {group: pair[1] for group, pair in built.items()}
+
+
+def has_groups(config: Mapping[str, Any]) -> bool:
+    """Say whether an `optimizer` configuration is {group: fields}, and not the fields themselves.
+
+    >>> has_groups({"name": "adam"}), has_groups({"network": {"name": "adam"}})
+    (False, True)
+    """
+    return bool(config) and all(isinstance(value, Mapping) for value in config.values())

@@ -22,10 +22,9 @@ from diffusion_jax import systems
 from diffusion_jax.errors import CheckpointError
 from diffusion_jax.training import config as configs
 from diffusion_jax.training import ema as emas
-from diffusion_jax.training.checkpoints import Checkpointer, restore_part, restore_weights
-from diffusion_jax.training.given_weights import check_empty
+from diffusion_jax.training.checkpoints import finished_steps, restore_part, restore_weights
+from diffusion_jax.training.given_weights import check_empty, save_run
 from diffusion_jax.training.state import TrainState
-from diffusion_jax.training.workdir import finished_steps
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ class Profile(NamedTuple):
 
 
 def overlaps(first: Sequence[Profile], second: Sequence[Profile]) -> np.ndarray:
-    """The inner products of profiles, float64 [len(first), len(second)]: integrals of their products over training.
+    """Compute the inner products of profiles, float64 [len(first), len(second)]: integrals of their products over training.
 
     >>> overlaps([Profile(10, 0.1)], [Profile(10, 0.1)]).round(6).tolist()
     [[0.423541]]
@@ -56,7 +55,7 @@ def overlaps(first: Sequence[Profile], second: Sequence[Profile]) -> np.ndarray:
 
 
 def coefficients(stored: Sequence[Profile], target: Profile) -> np.ndarray:
-    """How much of each stored profile makes the target, float64 [len(stored)], summing to 1; profiles beyond it get 0."""
+    """Find how much of each stored profile makes the target, float64 [len(stored)], summing to 1; profiles beyond it get 0."""
     usable = [profile.end <= target.end for profile in stored]
     basis = [profile for profile, use in zip(stored, usable, strict=True) if use]
     # The same solution in units in which all profiles have length 1, where float64 keeps more digits.
@@ -69,7 +68,7 @@ def coefficients(stored: Sequence[Profile], target: Profile) -> np.ndarray:
 
 
 def residual(stored: Sequence[Profile], factors: np.ndarray, target: Profile) -> float:
-    """The distance of the combination from the target profile, relative to the target's length."""
+    """Measure the distance of the combination from the target profile, relative to the target's length."""
     both = [*stored, target]
     mixed = np.append(factors, -1.0)
     length = overlaps([target], [target])[0, 0]
@@ -77,11 +76,13 @@ def residual(stored: Sequence[Profile], factors: np.ndarray, target: Profile) ->
 
 
 class Reconstruction(NamedTuple):
-    """Attributes:
-    params: the averaged parameters, float32.
-    step: of the checkpoint where the profile ends.
-    used: the stored profiles and their factors.
-    residual: see `residual`.
+    """Parameters averaged by a profile that training did not keep.
+
+    Attributes:
+      params: {group: tree}, float32.
+      step: of the checkpoint where the profile ends.
+      used: the stored profiles and their factors.
+      residual: see `residual`.
     """
 
     params: Any
@@ -91,7 +92,7 @@ class Reconstruction(NamedTuple):
 
 
 def reconstruct(workdir: str | Path, sigma_rel: float, step: int | None = None) -> Reconstruction:
-    """The parameters averaged by a power profile that training did not keep.
+    """Combine the parameters averaged by a power profile that training did not keep.
 
     Args:
       workdir: of a run with one or more "power" averages and several checkpoints.
@@ -141,16 +142,11 @@ def write_run(workdir: str | Path, out: str | Path, sigma_rel: float, step: int 
     check_empty(out)
     found = reconstruct(workdir, sigma_rel, step)
     raw, _ = restore_weights(workdir, _target(config), "raw", found.step)
-    configs.claim(out, config)
     state = TrainState(
         step=jnp.int32(found.step), params=raw, ema={average.label: found.params}, opt_state={}, system_state={},
         skipped=jnp.int32(0),
     )  # fmt: skip
-    checkpointer = Checkpointer(out)
-    try:
-        checkpointer.save(state, found.step, config)
-    finally:
-        checkpointer.close()
+    save_run(config, out, state, found.step)
     return found
 
 

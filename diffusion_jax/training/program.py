@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from diffusion_jax import data, systems
+from diffusion_jax import systems
+from diffusion_jax.data import Data, Pipeline
 from diffusion_jax.models import activation_sharding
-from diffusion_jax.systems import Sampling
+from diffusion_jax.systems import PlansSteps, Samples, Sampling, System
 from diffusion_jax.training import config as configs
 from diffusion_jax.training import ema as emas
+from diffusion_jax.training import frozen as frozens
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training import optimizer as optimizers
-from diffusion_jax.training import teachers
-from diffusion_jax.training.state import TrainState, init_state
-from diffusion_jax.training.step import make_step, zero_metrics
-
-logger = logging.getLogger(__name__)
+from diffusion_jax.training.state import Trainable, TrainState, init_state
+from diffusion_jax.training.step import TrainStep, add_metrics
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,32 +29,51 @@ class Program:
 
     Attributes:
       config: complete, as plain data.
-      system, pipeline, averages: built from it.
+      data: its splits, each opened once.
+      pipeline: this process's share of the training data.
       mesh: of the devices.
-      optimizer, rate: the gradient transformation, and its learning rate by the number of updates.
+      train_step: what a step does, with the system, the averages and an optimiser for each group of parameters.
       target: the abstract state with shardings.
     """
 
     config: dict[str, Any]
-    system: Any
-    pipeline: data.Pipeline
+    data: Data
+    pipeline: Pipeline
     mesh: jax.sharding.Mesh
-    averages: tuple[emas.Ema, ...]
-    optimizer: Any
-    rate: Any
+    train_step: TrainStep
     target: TrainState
 
-    def init(self, frozen: Any = None) -> TrainState:
-        """A fresh state, sharded from the start: no array is ever whole on one device.
+    @property
+    def system(self) -> System:
+        """The system that is trained."""
+        return self.train_step.system
+
+    @property
+    def averages(self) -> tuple[emas.Ema, ...]:
+        """The averages that are kept; the first serves sampling."""
+        return self.train_step.averages
+
+    def load_frozen(self, workdir: Any = None) -> dict[str, Any]:
+        """Load what training reads and never changes onto the mesh; see `frozen.load`."""
+        return frozens.load(self.config["frozen"], self.target.frozen, workdir)
+
+    def init(self, frozen: Mapping[str, Any] | None = None) -> TrainState:
+        """Make a fresh state, sharded from the start: no array is ever whole on one device.
 
         Args:
-          frozen: see `TrainState`; the state returned is still without it.
+          frozen: as `load_frozen` returns it; the state holds it too.
         """
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, dataclasses.replace(self.target, frozen={}))
-        return jax.jit(self._fresh, out_shardings=shardings)(frozen)
+        return dataclasses.replace(self._init(frozen or {}), frozen=frozen or {})
 
-    def _fresh(self, frozen: Any) -> TrainState:
-        return init_state(self.system, self.optimizer, self.averages, self.config["seed"], frozen)
+    @functools.cached_property
+    def _init(self) -> Any:
+        step = self.train_step
+
+        def fresh(frozen: Any) -> TrainState:
+            return init_state(step.system, step.optimizers, step.averages, step.seed, step.trainable, frozen)
+
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, dataclasses.replace(self.target, frozen={}))
+        return jax.jit(fresh, out_shardings=shardings)
 
     @functools.cached_property
     def step(self) -> Any:
@@ -66,18 +83,38 @@ class Program:
     @functools.cached_property
     def lowered(self) -> Any:
         """The step before it is compiled."""
-        whole, rows = meshes.replicated(self.mesh), meshes.batch_sharding(self.mesh)
-        size = self.pipeline.batch_size
-        batch = {
+
+        def step(state: TrainState, sums: Any, batch: Any) -> tuple[TrainState, Any]:
+            state, metrics = self._traced(state, batch)
+            return state, add_metrics(sums, metrics)
+
+        whole = meshes.replicated(self.mesh)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.target)
+        sums = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), self._zeros)
+        with self._sharding_activations():
+            return jax.jit(step, donate_argnums=(0, 1), out_shardings=(shardings, whole)).lower(self.target, sums, self._batch)
+
+    @functools.cached_property
+    def _traced(self) -> Any:
+        """The step as one traced function, whose outputs' shapes are known before it is lowered, at no second tracing."""
+        return jax.jit(self.train_step, inline=True)
+
+    @functools.cached_property
+    def _batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        rows, size = meshes.batch_sharding(self.mesh), self.pipeline.batch_size
+        return {
             key: jax.ShapeDtypeStruct((size, *value.shape[1:]), value.dtype, sharding=rows)
             for key, value in meshes.numeric(self.pipeline.batch(0)).items()
         }
-        sums = {key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole) for key, x in zero_metrics().items()}
-        step = make_step(self.system, self.optimizer, self.averages, self.config["seed"], self.config["training"]["accumulate"])
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.target)
-        jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(shardings, whole))
-        with activation_sharding(rows if self.mesh.size > 1 else None):
-            return jitted.lower(self.target, sums, batch)
+
+    def _sharding_activations(self) -> Any:
+        return activation_sharding(meshes.batch_sharding(self.mesh) if self.mesh.size > 1 else None)
+
+    @functools.cached_property
+    def _zeros(self) -> Any:
+        with self._sharding_activations():
+            _, metrics = jax.eval_shape(self._traced, self.target, self._batch)
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), metrics)
 
     @property
     def flops(self) -> float | None:
@@ -85,30 +122,21 @@ class Program:
         return (self.step.cost_analysis() or {}).get("flops")
 
     def put(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """This host's rows as part of the global batch."""
+        """Place this host's rows as part of the global batch."""
         return meshes.put_batch(batch, meshes.batch_sharding(self.mesh), self.pipeline.batch_size)
 
     def zero_metrics(self) -> Any:
-        """Fresh metric sums, on every device."""
-        return self.put_metrics(zero_metrics())
+        """Return fresh metric sums, on the host; `put_metrics` takes them to the devices."""
+        return self._zeros
 
     def put_metrics(self, sums: Any) -> Any:
-        """Metric sums, on every device."""
+        """Place metric sums on every device."""
         return jax.device_put(sums, meshes.replicated(self.mesh))
 
     def num_params(self) -> int:
-        """The number of trained parameters."""
-        return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.target.params))
-
-
-def _warn_of_length(system: Any, steps: int) -> None:
-    """Levels that grow over another number of steps than training has: a run may be cut short or go on, so no error."""
-    planned = getattr(getattr(system, "levels", None), "steps", steps)
-    if planned != steps:
-        logger.warning(
-            "system.levels plans its noise levels over %d steps, but training.steps is %d: set system.levels.steps to it.",
-            planned, steps,
-        )  # fmt: skip
+        """Count the parameters that are trained."""
+        trained = self.train_step.trainable.pick(self.target.params)
+        return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(trained))
 
 
 def prepare(config: Any, devices: Any = None) -> Program:
@@ -120,22 +148,31 @@ def prepare(config: Any, devices: Any = None) -> Program:
 
     Raises:
       ConfigError, DataError: what is unknown, missing, or does not fit together.
+      CheckpointError: a frozen run or file that is not there.
     """
     config = configs.complete(config)
-    training = config["training"]
+    training, seed = config["training"], config["seed"]
     mesh = meshes.make_mesh(config["mesh"], devices)
     system = systems.from_config(config)
-    optimizer, rate = optimizers.from_config(config["optimizer"], training["steps"])
-    system.check_sampling(Sampling.from_config(config["sampling"]))
+    if isinstance(system, Samples):
+        system.check_sampling(Sampling.from_config(config["sampling"]))
+    if isinstance(system, PlansSteps):
+        system.check_steps(training["steps"])
+    params = jax.eval_shape(system.init, jax.random.key(0))
+    trainable = Trainable(tuple(training["trainable"]))
+    trainable.check(params)
+    optimizer, rates = optimizers.by_group(config["optimizer"], params, training["steps"])
     meshes.check_batch(mesh, config["data"].get("batch_size"), training["accumulate"])
     averages = emas.from_config(training["ema"], config["data"]["batch_size"])
     host, hosts = meshes.host_share(mesh)
-    pipeline = data.from_config(config["data"], seed=config["seed"], host=host, hosts=hosts)
+    data = Data(config["data"], seed=seed)
+    pipeline = data.pipeline("train", host=host, hosts=hosts)
     system.check(pipeline)
-    teachers.check(system)
-    _warn_of_length(system, training["steps"])
-    abstract = jax.eval_shape(lambda: init_state(system, optimizer, averages, config["seed"]))
-    abstract = dataclasses.replace(abstract, frozen=teachers.shapes(system))
+    frozens.check(system, config["frozen"])
+    step = TrainStep(system, optimizer, averages, seed, training["accumulate"], trainable, rates)
+    frozen = frozens.shapes(config["frozen"])
+    abstract = jax.eval_shape(lambda frozen: init_state(system, optimizer, averages, seed, trainable, frozen), frozen)
+    abstract = dataclasses.replace(abstract, frozen=frozen)
     shardings = meshes.state_shardings(mesh, abstract, config["mesh"]["rules"])
     target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
-    return Program(config, system, pipeline, mesh, averages, optimizer, rate, target)
+    return Program(config, data, pipeline, mesh, step, target)

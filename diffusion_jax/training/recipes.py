@@ -13,11 +13,13 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.data.sources.shapes import CLASSES
 from diffusion_jax.errors import ConfigError, nearest
-from diffusion_jax.training.config import apply_overrides, complete, read
+from diffusion_jax.training.config import apply_overrides, complete, plain, read, resolve_imports
 
 
 def load_recipe(spec: str, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The complete configuration of "FILE.py", "FILE.py:VARIANT", or the config.json of a run.
+    """Return the complete configuration of "FILE.py", "FILE.py:VARIANT", or the config.json of a run; see `config.complete`.
+
+    Paths in its section `imports` are relative to the recipe.
 
     Args:
       overrides: dotted fields to replace, such as {"training.steps": 100}.
@@ -36,11 +38,13 @@ def load_recipe(spec: str, overrides: dict[str, Any] | None = None) -> dict[str,
     if not hasattr(module, "get_config"):
         raise ConfigError(f"the recipe {path} has no function get_config(variant)")
     if variant and not inspect.signature(module.get_config).parameters:
-        raise ConfigError(f"the recipe {path} has no variants, but {variant!r} was asked for")
+        raise ConfigError(f"the recipe {path} has no variants, but {variant!r} was given")
     try:
         config = module.get_config(variant) if variant else module.get_config()
     except ValueError as error:  # how recipes refuse a variant
         raise ConfigError(str(error)) from error
+    config = plain(config)
+    config["imports"] = resolve_imports(config.get("imports", []), Path(path).parent)
     return complete(apply_overrides(complete(config), overrides))
 
 
@@ -69,7 +73,7 @@ def split_overrides(argv: Sequence[str], prefix: str = "--config.") -> tuple[lis
 
 
 def literal(text: str) -> Any:
-    """A Python literal, or the text itself; true, false and none are read in any case.
+    """Read a Python literal, or else the text itself; true, false and none are read in any case.
 
     >>> literal("(1, 2)"), literal("2e-4"), literal("cosine"), literal("false")
     ((1, 2), 0.0002, 'cosine', False)
@@ -84,7 +88,7 @@ def literal(text: str) -> Any:
 
 
 def split_variant(variant: str, known: Sequence[str], file: str) -> tuple[str, bool]:
-    """A recipe's variant as (its name, whether `tiny` was asked for); the first known name is the default.
+    """Split a recipe's variant into (its name, whether `tiny` is in it); the first known name is the default.
 
     >>> split_variant("sr,tiny", ("base", "sr"), "configs/mnist.py")
     ('sr', True)

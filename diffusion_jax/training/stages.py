@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def halvings(first: int, last: int = 1) -> list[int]:
-    """The numbers of steps of the students: `first`, and half of it again and again, to `last`.
+    """Return the numbers of steps of the students: `first`, and half of it again and again, to `last`.
 
     >>> halvings(32)
     [32, 16, 8, 4, 2, 1]
@@ -38,12 +38,12 @@ def halve(
 ) -> list[Path]:
     """Distil a run into students of `first`, ..., `last` steps, a run of its own each, in `workdir`/steps_N.
 
-    The first student is taught by `teacher`, with the recipe's guidance, teacher_step and teacher_weights; every other one by
-    the newest averaged weights of the student before it, which has the guidance in it already. Interrupted, the same call
-    goes on where it was.
+    The first student is taught by `teacher`, with the recipe's guidance, and the step and weights in its `frozen.teacher`;
+    every other one by the newest averaged weights of the student before it, which has the guidance in it already. Interrupted,
+    the same call goes on where it was.
 
     Args:
-      config: a recipe of the system "progressive_distillation"; its teacher, its number of steps, and those of its
+      config: a recipe of the objective "progressive_distillation"; its teacher, its number of steps, and those of its
         sampling are filled in.
       teacher: the directory of a trained run.
       first, last: steps of the first and of the last student.
@@ -56,14 +56,16 @@ def halve(
     """
     done: list[Path] = []
     config = complete(config)
+    given = config["frozen"].get("teacher")
+    source = {**(given if isinstance(given, Mapping) else {}), "run": str(teacher)}
     for number in halvings(first, last):
-        more = {"system.teacher": str(done[-1] if done else teacher), "system.num_steps": number, "sampling.steps": number}
-        if done:  # what the recipe says of its teacher holds for the first alone
-            more |= {"system.guidance": 1.0, "system.teacher_step": None, "system.teacher_weights": "ema"}
+        more = {"frozen.teacher": source, "system.objective.num_steps": number, "sampling.steps": number}
+        if done:
+            more |= {"frozen.teacher": {"run": str(done[-1])}, "system.objective.guidance": 1.0}
         if number <= 2:
             more["training.steps"] = round(config["training"]["steps"] * last_longer)
         stage = Path(workdir) / f"steps_{number}"
-        logger.info("Stage of %d steps, taught by %s.", number, more["system.teacher"])
+        logger.info("Stage of %d steps, taught by %s.", number, more["frozen.teacher"]["run"])
         result = train(apply_overrides(config, more), stage)
         if result["interrupted"]:
             break

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,25 +12,99 @@ import numpy as np
 import optax
 
 from diffusion_jax.rng import named
+from diffusion_jax.systems import Projects, System
 from diffusion_jax.training import ema as emas
-from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.state import Optimizers, Trainable, TrainState
 
 BIN_EDGES = np.linspace(-10.0, 10.0, 9)
 """Edges of the log-SNR bins in which losses are reported; the outermost bins reach to infinity."""
 
 NUM_BINS = len(BIN_EDGES) + 1
 
+Metrics = dict[str, Any]
+"""Sums over steps: "steps" int32, "sums" and "last" {name: float32 scalar}, "bin_loss" and "bin_count" float32 [NUM_BINS]."""
 
-def zero_metrics() -> dict[str, jax.Array]:
-    """Sums since the last log."""
-    return {
-        "steps": jnp.zeros((), jnp.int32),
-        "loss": jnp.zeros(()),
-        "grad_norm": jnp.zeros(()),
-        "param_norm": jnp.zeros(()),
-        "bin_loss": jnp.zeros(NUM_BINS),
-        "bin_count": jnp.zeros(NUM_BINS),
-    }
+
+def by_group(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the values of groups as rows of metrics have them: the first is `what` itself, the others "what/GROUP".
+
+    >>> by_group("loss", {"network": 1.0, "discriminator": 2.0})
+    {'loss': 1.0, 'loss/discriminator': 2.0}
+    """
+    return {f"{what}/{group}" if number else what: value for number, (group, value) in enumerate(values.items())}
+
+
+def losses_of(system: System, params: Any, *arguments: Any, **keywords: Any) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """Return a system's ({group: loss}, aux) with the groups in the system's order and their aux joined, the first first.
+
+    Raises:
+      ValueError: losses of other groups than the parameters have: a mistake in the system.
+    """
+    found = system.losses(params, *arguments, **keywords)
+    if set(found) != set(params):
+        raise ValueError(f"{type(system).__name__}.losses has the groups {sorted(found)}, its parameters {sorted(params)}")
+    joined: dict[str, Any] = {}
+    for _, aux in found.values():
+        metrics = {name: jnp.asarray(value, jnp.float32) for name, value in aux.get("metrics", {}).items()}
+        joined = {**aux, **joined, "metrics": {**metrics, **joined.get("metrics", {})}}
+    return {group: value for group, (value, _) in found.items()}, joined
+
+
+class _Learner:
+    """The losses of a batch, each differentiated for its own group alone.
+
+    It returns sums over a batch, which microbatches add up, and the system's new state. As it is traced it finds the `order` of
+    the groups, which JAX forgets: it sorts dicts.
+    """
+
+    def __init__(self, system: System, trainable: Trainable, params: Any, trained: Any, **more: Any) -> None:
+        self._system, self._trainable, self._params, self._trained, self._more = system, trainable, params, trained, more
+        self.order: list[str] = []
+
+    def learn(self, state: Any, batch: Any, key: jax.Array) -> tuple[dict[str, Any], Any]:
+        """Return ({"gradient": {group: tree}, "loss": {group: scalar}, "metrics": {name: scalar}, bins}, system state)."""
+
+        def loss(own: Any, group: str) -> tuple[jax.Array, Any]:
+            params = self._trainable.merge({**self._trained, group: own}, self._params)
+            values, aux = losses_of(self._system, params, state, batch, key, train=True, **self._more)
+            self.order = list(values)
+            return values[group], (values, aux)
+
+        gradient, found = {}, None
+        for group in self._params:  # what the passes have in common, or compute in vain, the compiler drops
+            (_, again), gradient[group] = jax.value_and_grad(loss, has_aux=True)(self._trained[group], group)
+            found = found or again
+        values, aux = found
+        return {"gradient": gradient, "loss": values, "metrics": aux["metrics"], **_bins(aux)}, aux.get("state", state)
+
+    def learn_in_parts(self, count: int, state: Any, batch: Any, key: jax.Array) -> tuple[dict[str, Any], Any]:
+        """Return the same of a batch in `count` microbatches, through which the state is handed on; gradients are means."""
+        if count == 1:
+            return self.learn(state, batch, key)
+
+        def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
+            (total, state), (number, rows) = carry, inputs
+            sums, state = self.learn(state, rows, named(key, "microbatch", number))
+            return (jax.tree.map(jnp.add, total, sums.pop("gradient")), state), sums
+
+        zeros = {group: jax.tree.map(jnp.zeros_like, tree) for group, tree in self._trained.items()}
+        parts = (jnp.arange(count), _microbatches(batch, count))
+        # On a CPU gradients of convolutions inside a scan are many times slower than unrolled ones.
+        unroll = count if jax.default_backend() == "cpu" else 1
+        (gradient, state), parts = jax.lax.scan(body, (zeros, state), parts, unroll=unroll)
+        sums = {"gradient": gradient, **jax.tree.map(lambda x: x.sum(0), parts)}
+        means = {name: jax.tree.map(lambda x: x / count, sums[name]) for name in ("gradient", "loss", "metrics")}
+        return {**sums, **means}, state
+
+
+def _bins(aux: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The losses of examples by log-SNR, where a system gives them: sums and counts, [NUM_BINS] each."""
+    if "per_example" not in aux or "log_snr" not in aux:
+        return {"bin_loss": jnp.zeros(NUM_BINS), "bin_count": jnp.zeros(NUM_BINS)}
+    place = jnp.searchsorted(jnp.asarray(BIN_EDGES, jnp.float32), aux["log_snr"])
+    one_hot = jax.nn.one_hot(place, NUM_BINS)
+    losses = jnp.where(jnp.isfinite(aux["per_example"]), aux["per_example"], 0.0)
+    return {"bin_loss": losses @ one_hot, "bin_count": one_hot.sum(0)}
 
 
 def _microbatches(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
@@ -39,94 +113,82 @@ def _microbatches(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.A
     return jax.tree.map(split, dict(batch))
 
 
-def _gradient(system: Any, params: Any, state: Any, batch: Any, key: jax.Array, accumulate: int, frozen: Any) -> tuple:
-    """(loss, system state, {"per_example", "log_snr"}, gradient), averaged over microbatches."""
-    loss_of = functools.partial(system.loss, frozen=frozen) if frozen else system.loss
-    grad = jax.value_and_grad(loss_of, has_aux=True)
-    if accumulate == 1:
-        (loss, (state, aux)), gradient = grad(params, state, batch, key)
-        return loss, state, aux, gradient
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep:
+    """(state, global batch) -> (state, metrics of the step), to be jitted.
 
-    def body(carry: Any, inputs: Any) -> Any:
-        state, total_loss, total = carry
-        number, part = inputs
-        (loss, (state, aux)), gradient = grad(params, state, part, named(key, "microbatch", number))
-        return (state, total_loss + loss, jax.tree.map(jnp.add, total, gradient)), aux
+    The key of a step is a function of (seed, step): the same numbers on any number of devices. A step whose losses or
+    gradients are not finite changes nothing but the counts. The parameters of a system that projects are projected after each
+    update, before they are averaged. What is not trainable stays as it is, whatever is projected.
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    parts = (jnp.arange(accumulate), _microbatches(batch, accumulate))
-    # On a CPU gradients of convolutions inside a scan are many times slower than unrolled ones.
-    unroll = jax.default_backend() == "cpu"
-    carry = (state, jnp.zeros(()), zeros)
-    (state, loss, gradient), aux = jax.lax.scan(body, carry, parts, unroll=accumulate if unroll else 1)
-    aux = jax.tree.map(lambda x: x.reshape(-1), aux)
-    return loss / accumulate, state, aux, jax.tree.map(lambda g: g / accumulate, gradient)
-
-
-def make_step(
-    system: Any, optimizer: optax.GradientTransformation, averages: tuple[emas.Ema, ...], seed: int, accumulate: int = 1
-) -> Callable[[TrainState, Any, Any], tuple[TrainState, Any]]:
-    """(state, metric sums, global batch) -> (state, metric sums); to be jitted with the first two donated.
-
-    The key of a step is a function of (seed, step): the same numbers on any number of devices. A step whose loss or
-    gradient is not finite changes nothing but the counts. A system that offers `project` has its parameters projected
-    after each update, before they are averaged. A system that offers `advance` has its state advanced once a step,
-    before the gradient.
+    Args:
+      optimizers, rates: {group: gradient transformation} and {group: learning rate by the number of updates}, for the log.
+      accumulate: microbatches a step.
     """
-    project = getattr(system, "project", lambda params: params)
-    advance = getattr(system, "advance", lambda params, state: state)
 
-    def step(state: TrainState, metrics: dict[str, jax.Array], batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = named(jax.random.key(seed), "step", state.step)
-        began = advance(state.params, state.system_state)
-        loss, system_state, aux, gradient = _gradient(system, state.params, began, batch, key, accumulate, state.frozen)
-        norm = optax.tree.norm(gradient)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
+    system: System
+    optimizers: Optimizers
+    averages: tuple[emas.Ema, ...]
+    seed: int
+    accumulate: int = 1
+    trainable: Trainable = Trainable()
+    rates: Mapping[str, optax.Schedule] = dataclasses.field(default_factory=dict)
 
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = project(optax.apply_updates(state.params, updates))
-        taken = state.step + 1 - state.skipped  # averages count the steps that were taken
-        ema = {a.label: emas.update(a, state.ema[a.label], params, taken) for a in averages}
-        new = TrainState(
-            step=state.step + 1,
-            params=keep(params, state.params),
-            ema=keep(ema, state.ema),
-            opt_state=keep(opt_state, state.opt_state),
-            system_state=keep(system_state, state.system_state),
-            skipped=state.skipped + ~finite,
-            frozen=state.frozen,
-        )
-        return new, _accumulate(metrics, loss, norm, optax.tree.norm(new.params), aux, finite)
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        """Return the state after a step on a batch, and what is logged of it."""
+        trained, key = self.trainable.pick(state.params), named(jax.random.key(self.seed), "step", state.step)
+        learner = _Learner(self.system, self.trainable, state.params, trained, step=state.step, frozen=state.frozen)
+        sums, system_state = learner.learn_in_parts(self.accumulate, state.system_state, batch, key)
+        groups = learner.order
+        norms = {group: jnp.asarray(optax.tree.norm(sums["gradient"][group])) for group in groups}
+        finite = jnp.isfinite(jnp.stack([*sums["loss"].values(), *norms.values()])).all()
 
-    return step
+        new = {**self._updated(state, trained, sums["gradient"]), "system_state": system_state}
+        old = {name: getattr(state, name) for name in new}
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        done = dataclasses.replace(state, step=state.step + 1, skipped=state.skipped + ~finite, **kept)
+
+        last = by_group("param_norm", {group: optax.tree.norm(done.params[group]) for group in groups})
+        if self.rates:
+            updates = state.step - state.skipped
+            last |= by_group("learning_rate", {group: self.rates[group](updates) for group in groups})
+        losses = {group: sums["loss"][group] for group in groups}
+        means = {**sums["metrics"], **by_group("loss", losses), **by_group("grad_norm", norms)}
+        return done, _metrics(finite, means, last, sums)
+
+    def _updated(self, state: TrainState, trained: Any, gradient: Any) -> dict[str, Any]:
+        """The fields of the state that an update changes: each group's optimiser, then the projection, then the averages."""
+        new, opt_state = {}, {}
+        for group, tree in gradient.items():
+            updates, opt_state[group] = self.optimizers[group].update(tree, state.opt_state[group], trained[group])
+            new[group] = optax.apply_updates(trained[group], updates)
+        if isinstance(self.system, Projects):
+            new = self.trainable.pick(self.system.project(self.trainable.merge(new, state.params)))
+        ema, taken = {}, state.step + 1 - state.skipped  # averages count the steps that were taken
+        for average in self.averages:
+            old = state.ema[average.label]
+            ema[average.label] = self.trainable.merge(emas.update(average, self.trainable.pick(old), new, taken), old)
+        return {"params": self.trainable.merge(new, state.params), "ema": ema, "opt_state": opt_state}
 
 
-def _accumulate(
-    metrics: dict[str, jax.Array], loss: jax.Array, norm: jax.Array, param_norm: jax.Array, aux: Any, finite: jax.Array
-) -> dict[str, jax.Array]:
-    add = lambda total, value: total + jnp.where(finite, value, 0.0)  # noqa: E731
-    place = jnp.searchsorted(jnp.asarray(BIN_EDGES, jnp.float32), aux["log_snr"])
-    one_hot = jax.nn.one_hot(place, NUM_BINS)
-    losses = jnp.where(jnp.isfinite(aux["per_example"]), aux["per_example"], 0.0)
-    return {
-        "steps": metrics["steps"] + finite,
-        "loss": add(metrics["loss"], loss),
-        "grad_norm": add(metrics["grad_norm"], norm),
-        "param_norm": jnp.where(finite, param_norm, metrics["param_norm"]),
-        "bin_loss": add(metrics["bin_loss"], losses @ one_hot),
-        "bin_count": add(metrics["bin_count"], one_hot.sum(0)),
-    }
+def _metrics(finite: jax.Array, means: Mapping[str, Any], last: Mapping[str, Any], sums: Mapping[str, Any]) -> Metrics:
+    """The metrics of one step; of a step that was not finite they are zeros, and count nothing."""
+    found = {"sums": dict(means), "last": dict(last), "bin_loss": sums["bin_loss"], "bin_count": sums["bin_count"]}
+    found = jax.tree.map(lambda x: jnp.where(finite, x, 0.0).astype(jnp.float32), found)
+    return {"steps": finite.astype(jnp.int32), **found}
 
 
-def summarize(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Means since the last log, of sums brought to the host: loss, norms, and loss by log-SNR bin."""
+def add_metrics(total: Metrics, step: Metrics) -> Metrics:
+    """Return the sums with one more step's; of what is "last" the step's own, unless it was not finite."""
+    last = jax.tree.map(lambda a, b: jnp.where(step["steps"] > 0, b, a), total["last"], step["last"])
+    return {**jax.tree.map(jnp.add, total, step), "last": last}
+
+
+def summarize(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return a row of means since the last log out of sums brought to the host: losses, norms, and loss by log-SNR bin."""
     steps = max(int(metrics["steps"]), 1)
-    row = {
-        "loss": float(metrics["loss"]) / steps,
-        "grad_norm": float(metrics["grad_norm"]) / steps,
-        "param_norm": float(metrics["param_norm"]),
-    }
+    row = {name: float(value) / steps for name, value in metrics["sums"].items()}
+    row |= {name: float(value) for name, value in metrics["last"].items()}
     edges = ["-inf", *(f"{edge:g}" for edge in BIN_EDGES), "inf"]
     for number, count in enumerate(metrics["bin_count"]):
         if count:

@@ -49,7 +49,7 @@ def make_extractor(name: str, size: int) -> Extractor:
         return small(Judge(network, network.init(jax.random.key(0))))
     network = inception_v3()
     params = jax.jit(network.init)(jax.random.key(0))
-    chosen = preprocessing("tf1", network.image_shape[0])
+    chosen = preprocessing("tf1", network.spec.shape[0])
     return Extractor("inception", chosen, "random", network.dims(), network.apply, params, chunk=4)
 
 

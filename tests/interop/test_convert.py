@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_jax.errors import DataError
 from diffusion_jax.interop import feature_networks
-from diffusion_jax.interop.convert import Link, Rule, Table, convert, convolution, export, linear, linear_of_image
+from diffusion_jax.interop.convert import Rule, Table, WeightMap, convert, convolution, export, linear, linear_of_image
 from diffusion_jax.models.inception import inception_v3
 from tests.peers import peer
 
@@ -104,7 +104,7 @@ def test_all_misfits_are_told_at_once_and_the_list_is_short():
 
 def test_the_way_back_has_a_name_for_every_parameter():
     with pytest.raises(DataError, match="no names for these parameters: b/bias$"):
-        export({"a": {"bias": np.ones(2)}, "b": {"bias": np.ones(2)}}, [Link(("a.bias",), ("a/bias",))])
+        export({"a": {"bias": np.ones(2)}, "b": {"bias": np.ones(2)}}, [WeightMap(("a.bias",), ("a/bias",))])
 
 
 def test_a_place_that_is_given_twice():

@@ -58,7 +58,7 @@ def pair(request):
 def test_every_activation_is_the_same(pair):
     kind, network, mine, tensors = pair
     torch, layout = peer("torch"), build("layout", "edm")
-    params = convert(layout.renamed(tensors), layout.links(mine), mine.shapes())
+    params = convert(layout.renamed(tensors), layout.weight_maps(mine), mine.shapes())
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 16, 16, 3)).astype(np.float32)
     noise = np.array([-0.7, 1.1] if kind == "ncsnpp" else [3.0, 400.0], np.float32)
@@ -78,7 +78,7 @@ def test_the_way_back_gives_the_same_tensors(pair):
     _, _, mine, tensors = pair
     layout = build("layout", "edm")
     bare = layout.renamed(tensors)
-    back = export(convert(bare, layout.links(mine), mine.shapes()), layout.links(mine))
+    back = export(convert(bare, layout.weight_maps(mine), mine.shapes()), layout.weight_maps(mine))
     assert back.keys() == bare.keys()
     for name, tensor in bare.items():
         np.testing.assert_array_equal(back[name], tensor)
@@ -112,6 +112,6 @@ def test_a_file_must_be_of_the_network(pair, tmp_path):
 def test_other_networks_and_fields_are_refused():
     layout = build("layout", "edm")
     with pytest.raises(ConfigError, match="resample='resblock'"):
-        layout.links(models.unet_ddpm_cifar10(embedding="adm", norm_epsilon=1e-5))
+        layout.weight_maps(models.unet_ddpm_cifar10(embedding="adm", norm_epsilon=1e-5))
     with pytest.raises(ConfigError, match="song_unet"):
-        layout.links(models.edm2(16, channels=64, multipliers=(1,), attention_resolutions=(), num_res_blocks=1))
+        layout.weight_maps(models.edm2(16, channels=64, multipliers=(1,), attention_resolutions=(), num_res_blocks=1))

@@ -9,7 +9,7 @@ import pytest
 
 from diffusion_jax import models
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.models.adm_classifier import AttentionPool, unet_classifier
+from diffusion_jax.models.classifiers import AttentionPool, unet_classifier
 from tests.tiny_systems import randomize
 
 COUNTS = {64: 65_438_568, 128: 42_568_040, 256: 54_096_360, 512: 54_448_360}
@@ -88,7 +88,7 @@ def test_the_encoder_has_the_names_and_shapes_of_the_unet():
 
 
 def test_what_cannot_be_built_is_refused():
-    with pytest.raises(ConfigError, match="pool is 'attn'.*attention"):
+    with pytest.raises(ConfigError, match="pool: unknown 'attn'.*attention"):
         unet_classifier(**TINY, pool="attn")
     with pytest.raises(ConfigError, match="num_classes must be at least 1"):
         unet_classifier(**{**TINY, "num_classes": 0})

@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_jax import models
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.models.text import TextAttention, TextPool
+from diffusion_jax.models.blocks import TextAttention, TextPool
 from tests.models.helpers import TINY, inputs, perturbed
 from tests.peers import peer
 from tests.tiny_systems import randomize

@@ -11,8 +11,8 @@ from jax.extend.core import jaxprs_in_params
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.interop import feature_networks
 from diffusion_jax.interop.convert import convert
+from diffusion_jax.models.feature_network import vgg16
 from diffusion_jax.models.inception import inception_v3
-from diffusion_jax.models.vgg import vgg16
 from diffusion_jax.models.vision_transformer import clip_vision, cubic_matrix, dinov2, vision_transformer
 from tests.peers import arrays, fid_inception, peer, relative, shaken
 
@@ -249,7 +249,7 @@ def products(jaxpr):
 def test_no_accelerator_shortens_the_products(build):
     """Their default is bfloat16 on a TPU and TF32 on a GPU, which changes features in the third digit."""
     network = build()
-    x = jax.ShapeDtypeStruct((2, *network.image_shape), np.float32)
+    x = jax.ShapeDtypeStruct((2, *network.spec.shape), np.float32)
     found = list(products(jax.make_jaxpr(network.apply)(network.shapes(), x).jaxpr))
     assert len(found) > 10
     assert set(found) == {(jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)}
@@ -260,7 +260,7 @@ def test_no_accelerator_shortens_the_products(build):
     [
         (dict(TINY, grid=4, patch=7), "patches of 7 pixels"),
         (dict(TINY, grid=4, heads=5), "5 heads do not divide"),
-        (dict(TINY, grid=4, activation="relu"), "unknown activation 'relu'"),
+        (dict(TINY, grid=4, activation="relu"), "activation: unknown 'relu'"),
     ],
 )
 def test_bad_fields(fields, message):
@@ -269,7 +269,7 @@ def test_bad_fields(fields, message):
 
 
 def test_bad_variants_and_shapes():
-    with pytest.raises(ConfigError, match="unknown variant 'vit_h14'.*vit_b32"):
+    with pytest.raises(ConfigError, match="variant: unknown 'vit_h14'.*vit_b32"):
         clip_vision("vit_h14")
     with pytest.raises(ConfigError, match=r"InceptionV3 takes images \[B, 299, 299, 3\], got \(1, 32, 32, 3\)"):
         inception_v3().apply({}, jnp.zeros((1, 32, 32, 3)))

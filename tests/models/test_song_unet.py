@@ -10,7 +10,7 @@ from scipy import signal
 
 from diffusion_jax import models
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.models.filters import downsample, upsample
+from diffusion_jax.models.layers import downsample, upsample
 from diffusion_jax.models.song_unet import fourier_frequencies, song_unet
 from tests.models.helpers import inputs, perturbed
 

@@ -54,7 +54,7 @@ def tensors(recipe) -> dict[str, np.ndarray]:
     network = system_of(load_recipe(recipe)).network
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape).astype(np.float32), network.shapes())
-    return export(params, build("layout", "improved_diffusion").links(network))
+    return export(params, build("layout", "improved_diffusion").weight_maps(network))
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_a_noisy_classifier_is_a_run_too(tmp_path):
     process = {"schedule": "cosine"}
     recipe = recipe_of(tmp_path / "r.py", name="noisy_classifier", process=process, network=network, num_classes=10)
     network = system_of(load_recipe(recipe)).network
-    save_file(export(halves(network), build("layout", "guided_diffusion").links(network)), tmp_path / "c.safetensors")
+    save_file(export(halves(network), build("layout", "guided_diffusion").weight_maps(network)), tmp_path / "c.safetensors")
     made = options(tmp_path / "run", layout="guided_diffusion", config=recipe, weights=str(tmp_path / "c.safetensors"))
     found = load_run(convert.convert(made)).params
     assert found["pool"]["positions"].shape == (17, 16) and np.all(found["pool"]["positions"] == 0.5)
@@ -181,7 +181,7 @@ def test_the_fourier_frequencies_of_an_edm_checkpoint_become_the_networks(tmp_pa
     process = {"schedule": "cosine_continuous"}
     recipe = recipe_of(tmp_path / "r.py", name="generation", process=process, network=network)
     network = system_of(load_recipe(recipe)).network
-    tensors = export(halves(network), build("layout", "edm").links(network))
+    tensors = export(halves(network), build("layout", "edm").weight_maps(network))
     tensors["map_noise.freqs"] = np.linspace(-7, 7, len(network.module.frequencies)).astype(np.float32)
     save_file({f"model.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "e.safetensors")
     made = options(tmp_path / "run", layout="edm", config=recipe, weights=str(tmp_path / "e.safetensors"))

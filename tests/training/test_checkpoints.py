@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import resource
 import shutil
-import subprocess
-import sys
+import signal
 
 import jax
 import numpy as np
@@ -12,9 +13,7 @@ import pytest
 
 from diffusion_jax import training
 from diffusion_jax.errors import CheckpointError
-from diffusion_jax.training.checkpoints import Checkpointer, restore_weights
-from diffusion_jax.training.step import zero_metrics
-from diffusion_jax.training.workdir import read_meta
+from diffusion_jax.training.checkpoints import Checkpointer, read_meta, restore_weights
 from tests.training import tiny
 
 SHARDED = {"mesh__data": 1, "mesh__fsdp": 8}
@@ -24,7 +23,7 @@ SHARDED = {"mesh__data": 1, "mesh__fsdp": 8}
 def finished(tmp_path_factory):
     """A run of 10 steps on eight devices with checkpoints 6, 9 and 10."""
     workdir = tmp_path_factory.mktemp("run")
-    tiny.train(workdir, **SHARDED)
+    tiny.train(workdir, 8, **SHARDED)
     return workdir
 
 
@@ -55,7 +54,7 @@ def test_restored_onto_another_mesh_bit_by_bit(finished):
     states = []
     for devices, mesh in ((8, SHARDED), (1, {}), (4, {}), (4, {"mesh__data": 1, "mesh__fsdp": 2, "mesh__tensor": 2})):
         _, state = restore(finished, devices, **mesh)
-        assert len(state.params["middle"]["kernel"].addressable_shards) == devices
+        assert len(state.params["network"]["middle"]["kernel"].addressable_shards) == devices
         states.append(jax.device_get(state.as_dict()))
     assert states[0]["step"] == 10 and states[0]["system_state"]["seen"] == 160
     for other in states[1:]:
@@ -64,7 +63,7 @@ def test_restored_onto_another_mesh_bit_by_bit(finished):
 
 def test_what_is_kept(finished, tmp_path):
     assert training.finished_steps(finished) == [6, 9, 10]
-    tiny.train(tmp_path, training__checkpoint_every=1, training__keep_last=2, training__keep_every=4, **SHARDED)
+    tiny.train(tmp_path, training__checkpoint_every=1, training__keep_last=2, training__keep_every=4)
     assert training.finished_steps(tmp_path) == [4, 8, 9, 10]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "4", "8", "9"]  # no trash
     meta = read_meta(tmp_path, 10)
@@ -73,15 +72,17 @@ def test_what_is_kept(finished, tmp_path):
 
 def test_sums_since_the_last_row_come_along(tmp_path):
     program = tiny.prepare()
-    state, sums = program.init(), program.zero_metrics()
+    state, sums = program.init(), program.put_metrics(program.zero_metrics())
     for step in range(2):
         state, sums = program.step(state, sums, program.put(program.pipeline.batch(step)))
     checkpointer = Checkpointer(tmp_path)
     checkpointer.save(state, 2, program.config, sums)
     checkpointer.wait()
-    found = checkpointer.restore_sums(2, zero_metrics())
+    found = checkpointer.restore_sums(2, program.zero_metrics())
     jax.tree.map(np.testing.assert_array_equal, found, jax.device_get(sums))
     assert found["steps"].dtype == np.int32 and found["steps"] == 2
+    more = {**program.zero_metrics(), "new": np.ones(3)}
+    assert checkpointer.restore_sums(2, more)["new"].tolist() == [1, 1, 1]  # what earlier releases did not sum
     checkpointer.close()
 
 
@@ -133,52 +134,52 @@ def test_no_readable_checkpoint(workdir, caplog):
     with pytest.raises(CheckpointError, match=r"none of the checkpoints \[6, 9, 10\] in .* can be read \(10: "):
         restore(workdir)
     with pytest.raises(CheckpointError, match="no checkpoint.*can be read"):
-        restore_weights(workdir, jax.eval_shape(tiny.Toy(8).init, jax.random.key(0)), "raw")
+        restore_weights(workdir, tiny.prepare(8, **SHARDED).target.params, "raw")
     assert training.finished_steps(workdir) == [6, 9, 10] and not (workdir / "broken").exists()
 
 
 def test_weights_of_other_shapes_or_types_are_not_taken(finished):
     with pytest.raises(CheckpointError, match="none of the checkpoints"):
         restore(finished, system={"name": "toy", "width": 24})
-    checkpointer, target = Checkpointer(finished), tiny.prepare(1).target
-    target.params = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jax.numpy.bfloat16, sharding=leaf.sharding), target.params
-    )
+    target = tiny.prepare(1).target
+    half = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jax.numpy.bfloat16, sharding=leaf.sharding)  # noqa: E731
     with pytest.raises(CheckpointError, match="none of the checkpoints.*bfloat16"):
-        checkpointer.restore_latest(target)
+        Checkpointer(finished).restore_latest(dataclasses.replace(target, params=jax.tree.map(half, target.params)))
 
 
-def test_weights_to_sample_from(finished):
-    raw, ema, named = (inference.load_run(finished, weights=weights) for weights in ("raw", "ema", "constant_0.99"))
-    leaf = lambda run: np.asarray(run.params["stem"]["kernel"])  # noqa: E731
-    assert ema.step == 10 and np.abs(leaf(raw) - leaf(ema)).max() > 0
-    np.testing.assert_array_equal(leaf(ema), leaf(named))
-    _, state = restore(finished)
-    np.testing.assert_array_equal(leaf(raw), state.params["stem"]["kernel"])
-    np.testing.assert_array_equal(leaf(ema), state.ema["constant_0.99"]["stem"]["kernel"])
-    assert inference.load_run(finished, step=6).step == 6
-    assert inference.load_run(finished, overrides={"sampling.steps": 7}).config["sampling"]["steps"] == 7
+@pytest.mark.parametrize("mesh", [SHARDED, {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}])
+def test_weights_alone_straight_onto_a_mesh(finished, mesh):
+    """Each device reads its own part: the parameters are never whole on one of them."""
+    target = tiny.prepare(8, **mesh).target.params
+    found, step = restore_weights(finished, target, "raw")
+    kernel = found["network"]["middle"]["kernel"]
+    assert step == 10 and kernel.sharding == target["network"]["middle"]["kernel"].sharding
+    assert max(shard.data.size for shard in kernel.addressable_shards) <= kernel.size // 4
+    state = restore(finished)[1]
+    ema, _ = restore_weights(finished, target, "constant_0.99")
+    jax.tree.map(np.testing.assert_array_equal, found, state.params)
+    jax.tree.map(np.testing.assert_array_equal, ema, state.ema["constant_0.99"])
+    assert np.abs(kernel - ema["network"]["middle"]["kernel"]).max() > 0
 
 
-def test_sampling_falls_back_too(workdir, caplog):
+def test_weights_of_an_earlier_step(workdir, caplog):
+    target = tiny.prepare().target.params
+    assert restore_weights(workdir, target, "raw", 6)[1] == 6
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7 \(it has: 6, 9, 10\)"):
+        restore_weights(workdir, target, "raw", 7)
     damage(workdir, 10)
     with caplog.at_level("ERROR", logger="diffusion_jax"):
-        assert inference.load_run(workdir).step == 9
+        assert restore_weights(workdir, target, "raw")[1] == 9
     assert "Checkpoint 10" in caplog.text
     with pytest.raises(CheckpointError, match="no checkpoint.*can be read"):
-        inference.load_run(workdir, step=10)
+        restore_weights(workdir, target, "raw", 10)
 
 
-def test_what_is_not_there(finished, tmp_path):
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7 \(it has: 6, 9, 10\)"):
-        inference.load_run(finished, step=7)
-    with pytest.raises(CheckpointError, match="no weights 'emma'.*constant_0.99"):
-        inference.load_run(finished, weights="emma")
+def test_what_is_not_there(tmp_path):
     with pytest.raises(CheckpointError, match="holds no run"):
-        inference.load_run(tmp_path)
-    training.config.claim(tmp_path, tiny.config())
+        training.config.read(tmp_path)
     with pytest.raises(CheckpointError, match="no finished checkpoint yet"):
-        inference.load_run(tmp_path)
+        restore_weights(tmp_path, {}, "raw")
 
 
 def test_a_directory_that_cannot_be_written(tmp_path):
@@ -192,25 +193,17 @@ def test_a_directory_that_cannot_be_written(tmp_path):
 
 def test_a_full_disk_keeps_what_was_saved(tmp_path):
     """Files may not grow past a limit: the save fails as on a full disk, older checkpoints stay."""
-    recipe = tiny.recipe(tmp_path, training__steps=20)
-    arguments = [f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
-    first = tiny.run("train", *arguments, "--config.training.steps=3")
-    assert first.returncode == 0, first.stderr
-    limited = (
-        "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000)); "
-        "sys.argv = sys.argv[1:]; runpy.run_module('diffusion_jax.train', run_name='__main__')"
-    )
-    env = {key: value for key, value in tiny.environment().items() if key != "JAX_COMPILATION_CACHE_DIR"}
-    result = subprocess.run(
-        [sys.executable, "-c", limited, "train", *arguments],
-        env=env, cwd=tiny.ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert result.returncode == 2, result.stderr[-2000:]
-    told = [line for line in result.stderr.splitlines() if line.startswith("error: ")]  # threads may still grumble after it
-    assert len(told) == 1 and told[0].startswith("error: cannot save a checkpoint"), result.stderr[-2000:]
-    assert "the disk is full" in told[0] and "from step 3" in told[0]
-    assert training.finished_steps(tmp_path / "run") == [3]
-    assert not list((tmp_path / "run" / "checkpoints").glob("*tmp*"))
-    again = tiny.run("train", *arguments)
-    assert again.returncode == 0 and "Resuming at step 3" in again.stderr
+    tiny.train(tmp_path, training__steps=3)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match="cannot save a checkpoint.*the disk is full.*from step 3"):
+            tiny.train(tmp_path, training__steps=20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert training.finished_steps(tmp_path) == [3]
+    assert not list((tmp_path / "checkpoints").glob("*tmp*"))
+    assert tiny.train(tmp_path, training__steps=20)["step"] == 20
+    assert list(tiny.losses(tmp_path)) == list(range(1, 21))

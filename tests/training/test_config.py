@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffusion_jax.errors import CheckpointError, ConfigError
+from diffusion_jax.registry import known
 from diffusion_jax.training import config as configs
 from diffusion_jax.training.recipes import load_recipe, split_overrides
 from tests.training import tiny
@@ -24,9 +25,14 @@ def test_a_recipe_over_the_defaults():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"trainning": {}}, "no section 'trainning'; did you mean 'training'"),
-        ({"training": {"stpes": 3}}, "no field 'stpes'; did you mean 'steps'"),
-        ({"mesh": {"fdsp": 3}}, "no field 'fdsp'; did you mean 'fsdp'"),
+        ({"trainning": {}}, "section: unknown 'trainning'; did you mean 'training'"),
+        ({"training": {"stpes": 3}}, "training: field: unknown 'stpes'; did you mean 'steps'"),
+        ({"mesh": {"fdsp": 3}}, "mesh: field: unknown 'fdsp'; did you mean 'fsdp'"),
+        ({"version": 1}, "version must be 2.*got 1"),
+        ({"imports": "mine.py"}, "imports must be a list"),
+        ({"imports": ["no.such.module"]}, "there is no module 'no.such.module'"),
+        ({"imports": ["none.py"]}, "there is no file .*/none.py"),
+        ({"training": {"trainable": "lora"}}, "training.trainable must be a list"),
         ({"system": {}}, "needs a section 'system'"),
         ({"training": 3}, "'training' must be a mapping"),
         ({"seed": "a"}, "seed must be a whole number"),
@@ -89,6 +95,46 @@ def test_a_directory_without_checkpoints_is_anyones(tmp_path):
     assert configs.read(tmp_path)["seed"] == 2
 
 
+def test_runs_of_another_release_are_refused(tmp_path):
+    old = {key: value for key, value in tiny.config().items() if key != "version"}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    finish(tmp_path, 3, old)
+    for read in (lambda: configs.read(tmp_path), lambda: configs.check_owner(tmp_path, tiny.config())):
+        with pytest.raises(CheckpointError, match=r"another release's layout \(version 0.1.0's, here 2\).*train it anew"):
+            read()
+    (tmp_path / "config.json").unlink()  # the checkpoints say so too
+    with pytest.raises(CheckpointError, match="another release's layout"):
+        configs.check_owner(tmp_path, tiny.config())
+
+
+def test_imports(tmp_path, monkeypatch):
+    """A file beside the recipe registers a part, once, for the recipe and for the run's config.json, from any directory."""
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "mine.py").write_text(
+        "from diffusion_jax.registry import register\n\n@register('weighting', 'mine')\ndef mine():\n    return None\n"
+    )
+    (tmp_path / "recipe.py").write_text(
+        f"def get_config():\n    return {{**{tiny.CONFIG!r}, 'imports': ['parts/mine.py', 'json']}}\n"
+    )
+    config = load_recipe(str(tmp_path / "recipe.py"))
+    assert config["imports"] == [str(tmp_path / "parts" / "mine.py"), "json"] and "mine" in known("weighting")
+    configs.claim(tmp_path / "run", config)
+    monkeypatch.chdir("/")
+    assert configs.read(tmp_path / "run") == config
+    assert configs.difference(config, {**config, "imports": []}) == []  # files may move
+    broken = tmp_path / "broken.py"
+    broken.write_text("import no_such_library")
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+        configs.complete({**tiny.CONFIG, "imports": [str(broken)]})
+
+
+def test_an_optimizer_for_each_group():
+    found = configs.complete({**tiny.CONFIG, "optimizer": {"network": {"learning_rate": 0.5}, "critic": {"name": "sgd"}}})
+    assert found["optimizer"]["network"] == {**configs.DEFAULTS["optimizer"], "learning_rate": 0.5}
+    assert found["optimizer"]["critic"]["name"] == "sgd" and set(found["optimizer"]) == {"network", "critic"}
+    assert configs.complete(found) == found
+
+
 def test_fields_that_the_defaults_gained_do_not_stop_a_run(tmp_path):
     old = tiny.config()
     del old["training"]["eval_every"], old["mesh"]["tensor"]
@@ -113,7 +159,7 @@ def test_recipes(tmp_path):
     assert load_recipe(f"{path}:base", {"training.steps": 7})["training"]["steps"] == 7
     (tmp_path / "plain").mkdir()
     plain = tiny.recipe(tmp_path / "plain")
-    assert load_recipe(str(plain)) == tiny.config()
+    assert load_recipe(str(plain)) == tiny.config(imports=["tests.training.tiny"])
     for spec, message in [
         (tmp_path / "other.py", "no recipe"),
         (f"{path}:bsae", "has the variant base, not 'bsae'"),
@@ -121,7 +167,7 @@ def test_recipes(tmp_path):
     ]:
         with pytest.raises(ConfigError, match=message):
             load_recipe(str(spec))
-    with pytest.raises(ConfigError, match="no field 'stpes'"):
+    with pytest.raises(ConfigError, match="unknown 'stpes'"):
         load_recipe(str(tmp_path / "recipe.py"), {"training.stpes": 7})
     with pytest.raises(ConfigError, match="needs a value"):
         split_overrides(["--config.training.steps"])

@@ -34,6 +34,14 @@ def test_decays():
     assert rsqrt(10) == pytest.approx(1.0) and rsqrt(40) == pytest.approx(0.5)
 
 
+def test_inverse_square_root_decay_counts_from_the_first_step():
+    """lr / sqrt(max(n / decay, 1)) with a linear ramp: 0.01 until step 70,000, half of it at 280,000."""
+    rate = rates(learning_rate=0.01, warmup_steps=4882, decay="inverse_sqrt", decay_steps=70_000)
+    assert rate(2440) == pytest.approx(0.005, rel=1e-3)
+    for step, expected in [(4882, 0.01), (70_000, 0.01), (140_000, 0.01 / 2**0.5), (280_000, 0.005)]:
+        assert rate(step) == pytest.approx(expected, rel=1e-5), step
+
+
 @pytest.mark.parametrize("name", ["adamw", "adam", "adafactor", "sgd"])
 def test_each_descends(name):
     transform, _ = optimizer.from_config({"name": name, "learning_rate": 0.05, "clip_norm": 1.0}, 100)
@@ -72,9 +80,21 @@ def test_biases_may_be_spared_from_decay():
         ({"decay": "cosin"}, "did you mean 'cosine'"),
         ({"learning_rate": -1.0}, "must not be negative"),
         ({"learning_rate": "fast"}, "must not be negative, got 'fast'"),
-        ({"decay_on": "kernels"}, "'all' or 'matrices'"),
+        ({"decay_on": "matrix"}, "decay_on: unknown 'matrix'; did you mean 'matrices'"),
     ],
 )
 def test_mistakes(fields, message):
     with pytest.raises(ConfigError, match=message):
         optimizer.from_config({"name": "adamw", "learning_rate": 1e-3, **fields}, 10)
+
+
+def test_an_optimiser_for_each_group():
+    fields = {"name": "sgd", "learning_rate": 0.1}
+    _, same = optimizer.by_group(fields, ["network", "critic"], 10)
+    _, own = optimizer.by_group({"network": fields, "critic": {**fields, "learning_rate": 0.4}}, ["critic", "network"], 10)
+    assert {group: float(rate(0)) for group, rate in same.items()} == pytest.approx({"network": 0.1, "critic": 0.1})
+    assert {group: float(rate(0)) for group, rate in own.items()} == pytest.approx({"network": 0.1, "critic": 0.4})
+    with pytest.raises(ConfigError, match="unknown 'critc'; did you mean 'critic'"):
+        optimizer.by_group({"network": fields, "critc": fields}, ["network", "critic"], 10)
+    with pytest.raises(ConfigError, match="the group 'critic' of the system's parameters has none"):
+        optimizer.by_group({"network": fields}, ["network", "critic"], 10)

@@ -8,17 +8,14 @@ import numpy as np
 import pytest
 from scipy import integrate
 
-from diffusion_jax import post_hoc_ema as program
 from diffusion_jax import systems
 from diffusion_jax.errors import CheckpointError, ConfigError
-from diffusion_jax.inference import load_run
-from diffusion_jax.inference.runs import find
 from diffusion_jax.training import config as configs
 from diffusion_jax.training import ema, post_hoc_ema
-from diffusion_jax.training.checkpoints import Checkpointer
+from diffusion_jax.training.checkpoints import Checkpointer, restore_weights
 from diffusion_jax.training.post_hoc_ema import Profile
 from diffusion_jax.training.state import TrainState
-from tests.tiny_systems import NETWORK, PROCESS
+from tests.training import tiny
 
 STORED = (0.05, 0.10)
 
@@ -96,19 +93,18 @@ def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "run"
     config = configs.complete(
         {
-            "system": {"name": "generation", "process": PROCESS, "network": NETWORK},
-            "data": {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 8},
+            **tiny.CONFIG,
             "training": {"ema": [{"name": "power", "sigma_rel": s} for s in STORED]},
         }
     )
     configs.claim(workdir, config)
     system = systems.from_config(config)
-    start = jax.jit(system.init)(jax.random.key(0))
+    start = jax.eval_shape(system.init, jax.random.key(0))
     values = trajectory(32, size=1)
     averages = {f"power_{s}": tracked(values, s)[:, 0] for s in STORED}
     checkpointer = Checkpointer(workdir, keep_last=10)
     for taken in (8, 16, 24, 32):
-        fill = lambda value: jax.tree.map(lambda leaf: jnp.full_like(leaf, value), start)  # noqa: E731
+        fill = lambda value: jax.tree.map(lambda leaf: jnp.full(leaf.shape, value, leaf.dtype), start)  # noqa: E731
         stored = {label: fill(rows[taken - 1]) for label, rows in averages.items()}
         skipped = int(taken > 8)
         step = taken + skipped
@@ -118,28 +114,37 @@ def run(tmp_path_factory):
     return workdir, values[:, 0], averages
 
 
+def load(workdir, weights):
+    """(parameters, step) of a run."""
+    return restore_weights(workdir, tiny.prepare().target.params, weights)
+
+
+def first(params):
+    return jax.tree.leaves(params)[0].ravel()[0]
+
+
 def test_a_reconstruction_is_a_run(run, tmp_path):
     workdir, values, averages = run
     found = post_hoc_ema.write_run(workdir, tmp_path / "out", 0.1)
     assert found.step == 33 and {profile.end for profile in found.used} == {8, 16, 24, 32}
-    loaded = load_run(tmp_path / "out")
-    leaves = jax.tree.leaves(loaded.params)
-    np.testing.assert_allclose(leaves[0].ravel()[0], averages["power_0.1"][-1], rtol=1e-4)
-    assert loaded.step == 33 and all(leaf.dtype == jnp.float32 for leaf in leaves)
+    params, step = load(tmp_path / "out", "power_0.1")
+    np.testing.assert_allclose(first(params), averages["power_0.1"][-1], rtol=1e-4)
+    assert step == 33 and all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
     with pytest.raises(CheckpointError, match="holds a run already"):
         post_hoc_ema.write_run(workdir, tmp_path / "out", 0.1, step=17)
-    raw = jax.tree.leaves(load_run(tmp_path / "out", weights="raw").params)
-    np.testing.assert_allclose(raw[0].ravel()[0], values[-1], rtol=1e-6)
+    np.testing.assert_allclose(first(load(tmp_path / "out", "raw")[0]), values[-1], rtol=1e-6)
     earlier = post_hoc_ema.reconstruct(workdir, 0.05, step=17)
-    np.testing.assert_allclose(jax.tree.leaves(earlier.params)[0].ravel()[0], averages["power_0.05"][15], rtol=1e-4)
+    np.testing.assert_allclose(first(earlier.params), averages["power_0.05"][15], rtol=1e-4)
 
 
 def test_the_program_writes_what_programs_can_load(run, tmp_path):
+    from diffusion_jax import post_hoc_ema as program
+
     values = {"workdir": str(run[0]), "out": str(tmp_path / "out"), "sigma_rel": 0.05, "step": 17}
     assert program._work(values, {}) == values["out"]
-    params, steps = find([values["out"]]).load()
-    np.testing.assert_allclose(jax.tree.leaves(params[0])[0].ravel()[0], run[2]["power_0.05"][15], rtol=1e-4)
-    assert steps == [17]
+    params, step = load(tmp_path / "out", "power_0.05")
+    np.testing.assert_allclose(first(params), run[2]["power_0.05"][15], rtol=1e-4)
+    assert step == 17
     with pytest.raises(ConfigError, match="leave out --config.seed"):
         program._work(values, {"seed": 1})
 

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
+import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 
+from diffusion_jax import training
+from diffusion_jax.errors import CheckpointError
+from diffusion_jax.training.checkpoints import Checkpointer
+from diffusion_jax.training.loop import Loop
 from tests.training import tiny
+
+TWENTY = {"training__steps": 20, "training__log_every": 2, "training__eval_every": 10}
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """(recipe, rows of 20 steps on one device): a row every 2 steps, a checkpoint every 3."""
     folder = tmp_path_factory.mktemp("whole")
-    recipe = tiny.recipe(folder, training__steps=20, training__log_every=2, training__eval_every=10)
-    result = tiny.run("train", f"--config={recipe}", f"--workdir={folder / 'run'}")
-    assert result.returncode == 0, result.stderr
-    return recipe, numbers(folder / "run")
+    tiny.train(folder / "run", **TWENTY)
+    return tiny.recipe(folder, **TWENTY), numbers(folder / "run")
 
 
 def numbers(workdir):
@@ -68,10 +75,19 @@ def kill_and_resume(recipe, workdir, kills, rng, *flags):
     return hits
 
 
-def test_killed_twice(uninterrupted, tmp_path):
-    recipe, expected = uninterrupted
-    hits = kill_and_resume(recipe, tmp_path / "run", 2, random.Random(0))
-    assert hits and numbers(tmp_path / "run") == expected
+def test_killed_once(uninterrupted, tmp_path):
+    """A program in its own process, killed with -9; this process goes on from what it left, bit by bit."""
+    recipe, _ = uninterrupted
+    tiny.train(tmp_path / "whole", 8, **TWENTY)
+    expected, tmp_path = numbers(tmp_path / "whole"), tmp_path / "run"
+    process = start(f"--config={recipe}", f"--workdir={tmp_path}", "--config.training.steps=100000", devices=8)
+    wait_for(process, lambda: (tmp_path / "checkpoints" / "6").exists())
+    process.kill()
+    process.communicate()
+    begun = training.finished_steps(tmp_path)[-1]
+    total = 20 if begun < 20 else begun + 2
+    tiny.train(tmp_path, 8, **{**TWENTY, "training__steps": total})
+    assert numbers(tmp_path)[: len(expected)] == expected
 
 
 @pytest.mark.slow
@@ -83,46 +99,57 @@ def test_killed_ten_times(uninterrupted, tmp_path):
     assert hits == 10 and numbers(tmp_path / "run") == numbers(tmp_path / "whole")
 
 
-def test_resumed_on_eight_devices(uninterrupted, tmp_path):
-    recipe, expected = uninterrupted
-    arguments = [f"--config={recipe}", f"--workdir={tmp_path}"]
-    assert tiny.run("train", *arguments, "--config.training.steps=5").returncode == 0
-    result = tiny.run("train", *arguments, "--config.mesh.fsdp=4", devices=8)
-    assert result.returncode == 0 and "Resuming at step 5 of 20" in result.stderr and "8 device" in result.stderr
-    assert "Resuming with mesh.fsdp: 1 -> 4" in result.stderr
+def test_resumed_on_eight_devices(uninterrupted, tmp_path, caplog):
+    _, expected = uninterrupted
+    with caplog.at_level("INFO", logger="diffusion_jax"):
+        tiny.train(tmp_path, **{**TWENTY, "training__steps": 5})
+        tiny.train(tmp_path, 8, **TWENTY, mesh__fsdp=4)
+    assert "Resuming at step 5 of 20" in caplog.text and "8 device" in caplog.text
+    assert "Resuming with mesh.fsdp: 1 -> 4" in caplog.text
     found = {row["step"]: row["loss"] for row in numbers(tmp_path)}
     for row in expected[2:]:  # the first run also logged its last step, 5
         np.testing.assert_allclose(found[row["step"]], row["loss"], rtol=1e-4 if row["step"] > 6 else 0.2)
 
 
-def test_sigterm_saves_and_exits_well(uninterrupted, tmp_path):
+def test_sigterm_saves_and_returns(uninterrupted, tmp_path, caplog, monkeypatch):
     """In the middle of an interval: the next row of the resumed run covers all of it."""
-    recipe, expected = uninterrupted
-    arguments = [f"--config={recipe}", f"--workdir={tmp_path}", "--config.training.checkpoint_every=1000"]
-    process = start(*arguments, "--config.training.steps=100000")
-    wait_for(process, (tmp_path / "metrics.jsonl").exists)
-    process.send_signal(signal.SIGTERM)
-    _, log = process.communicate(timeout=60)
-    assert process.returncode == 0 and "Run the same command again" in log, log
-    saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
-    assert len(saved) == 1 and f"saved step {saved[0]}" in log
-    total = saved[0] // 2 * 2 + 20
-    result = tiny.run("train", *arguments, f"--config.training.steps={total}")
-    assert result.returncode == 0, result.stderr
-    found = numbers(tmp_path)
-    assert [row["step"] for row in found if "loss" in row] == list(range(2, total + 1, 2))
-    assert found[: len(expected)] == expected[: len(found)]
-    assert sum(value for row in found for key, value in row.items() if key == "skipped_steps") == 0
+    _, expected = uninterrupted
+    fields = {**TWENTY, "training__checkpoint_every": 1000}
+    put = training.Program.put
+
+    def stopping(self, batch, calls=[]):  # noqa: B006
+        calls.append(batch)
+        if len(calls) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return put(self, batch)
+
+    with monkeypatch.context() as patch, caplog.at_level("WARNING", logger="diffusion_jax"):
+        patch.setattr(training.Program, "put", stopping)
+        result = tiny.train(tmp_path, **fields)
+    assert result["interrupted"] and result["step"] == 7 and "Run the same command again" in caplog.text
+    assert training.finished_steps(tmp_path) == [7]
+    assert not tiny.train(tmp_path, **fields)["interrupted"]
+    assert numbers(tmp_path) == expected
 
 
-def test_another_configuration_is_refused(uninterrupted, tmp_path):
-    recipe, _ = uninterrupted
-    arguments = [f"--config={recipe}", f"--workdir={tmp_path}", "--config.training.steps=3"]
-    assert tiny.run("train", *arguments).returncode == 0
+def test_nothing_comes_from_the_host_unseen(tmp_path):
+    """No transfer in the loop but those it says: neither a batch, nor a number, nor a constant."""
+    fields = {**TWENTY, "training__grid_every": 10, "training__grid_samples": 4, "training__steps": 10}
+    program = tiny.prepare(**fields)
+    state, sums = program.init(), program.put_metrics(program.zero_metrics())
+    checkpointer = Checkpointer(tmp_path)
+    loop, _ = Loop(program, checkpointer, tmp_path, 0), program.step
+    with jax.transfer_guard("disallow"):
+        row = loop.run(state, sums, threading.Event())
+    checkpointer.close()
+    assert row["step"] == 10 and row["held_out_loss"] > 0 and (tmp_path / "grids" / "step_0000010.png").exists()
+
+
+def test_another_configuration_is_refused(tmp_path):
+    tiny.train(tmp_path, training__steps=3)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    result = tiny.run("train", *arguments, "--config.optimizer.learning_rate=0.5")
-    assert result.returncode == 2 and "optimizer.learning_rate: 0.001 -> 0.5" in result.stderr
-    assert "Traceback" not in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    with pytest.raises(CheckpointError, match="optimizer.learning_rate: 0.001 -> 0.5"):
+        tiny.train(tmp_path, training__steps=3, optimizer__learning_rate=0.5)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
@@ -148,7 +175,7 @@ def port():
     return random.Random().randint(20000, 60000)
 
 
-@pytest.mark.parametrize("mesh", [[], ["--config.mesh.data=1", "--config.mesh.tensor=8"]])
+@pytest.mark.parametrize("mesh", [[], pytest.param(["--config.mesh.data=1", "--config.mesh.tensor=8"], marks=pytest.mark.slow)])
 def test_two_processes_are_one_run(uninterrupted, tmp_path, port, mesh):
     """Batches split over the processes; and, with the tensor axis across both, the same for both."""
     recipe, expected = uninterrupted

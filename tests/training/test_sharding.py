@@ -15,21 +15,21 @@ from jax.sharding import PartitionSpec as P
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.systems import NoisyClassifier
 from diffusion_jax.training import mesh as meshes
-from diffusion_jax.training.loop import _Loop
-from diffusion_jax.training.step import summarize, zero_metrics
+from diffusion_jax.training.loop import Loop
+from diffusion_jax.training.step import summarize
 from tests.training import tiny
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 1, 4), (1, 1, 8), (4, 2, 1), (2, 2, 2)]
 
 UNET = {
     "system": {
-        "name": "generation",
+        "name": "diffusion",
         "process": {"schedule": "cosine_continuous", "prediction": "v"},
         "network": {
             "name": "unet", "channels": 8, "groups": 4, "multipliers": [1, 2], "num_res_blocks": 1,
             "attention_resolutions": [], "num_heads": 1,
         },
-        "num_classes": 10,
+        "conditioners": {"labels": {"num_classes": 10}},
     },
 }  # fmt: skip
 
@@ -39,7 +39,8 @@ def run(steps=10, devices=1, **overrides):
     program = tiny.prepare(devices, **overrides)
     state, found = program.init(), []
     for step in range(steps):
-        state, metrics = program.step(state, program.zero_metrics(), program.put(program.pipeline.batch(step)))
+        sums = program.put_metrics(program.zero_metrics())
+        state, metrics = program.step(state, sums, program.put(program.pipeline.batch(step)))
         found.append(summarize(jax.device_get(metrics))["loss"])
     return np.array(found), state
 
@@ -53,10 +54,10 @@ def single():
 def test_every_mesh_gives_the_losses_of_one_device(single, data, fsdp, tensor):
     found, state = run(devices=8, mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor)
     np.testing.assert_allclose(found, single[0], rtol=1e-5)
-    kernel = state.params["middle"]["kernel"]
+    kernel = state.params["network"]["middle"]["kernel"]
     assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // (fsdp * tensor)}
     moment = next(x for x in jax.tree.leaves(state.opt_state) if x.shape == kernel.shape)
-    average = state.ema["constant_0.99"]["middle"]["kernel"]
+    average = state.ema["constant_0.99"]["network"]["middle"]["kernel"]
     assert moment.sharding == kernel.sharding == average.sharding
 
 
@@ -109,13 +110,12 @@ def test_reports_fetch_only_what_every_host_has(monkeypatch):
     state = {"times": jnp.zeros((1000, 16)), "right": jnp.ones((2, 4)), "seen": jnp.full(4, 2.0)}
     state = jax.device_put(state, meshes.state_shardings(mesh, state))
     zero = jnp.zeros((), jnp.int32)
-    program = SimpleNamespace(
-        system=SimpleNamespace(report=lambda state: NoisyClassifier.report(None, state)), rate=lambda step: 0.1
-    )
+    program = SimpleNamespace(system=SimpleNamespace(report=lambda state: NoisyClassifier.report(None, state)))
     idle = SimpleNamespace(row=dict, reset=lambda: None, update=lambda row: [])
     loop = SimpleNamespace(_clock=idle, _program=program, _watch=idle, _skipped=0)
     monkeypatch.setattr(jax, "device_get", fetch)
-    row = _Loop._summary(loop, 1, SimpleNamespace(skipped=zero, system_state=state), zero_metrics())
+    sums = tiny.prepare().put_metrics(tiny.prepare().zero_metrics())
+    row = Loop._summary(loop, 1, SimpleNamespace(skipped=zero, system_state=state), sums)
     assert row["accuracy_top1/t_0_to_0.25"] == 0.5
 
 
@@ -129,16 +129,16 @@ def test_rules_by_path():
     found = specs(mesh__data=1, mesh__fsdp=8, mesh__rules=[["middle/kernel", [None, None, "fsdp"]], ["out/kernel", []]])
     middle = {spec for path, spec in found.items() if path.endswith("middle/kernel")}
     assert middle == {P(None, None, "fsdp")}  # of the parameter, its average and both moments
-    assert found["params/out/kernel"] == P()
-    assert found["params/middle/bias"] == found["step"] == P()  # small
+    assert found["params/network/out/kernel"] == P()
+    assert found["params/network/middle/bias"] == found["step"] == P()  # small
     both = specs(mesh__data=1, mesh__fsdp=4, mesh__tensor=2, mesh__rules=[["middle/kernel", [None, None, ["fsdp", "tensor"]]]])
-    assert both["params/middle/kernel"] == P(None, None, ("fsdp", "tensor"))
+    assert both["params/network/middle/kernel"] == P(None, None, ("fsdp", "tensor"))
 
 
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (["middle/kernel", [None, "model"]], "unknown mesh axis 'model'"),
+        (["middle/kernel", [None, "model"]], "mesh.rules: axis .*unknown 'model'"),
         (["middle/kernel", ["fsdp"]], "3 does not divide over fsdp of 8 devices"),
         (["middle/bias", [None, "fsdp"]], "2 axes for 1 dimensions"),
         (["midle/kernel", ["fsdp"]], "'midle/kernel' matches nothing"),
@@ -157,7 +157,7 @@ def test_factored_moments_follow_the_default():
         mesh__data=1, mesh__fsdp=8, mesh__rules=[["level/kernel", ["fsdp"]]],
         optimizer={"name": "adafactor", "learning_rate": 1e-3, "min_dim_size_to_factor": 8},
     )  # fmt: skip
-    assert found["params/level/kernel"] == P("fsdp")
+    assert found["params/network/level/kernel"] == P("fsdp")
 
 
 @pytest.mark.parametrize(
@@ -218,9 +218,8 @@ def test_batches_leave_captions_behind():
 def test_state_is_never_whole_on_one_device():
     """What jit(init) is compiled to: no device holds more than its share, bar the small leaves."""
     program = tiny.prepare(8, mesh__data=1, mesh__fsdp=8, system={"name": "toy", "width": 64})
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.target)
-    memory = jax.jit(program._fresh, out_shardings=shardings).lower(None).compile().memory_analysis()
+    memory = program._init.lower({}).compile().memory_analysis()
     total = sum(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.target))
     assert memory.output_size_in_bytes < total / 4
     assert meshes.summary(program.target.params)["[None, None, 'fsdp']"] == 3 * 3 * 64 * 64
-    assert jnp.all(program.init().params["middle"]["bias"] == 0)
+    assert jnp.all(program.init().params["network"]["middle"]["bias"] == 0)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,9 @@ import numpy as np
 from diffusion_jax import training
 from diffusion_jax.registry import register
 from diffusion_jax.rng import named
+from diffusion_jax.spec import Spec
+from diffusion_jax.systems import Labels, Pixels
+from diffusion_jax.training import loop
 from diffusion_jax.training.config import apply_overrides, complete
 from tests import processes
 
@@ -64,36 +68,34 @@ class Toy:
       bad_label: batches whose first label this is have a loss that is not a number.
     """
 
-    image_size: int
-    channels: int = 1
+    spec: Spec
     width: int = 16
     noiseless: bool = False
     bad_label: int = -1
 
-    num_classes = 10
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.image_size, self.image_size, self.channels
+    conditioners = (Labels(num_classes=10, drop=0.0),)
+    codec = Pixels()
 
     def init(self, key: jax.Array) -> dict:
-        sizes = {"stem": (self.channels, self.width), "middle": (self.width, self.width), "out": (self.width, self.channels)}
+        channels = self.spec.channels
+        sizes = {"stem": (channels, self.width), "middle": (self.width, self.width), "out": (self.width, channels)}
         params = {"level": {"kernel": jax.random.normal(named(key, "level"), (32, self.width))}}
         for name, size in sizes.items():
             kernel = jax.random.normal(named(key, name), (3, 3, *size)) / 3 / size[0] ** 0.5
             params[name] = {"kernel": kernel, "bias": jnp.zeros(size[1])}
-        return params
+        return {"network": params}
 
     def init_state(self) -> dict:
         return {"seen": jnp.zeros((), jnp.int32)}
 
     def _network(self, params: dict, x: jax.Array, t: jax.Array) -> jax.Array:
+        params = params["network"]
         level = jnp.sin(t[:, None] * jnp.arange(1.0, 33.0)) @ params["level"]["kernel"]
         h = jax.nn.silu(_conv(x, params["stem"]["kernel"]) + params["stem"]["bias"] + level[:, None, None])
         h = h + jax.nn.silu(_conv(h, params["middle"]["kernel"]) + params["middle"]["bias"])
         return _conv(h, params["out"]["kernel"]) + params["out"]["bias"]
 
-    def loss(self, params: dict, state: dict, batch: dict, key: jax.Array, *, train: bool = True) -> tuple:
+    def losses(self, params: dict, state: dict, batch: dict, key: jax.Array, **_: Any) -> dict:
         x = batch["image"].astype(jnp.float32) / 127.5 - 1
         noise, t = jax.random.normal(named(key, "noise"), x.shape), jax.random.uniform(named(key, "t"), x.shape[:1])
         if self.noiseless:
@@ -101,14 +103,12 @@ class Toy:
         mixed = (1 - t)[:, None, None, None] * x + t[:, None, None, None] * noise
         per_example = ((self._network(params, mixed, t) - noise) ** 2).mean((1, 2, 3))
         per_example = jnp.where(batch["label"][0] == self.bad_label, jnp.nan, per_example)
-        log_snr = 2 * jnp.log((1 - t) / t)
-        return per_example.mean(), ({"seen": state["seen"] + len(x)}, {"per_example": per_example, "log_snr": log_snr})
+        log_snr, seen = 2 * jnp.log((1 - t) / t), {"seen": state["seen"] + len(x)}
+        aux = {"state": seen, "per_example": per_example, "log_snr": log_snr, "metrics": {"time": t.mean()}}
+        return {"network": (per_example.mean(), aux)}
 
-    def request(self, batch: dict) -> dict:
-        return {"label": batch["label"]}
-
-    def sample(self, params: dict, key: jax.Array, request: dict, indices: jax.Array, sampling: Any) -> jax.Array:
-        noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), self.image_shape))(indices)
+    def sample(self, params: dict, key: jax.Array, request: dict, indices: jax.Array, sampling: Any, **_: Any) -> jax.Array:
+        noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), self.spec.shape))(indices)
         return jnp.clip(noise - self._network(params, noise, (request["label"] + 1) / 10), -1, 1)
 
     def check(self, pipeline: Any) -> None:
@@ -118,26 +118,76 @@ class Toy:
         pass
 
 
+@dataclasses.dataclass(frozen=True)
+class Bare:
+    """A point on the plane that seeks a target: the required members, and nothing in aux."""
+
+    spec: Spec = Spec((1,), "vector")
+
+    target = (3.0, 4.0)
+
+    def init(self, key):
+        return {"point": {"w": jnp.array([1.0, 0.0])}}
+
+    def init_state(self):
+        return {}
+
+    def losses(self, params, state, batch, key, *, step, frozen, train):
+        return {"point": (-params["point"]["w"] @ jnp.array(self.target), {})}
+
+    def check(self, pipeline):
+        pass
+
+
 def config(**overrides: Any) -> dict:
     """The configuration with dotted fields replaced, written with __ for the dots."""
     return apply_overrides(complete(CONFIG), {key.replace("__", "."): value for key, value in overrides.items()})
 
 
+_FREE = (
+    "log_every", "checkpoint_every", "keep_last", "keep_every", "grid_every", "grid_samples", "eval_every", "eval_examples",
+    "tensorboard", "steps",
+)  # fmt: skip
+_MADE: dict[str, training.Program] = {}
+
+
+class Shared(training.Program):
+    """A program that computes what an earlier one does: it has the same parts, compiled once."""
+
+    def __getattribute__(self, name: str) -> Any:
+        compiled = ("step", "lowered", "_init", "_traced", "_batch", "_zeros")
+        return getattr(self._first, name) if name in compiled else super().__getattribute__(name)
+
+
 def prepare(devices: int = 1, **overrides: Any) -> training.Program:
     """The program of the configuration on the first devices."""
-    return training.prepare(config(**overrides), jax.devices()[:devices])
+    return _shared(config(**overrides), devices)
 
 
-def train(workdir: Path, **overrides: Any) -> dict:
-    """Train on all of this process's devices."""
-    return training.train(config(**overrides), workdir)
+def _shared(complete: dict, devices: int) -> training.Program:
+    free = _FREE if complete["optimizer"].get("decay") == "constant" else _FREE[:-1]
+    fixed = {field: value for field, value in complete["training"].items() if field not in free}
+    key = json.dumps([devices, {**complete, "training": fixed}], sort_keys=True)
+    if key not in _MADE:
+        _MADE[key] = training.prepare(complete, jax.devices()[:devices])
+    first = _MADE[key]
+    program = Shared(complete, first.data, first.pipeline, first.mesh, first.train_step, first.target)
+    object.__setattr__(program, "_first", first)
+    return program
+
+
+def train(workdir: Path, devices: int = 1, **overrides: Any) -> dict:
+    """Train on the first devices."""
+    with mock.patch.object(loop, "prepare", lambda complete: _shared(complete, devices)):
+        return training.train(config(**overrides), workdir)
 
 
 def recipe(folder: Path, **overrides: Any) -> Path:
     """The configuration as a recipe file."""
     path = folder / "recipe.py"
     given = {key: value for key, value in config(**overrides).items() if value}
-    path.write_text(f"from tests.training import tiny\n\n\ndef get_config():\n    return {given!r}\n")
+    given["imports"] = ["tests.training.tiny"]
+    path.write_text(f"def get_config():\n    return {given!r}\n")
     return path
 
 

@@ -30,7 +30,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Images and labels in memory.
+    """Holds images and labels in memory.
 
     Args:
       images: uint8 [n, h, w, c].

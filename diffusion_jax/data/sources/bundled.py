@@ -74,7 +74,7 @@ def _mnist() -> tuple[np.ndarray, np.ndarray]:
 @register("source", "photographs")
 @dataclasses.dataclass(frozen=True)
 class Photographs:
-    """Crops at random places and scales: two photographs of scikit-learn, and six of scikit-image if it is installed.
+    """Cuts crops at random places and scales: two photographs of scikit-learn, and six of scikit-image if it is installed.
 
     Held out is the last quarter of each photograph along its longer side; no training crop touches it. A crop is a pure
     function of (seed, split, index), and of which packages are installed.

@@ -27,7 +27,7 @@ _FIELDS = ("file_name", "label", "caption")
 @register("source", "folder")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Folder:
-    """Images below a directory: png, jpeg, webp.
+    """Reads images below a directory: png, jpeg, webp.
 
     Classes are the first sub-folders, in alphabetical order, or the labels of a metadata file (metadata.jsonl or
     metadata.csv in the directory, with the fields file_name and label, caption or both), which then says which images

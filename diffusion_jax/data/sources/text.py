@@ -18,7 +18,7 @@ PARTS = {"tokens": "text", "mask": "text_mask", "pooled": "text_pooled"}
 
 
 class Embeddings(Mapping[str, dict[str, np.ndarray]]):
-    """File name -> {"text": [L, D], "text_mask": bool [L], and where there is one "text_pooled": [D']}.
+    """Maps file name -> {"text": [L, D], "text_mask": bool [L], and where there is one "text_pooled": [D']}.
 
     Args:
       path: an npz file with the arrays file_name [N] of strings, tokens [N, L, D] float16 or float32, mask [N, L], and
@@ -99,7 +99,7 @@ def texts_from(path: str) -> dict[str, np.ndarray]:
 
 
 def one_hot(caption: str, vocabulary: Sequence[str], length: int) -> dict[str, np.ndarray]:
-    """{"text": float16 [length, words + length], "text_mask": bool [length]} of a caption.
+    """Return {"text": float16 [length, words + length], "text_mask": bool [length]} of a caption.
 
     Row i is its i-th word's place in the vocabulary, one-hot, beside i, one-hot: order must be told, as attention to a
     text has none.
@@ -124,7 +124,7 @@ def one_hot(caption: str, vocabulary: Sequence[str], length: int) -> dict[str, n
 @register("source", "one_hot_words")
 @dataclasses.dataclass(frozen=True)
 class OneHotWords:
-    """Another source, with its captions as one-hot words.
+    """Wraps another source, with its captions as one-hot words.
 
     Args:
       source: name or configuration of a source with captions.

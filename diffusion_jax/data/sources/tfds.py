@@ -16,7 +16,7 @@ from diffusion_jax.registry import register
 @register("source", "tfds")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tfds:
-    """A builder that was prepared in a random-access file format (array_record).
+    """Reads a builder that was prepared in a random-access file format (array_record).
 
     Args:
       dataset: its name, such as "cifar10" or "my_dataset/config:1.0.0".

@@ -8,20 +8,17 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.spec import Spec
 from diffusion_jax.systems import Sampling
-from diffusion_jax.training.grids import GridWriter, fixed_batch
-from diffusion_jax.training.held_out import HeldOut
+from diffusion_jax.training.previews import GridWriter, HeldOut, check_grids, fixed_batch
 from tests.training import tiny
 
 
-def test_the_batch_is_shuffled_and_the_same_on_every_host():
-    first, second = (
-        fixed_batch(tiny.prepare(8, data__num_threads=1).pipeline.__class__(
-            source=tiny.Noise(), image_size=8, channels=1, batch_size=16, seed=3, host=host, hosts=2), 8)
-        for host in (0, 1)
-    )  # fmt: skip
-    np.testing.assert_array_equal(first["label"], second["label"])
-    assert len(set(first["label"])) > 3  # the source is sorted by class
+def test_the_batch_is_shuffled():
+    """The source is sorted by class."""
+    batch = fixed_batch(tiny.prepare(8).data, 8)
+    assert len(batch["label"]) == 8 and len(set(batch["label"])) > 3
+    assert len(fixed_batch(tiny.prepare(8).data, 1000)["label"]) == 60
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -31,9 +28,9 @@ def test_a_grid(tmp_path, devices):
     params = program.init().params
     pictures = []
     for count in (16, 3):
-        batch = fixed_batch(program.pipeline, count)
+        batch = fixed_batch(program.data, count)
         writer = GridWriter(tmp_path, program.system, Sampling(), batch, 1, program.mesh)
-        pictures.append(writer.write(7, {"EMA": params, "raw weights": params}))
+        pictures.append(writer.write(7, {"EMA": params, "raw weights": params}, {}))
     with Image.open(tmp_path / "grids" / "step_0000007.png") as image:
         np.testing.assert_array_equal(np.asarray(image), pictures[1][..., 0])
     height, width, _ = pictures[0].shape
@@ -59,13 +56,21 @@ def test_the_held_out_loss():
     for devices in (1, 8):
         program = tiny.prepare(devices, system={"name": "toy", "noiseless": True}, training__eval_examples=40)
         state = program.init()
-        found.append(HeldOut(program)(state.params, state.system_state))
+        found.append(HeldOut(program)(state.params, state)["held_out_loss"])
     source = tiny.Noise(split="test")
     images = np.stack([source[i]["image"] for i in range(32)])
     labels = np.array([source[i]["label"] for i in range(32)])
     system = program.system
     params = jax.device_get(state.params)
-    expected = system.loss(params, {"seen": 0}, {"image": images, "label": labels}, jax.random.key(0))[0]
+    expected, _ = system.losses(params, {"seen": 0}, {"image": images, "label": labels}, jax.random.key(0))["network"]
     np.testing.assert_allclose(found, float(expected), rtol=1e-5)
     with pytest.raises(ConfigError, match="4 held-out examples for 8 devices"):
         HeldOut(tiny.prepare(8, training__eval_examples=4))
+
+
+def test_systems_without_pictures():
+    bare = tiny.Bare(Spec((3,), "vector"))
+    with pytest.raises(ConfigError, match="system Bare draws nothing: set training.grid_every to 0"):
+        check_grids(bare)
+    with pytest.raises(ConfigError, match="grids show images, and the run's data are 9x3 points: set training.grid_every to 0"):
+        check_grids(tiny.Toy(Spec((9, 3), "points")))

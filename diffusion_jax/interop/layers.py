@@ -1,4 +1,4 @@
-"""Links for the layers that image networks are made of, and what a U-Net consists of, in order."""
+"""Weight maps of the layers that image networks are made of, and what a U-Net consists of, in order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.interop.convert import Change, Link, convolution, linear, same
+from diffusion_jax.interop.convert import Change, WeightMap, convolution, linear, same
 from diffusion_jax.models.network import Network
 from diffusion_jax.models.unet import UNet
 
@@ -21,7 +21,7 @@ QkvOrder = Literal["legacy", "new"]
 
 
 def pointwise(tensor: np.ndarray) -> np.ndarray:
-    """A 1x1 convolution in one or two dimensions, or a linear map: (out, in, ...) -> (in, out)."""
+    """Return a 1x1 convolution in one or two dimensions, or a linear map: (out, in, ...) -> (in, out)."""
     return tensor.reshape(tensor.shape[:2]).T
 
 
@@ -37,63 +37,63 @@ def _convolution_back(kernel: np.ndarray) -> np.ndarray:
     return kernel.transpose(3, 2, 0, 1)
 
 
-def norm(name: str, path: str) -> list[Link]:
-    """Scale and bias."""
-    return [Link((f"{name}.weight",), (f"{path}/scale",)), Link((f"{name}.bias",), (f"{path}/bias",))]
+def norm(name: str, path: str) -> list[WeightMap]:
+    """Return the maps of a scale and a bias."""
+    return [WeightMap((f"{name}.weight",), (f"{path}/scale",)), WeightMap((f"{name}.bias",), (f"{path}/bias",))]
 
 
-def dense(names: str | tuple[str, ...], path: str, rows: Change = same) -> list[Link]:
-    """Kernel and bias of a linear map; several names are stacked along the outputs.
+def dense(names: str | tuple[str, ...], path: str, rows: Change = same) -> list[WeightMap]:
+    """Return the maps of the kernel and bias of a linear map; several names are stacked along the outputs.
 
     Args:
       rows: applied to the kernel (in, out), and its own inverse.
     """
     names = (names,) if isinstance(names, str) else names
-    kernel = Link(
+    kernel = WeightMap(
         tuple(f"{name}.weight" for name in names),
         (f"{path}/kernel",),
         lambda tensor: rows(pointwise(tensor)),
         lambda kernel: linear(rows(kernel)),
     )
-    return [kernel, Link(tuple(f"{name}.bias" for name in names), (f"{path}/bias",))]
+    return [kernel, WeightMap(tuple(f"{name}.bias" for name in names), (f"{path}/bias",))]
 
 
-def conv(name: str, path: str) -> list[Link]:
-    """Kernel and bias of a convolution."""
-    kernel = Link((f"{name}.weight",), (f"{path}/kernel",), convolution, _convolution_back)
-    return [kernel, Link((f"{name}.bias",), (f"{path}/bias",))]
+def conv(name: str, path: str) -> list[WeightMap]:
+    """Return the maps of the kernel and bias of a convolution."""
+    kernel = WeightMap((f"{name}.weight",), (f"{path}/kernel",), convolution, _convolution_back)
+    return [kernel, WeightMap((f"{name}.bias",), (f"{path}/bias",))]
 
 
-def conv_1x1(name: str, path: str) -> list[Link]:
-    """Kernel and bias of a 1x1 convolution that is one here too; the file may have it as a linear map."""
-    kernel = Link((f"{name}.weight",), (f"{path}/kernel",), _pointwise_2d, _convolution_back)
-    return [kernel, Link((f"{name}.bias",), (f"{path}/bias",))]
+def conv_1x1(name: str, path: str) -> list[WeightMap]:
+    """Return the maps of the kernel and bias of a 1x1 convolution that is one here too; a file may have it as a linear map."""
+    kernel = WeightMap((f"{name}.weight",), (f"{path}/kernel",), _pointwise_2d, _convolution_back)
+    return [kernel, WeightMap((f"{name}.bias",), (f"{path}/bias",))]
 
 
-def dense_of_conv1d(name: str, path: str, there: Change = same, back: Change = same) -> list[Link]:
-    """Kernel and bias of a convolution of size 1 along a sequence that is a linear map here.
+def dense_of_conv1d(name: str, path: str, there: Change = same, back: Change = same) -> list[WeightMap]:
+    """Return the maps of the kernel and bias of a convolution of size 1 along a sequence that is a linear map here.
 
     Args:
       there: applied to the last axis of kernel (in, out) and bias (out) after the change of layout.
       back: its inverse.
     """
-    kernel = Link(
+    kernel = WeightMap(
         (f"{name}.weight",),
         (f"{path}/kernel",),
         lambda tensor: there(pointwise(tensor)),
         lambda kernel: _as_conv1d(back(kernel)),
     )
-    return [kernel, Link((f"{name}.bias",), (f"{path}/bias",), there, back)]
+    return [kernel, WeightMap((f"{name}.bias",), (f"{path}/bias",), there, back)]
 
 
-def dense_of_conv2d(name: str, path: str) -> list[Link]:
-    """Kernel and bias of a 1x1 convolution that is a linear map here."""
-    kernel = Link((f"{name}.weight",), (f"{path}/kernel",), pointwise, lambda kernel: kernel.T[..., None, None])
-    return [kernel, Link((f"{name}.bias",), (f"{path}/bias",))]
+def dense_of_conv2d(name: str, path: str) -> list[WeightMap]:
+    """Return the maps of the kernel and bias of a 1x1 convolution that is a linear map here."""
+    kernel = WeightMap((f"{name}.weight",), (f"{path}/kernel",), pointwise, lambda kernel: kernel.T[..., None, None])
+    return [kernel, WeightMap((f"{name}.bias",), (f"{path}/bias",))]
 
 
 def ungroup_heads(heads: int) -> tuple[Change, Change]:
-    """From [head][q, k, v][d] to [q, k, v][head][d] along the last axis, and back."""
+    """Return the changes from [head][q, k, v][d] to [q, k, v][head][d] along the last axis, and back."""
 
     def change(tensor: np.ndarray, first: int, second: int) -> np.ndarray:
         grouped = tensor.reshape(*tensor.shape[:-1], first, second, -1)
@@ -125,7 +125,7 @@ class Level:
 
 
 def unet_of(network: Network, layout: str) -> UNet:
-    """The U-Net inside of a network.
+    """Return the U-Net inside of a network.
 
     Raises:
       ConfigError: another kind of network, such as a classifier made of half a U-Net.
@@ -139,14 +139,14 @@ def unet_of(network: Network, layout: str) -> UNet:
 
 
 def levels(module: Any) -> list[Level]:
-    """The levels of a U-Net, from the largest feature maps on."""
+    """Return the levels of a U-Net, from the largest feature maps on."""
     count = len(module.multipliers)
     widths = [round(module.channels * multiplier) for multiplier in module.multipliers]
     return [
         Level(
             index=level,
             blocks=module.num_res_blocks[level],
-            attends=module.image_size // 2**level in module.attention_resolutions,
+            attends=min(module.image_size) // 2**level in module.attention_resolutions,
             heads=width // module.head_channels if module.head_channels else module.num_heads,
             last=level == count - 1,
         )
@@ -165,9 +165,10 @@ def check_fields(layout: str, module: Any, wanted: Mapping[str, Any]) -> None:
             )
 
 
-Part = Callable[[str, str], list[Link]]
+LayerMaps = Callable[[str, str], list[WeightMap]]
+"""(name there, path here) -> the weight maps of one layer."""
 
 
-def parts(names: Mapping[str, tuple[Part, str]], name: str, path: str) -> list[Link]:
-    """Links of a block from those of its layers: their names there -> (kind, name here)."""
-    return [link for there, (kind, here) in names.items() for link in kind(f"{name}.{there}", f"{path}/{here}")]
+def block(layers: Mapping[str, tuple[LayerMaps, str]], name: str, path: str) -> list[WeightMap]:
+    """Return the weight maps of a block of layers, given as name there -> (kind of layer, name here)."""
+    return [entry for there, (kind, here) in layers.items() for entry in kind(f"{name}.{there}", f"{path}/{here}")]

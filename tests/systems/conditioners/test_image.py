@@ -10,10 +10,11 @@ import pytest
 from diffusion_jax import data, models
 from diffusion_jax.data.degradations import TASKS
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.systems import Palette, Sampling, to_float, to_uint8
-from diffusion_jax.systems.images import luma, with_luma
-from diffusion_jax.systems.palette import panorama
-from tests.tiny_systems import FunctionNetwork
+from diffusion_jax.spec import Spec
+from diffusion_jax.systems import Diffusion, Sampling, check_request, request_of, to_float, to_uint8
+from diffusion_jax.systems.conditioners import panorama
+from diffusion_jax.systems.conditioners.image import luma, with_luma
+from tests.tiny_systems import NO_PARAMS, fed_in_training, loss_of, make_function, zeros
 
 SIZE = 16
 PROCESS = {
@@ -23,11 +24,12 @@ PROCESS = {
     "noise_input": "sqrt_gamma",
 }
 STEPS = Sampling(solver="ddpm", steps=3)
+TIMES = {"times": "piecewise_uniform"}
+FIELDS = {"size": SIZE, "channels": 3, "process": PROCESS, "objective": TIMES, "conditioners": {"image": {}}}
 
 
-def _system(function=lambda x, noise, cond: 0 * x, keys=("image",), **fields) -> Palette:
-    network = FunctionNetwork(function, (SIZE, SIZE, 3), dict.fromkeys(keys))
-    return Palette(**{"image_size": SIZE, "process": PROCESS, "network": network, "times": "piecewise_uniform", **fields})
+def _system(function=zeros, image=None, **fields) -> Diffusion:
+    return make_function(function, **{**FIELDS, "conditioners": {"image": image or {}}, **fields})
 
 
 def _batch(degradation="mixture", count=8):
@@ -41,7 +43,7 @@ def test_the_published_network_has_the_published_size():
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 552_814_083
     assert set(network.cond_spec) == {"image"} and network.cond_spec["image"].shape == (256, 256, 3)
-    Palette(image_size=256, process=PROCESS, network="unet_palette256", times="piecewise_uniform")
+    Diffusion(spec=Spec.image(256, 3), process=PROCESS, network="unet_palette256", conditioners={"image": {}}, objective=TIMES)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -49,8 +51,8 @@ def test_known_pixels_return_to_the_last_bit(task):
     batch = _batch(task)
     # A network that answers noise: whatever it says, known pixels stay.
     system = _system(lambda x, noise, cond: jnp.sin(50 * x))
-    request = system.request(batch)
-    made = np.asarray(to_uint8(system.sample({}, jax.random.key(0), request, jnp.arange(8), STEPS)))
+    request = request_of(system, batch)
+    made = np.asarray(to_uint8(system.sample(NO_PARAMS, jax.random.key(0), request, jnp.arange(8), STEPS)))
     missing = np.broadcast_to(batch["missing"] > 127, made.shape)
     if task in ("inpaint", "uncrop"):
         np.testing.assert_array_equal(made[~missing], batch["image"][~missing])
@@ -60,16 +62,9 @@ def test_known_pixels_return_to_the_last_bit(task):
 
 
 def test_the_network_sees_noise_in_the_holes_and_clean_pixels_around_them():
-    seen = []
-
-    def function(x, noise, cond):
-        seen.append((x, cond["image"]))
-        return 0 * x
-
     batch = _batch("inpaint", 64)
-    system = _system(function)
-    system.loss({}, {}, batch, jax.random.key(0))
-    x, image = map(np.asarray, seen[0])
+    x, _, cond = fed_in_training(batch, **FIELDS)
+    x, image = np.asarray(x), np.asarray(cond["image"])
     missing = np.broadcast_to(batch["missing"] > 127, x.shape)
     clean = batch["image"] / 127.5 - 1
     np.testing.assert_allclose(image[~missing], clean[~missing], atol=1e-6)
@@ -86,7 +81,9 @@ def test_sampling_shows_known_pixels_clean_and_answers_with_them():
         return jnp.sin(50 * x)
 
     batch, system = _batch("mixture", 16), _system(function)
-    denoise = system.denoiser({}, jax.random.key(0), system.request(batch), jnp.arange(16), Sampling(threshold="none"))
+    denoise = system.denoiser(
+        NO_PARAMS, jax.random.key(0), request_of(system, batch), jnp.arange(16), Sampling(threshold="none")
+    )
     x = jax.random.normal(jax.random.key(1), (16, SIZE, SIZE, 3))
     x0 = np.asarray(denoise(x, jnp.full(16, 0.5)).x0)
     holes = batch["missing"].any((1, 2, 3))
@@ -103,8 +100,8 @@ def test_sampling_shows_known_pixels_clean_and_answers_with_them():
 def test_the_loss_counts_missing_pixels_alone_whatever_their_number(distance):
     batch = _batch("inpaint", 64)
     known = jnp.asarray(batch["missing"] <= 127)
-    system = _system(lambda x, noise, cond: jnp.where(known, 1e3, 0.0 * x), distance=distance)
-    loss, (_, output) = system.loss({}, {}, batch, jax.random.key(0))
+    system = _system(lambda x, noise, cond: jnp.where(known, 1e3, 0.0 * x), objective={**TIMES, "distance": distance})
+    loss, output = loss_of(system, NO_PARAMS, batch, jax.random.key(0))
     # The network says 0 where it counts: what is left is E|eps| or E[eps^2], on small holes as on large.
     expected = np.sqrt(2 / np.pi) if distance == "l1" else 1.0
     assert float(loss) == pytest.approx(expected, abs=0.02)
@@ -123,7 +120,7 @@ def test_a_network_that_knows_the_answer_fills_the_hole_with_it():
 
     system = _system(function)
     draw = lambda **fields: np.asarray(to_uint8(system.sample(  # noqa: E731
-        {}, jax.random.key(0), system.request(batch), jnp.arange(8), Sampling(**fields)
+        NO_PARAMS, jax.random.key(0), request_of(system, batch), jnp.arange(8), Sampling(**fields)
     )))  # fmt: skip
     published = {"name": "linear", "num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.09}
     for made in (draw(solver="ddim", steps=10), draw(solver="ddpm", steps=1000, schedule=published)):
@@ -132,25 +129,25 @@ def test_a_network_that_knows_the_answer_fills_the_hole_with_it():
 
 def test_samples_belong_to_their_index_and_their_request():
     batch, system = _batch("inpaint"), _system(lambda x, noise, cond: jnp.tanh(x + cond["image"]))
-    request = system.request(batch)
+    request = request_of(system, batch)
     draw = lambda rows: system.sample(  # noqa: E731
-        {}, jax.random.key(0), {name: value[rows] for name, value in request.items()}, jnp.array(rows), STEPS
+        NO_PARAMS, jax.random.key(0), {name: value[rows] for name, value in request.items()}, jnp.array(rows), STEPS
     )
     np.testing.assert_array_equal(draw([0, 1, 2, 3])[2:], draw([2, 3]))
 
 
 def test_colours_can_be_given_the_luma_that_was_asked():
     batch = _batch("colorize")
-    system = _system(lambda x, noise, cond: jnp.sin(50 * x), keep_luma=True)
-    made = system.sample({}, jax.random.key(0), system.request(batch), jnp.arange(8), STEPS)
+    system = _system(lambda x, noise, cond: jnp.sin(50 * x), {"keep_luma": True})
+    made = system.sample(NO_PARAMS, jax.random.key(0), request_of(system, batch), jnp.arange(8), STEPS)
     grey = batch["degraded"][..., 0] / 127.5 - 1
     np.testing.assert_allclose(np.asarray(made) @ np.array([0.299, 0.587, 0.114]), grey, atol=2e-6)
     assert float(jnp.abs(made).max()) <= 1 + 1e-6
     in_bytes = np.asarray(to_uint8(made)) @ np.array([0.299, 0.587, 0.114])
     assert np.abs(in_bytes - batch["degraded"][..., 0]).max() <= 0.5 + 1e-3
     # Other tasks are left alone.
-    other = {**system.request(batch), "task": np.full(8, TASKS.index("jpeg"))}
-    free = system.sample({}, jax.random.key(0), other, jnp.arange(8), STEPS)
+    other = {**request_of(system, batch), "task": np.full(8, TASKS.index("jpeg"))}
+    free = system.sample(NO_PARAMS, jax.random.key(0), other, jnp.arange(8), STEPS)
     assert np.abs(np.asarray(luma(free))[..., 0] - grey).max() > 0.1
 
 
@@ -173,13 +170,21 @@ def test_a_panorama_keeps_what_it_had_and_goes_on(side):
 
     stripes = np.repeat(np.random.default_rng(0).integers(30, 220, (2, SIZE, 1, 3), np.uint8), SIZE, 2)
     wide = np.asarray(
-        panorama(_system(function), {}, jax.random.key(0), stripes, Sampling(solver="ddim", steps=3), applications=8, side=side)
+        panorama(
+            _system(function),
+            NO_PARAMS,
+            jax.random.key(0),
+            stripes,
+            Sampling(solver="ddim", steps=3),
+            applications=8,
+            side=side,
+        )
     )
     assert wide.shape == (2, SIZE, SIZE + 8 * SIZE // 2, 3)
     np.testing.assert_array_equal(wide[:, :, :SIZE] if side == "right" else wide[:, :, -SIZE:], stripes)
     assert np.abs(wide.astype(int) - stripes[:, :, :1]).max() <= 1  # eight times, and no drift
-    with pytest.raises(ConfigError, match="'left' or 'right'"):
-        panorama(_system(), {}, jax.random.key(0), stripes, STEPS, side="up")
+    with pytest.raises(ConfigError, match="side: unknown 'up'"):
+        panorama(_system(), NO_PARAMS, jax.random.key(0), stripes, STEPS, side="up")
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -211,21 +216,21 @@ def test_each_application_of_a_panorama_is_of_the_outer_half_and_draws_anew(side
 def test_what_does_not_fit_is_refused():
     system, request = _system(), {}
     with pytest.raises(ConfigError, match="needs 'degraded' and 'missing'.*set data.degradation"):
-        system.check_request(request)
+        check_request(system, request)
     good = {"degraded": np.zeros((2, SIZE, SIZE, 3), np.uint8), "missing": np.zeros((2, SIZE, SIZE, 1), np.uint8)}
-    system.check_request(good)
+    check_request(system, good)
     with pytest.raises(ConfigError, match="mask and image must have one size"):
-        system.check_request({**good, "missing": np.zeros((2, 8, SIZE, 1), np.uint8)})
+        check_request(system, {**good, "missing": np.zeros((2, 8, SIZE, 1), np.uint8)})
     for mask, found in ((good["missing"] + np.uint8(1), "the value 1"), (good["missing"] > 0, "the dtype bool"),
                         (np.float32(good["missing"]), "the dtype float32")):  # fmt: skip
         with pytest.raises(ConfigError, match=f"{found}: a mask is uint8, 255"):
-            system.check_request({**good, "missing": mask})
+            check_request(system, {**good, "missing": mask})
     with pytest.raises(ConfigError, match="bound is over all positions"):
-        _system(weighting="vlb")
+        _system(objective={"weighting": "vlb"})
     with pytest.raises(ConfigError, match="was trained on"):
-        system.check_request({**good, "degraded": np.zeros((2, 8, 8, 3), np.uint8)})
+        check_request(system, {**good, "degraded": np.zeros((2, 8, 8, 3), np.uint8)})
     plain = data.from_config({"source": {"name": "photographs", "size": SIZE}, "image_size": SIZE, "batch_size": 2})
     with pytest.raises(ConfigError, match="needs data.degradation"):
         system.check(plain)
     with pytest.raises(ConfigError, match="'edm' scales its input"):
-        _system(process={"schedule": "edm", "prediction": "edm"}, times="log_normal")
+        _system(process={"schedule": "edm", "prediction": "edm"}, objective={"times": "log_normal"})

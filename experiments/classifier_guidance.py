@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from diffusion_jax.training.grids import labelled
 
 from diffusion_jax import data, training
 from diffusion_jax.data.files import tile, write_image
@@ -30,6 +29,7 @@ from diffusion_jax.inference.generator import Generator
 from diffusion_jax.inference.requests import Rows
 from diffusion_jax.inference.runs import find
 from diffusion_jax.systems import from_config
+from diffusion_jax.training.previews import labelled
 from experiments import command
 
 _OUT = flags.DEFINE_string("out", "runs/guidance", "Where runs and metrics.json go.")

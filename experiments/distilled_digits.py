@@ -23,13 +23,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from diffusion_jax.training.grids import labelled
 
 from diffusion_jax import data, training
 from diffusion_jax.data.files import beside, tile, write_image
 from diffusion_jax.metrics.frechet import Moments, frechet_distance
 from diffusion_jax.rng import named
 from diffusion_jax.systems import Sampling, to_uint8
+from diffusion_jax.training.previews import labelled
 from diffusion_jax.training.recipes import load_recipe
 from diffusion_jax.training.stages import halve
 from experiments import command

@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from diffusion_jax.training.grids import labelled
 
 from diffusion_jax import training
 from diffusion_jax.data.files import tile, write_image
@@ -29,6 +28,7 @@ from diffusion_jax.process import Denoiser
 from diffusion_jax.rng import named
 from diffusion_jax.sampling import editing, grids, latents, solvers
 from diffusion_jax.systems import Sampling, to_float, to_uint8
+from diffusion_jax.training.previews import labelled
 from diffusion_jax.training.recipes import load_recipe
 from experiments import command
 from experiments.distilled_digits import digits

@@ -151,7 +151,7 @@ class Loop:
         last = step == self._training["steps"]
         row = {}
         if last or step % self._training["log_every"] == 0:
-            row, sums = self._summary(step, state, sums), self._program.put_metrics(self._program.zero_metrics())
+            row, sums = self._summary(step, state, sums), self._program.zero_metrics()
             self._checkpointer.check()
         if not stopping:
             row |= self._look(step, state)

@@ -67,7 +67,7 @@ class GridWriter:
         self._rows = batch_sharding(mesh) if count % batch_shards(mesh) == 0 else replicated(mesh)
 
         def draw(params: Any, frozen: Any, request: Any, indices: jax.Array) -> jax.Array:
-            return system.codec.decode(frozen, system.sample(params, key, request, indices, sampling, frozen=frozen))
+            return system.codec.decode(frozen, system.sample(params, key, request, indices, sampling))
 
         self._draw: Callable[..., jax.Array] = jax.jit(draw, out_shardings=replicated(mesh))
 

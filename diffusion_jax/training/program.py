@@ -77,7 +77,7 @@ class Program:
 
     @functools.cached_property
     def step(self) -> Any:
-        """(state, metric sums, batch) -> (state, metric sums), compiled once; it consumes its first two arguments."""
+        """The compiled (state, metric sums, batch) -> (state, metric sums), which consumes its first two arguments."""
         return self.lowered.compile()
 
     @functools.cached_property
@@ -126,8 +126,8 @@ class Program:
         return meshes.put_batch(batch, meshes.batch_sharding(self.mesh), self.pipeline.batch_size)
 
     def zero_metrics(self) -> Any:
-        """Return fresh metric sums, on the host; `put_metrics` takes them to the devices."""
-        return self._zeros
+        """Return fresh metric sums, on every device."""
+        return self.put_metrics(self._zeros)
 
     def put_metrics(self, sums: Any) -> Any:
         """Place metric sums on every device."""

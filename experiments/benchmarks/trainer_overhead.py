@@ -22,7 +22,7 @@ from absl import app, flags
 
 from diffusion_jax import programs, training
 from diffusion_jax.training.checkpoints import Checkpointer
-from diffusion_jax.training.loop import _Loop
+from diffusion_jax.training.loop import Loop
 from diffusion_jax.training.recipes import load_recipe
 
 _RECIPE = flags.DEFINE_string("config", "configs/mnist.py:base", "The recipe.")
@@ -39,7 +39,7 @@ def measure(config: dict, steps: int, rounds: int) -> tuple[list[float], list[fl
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             checkpointer = Checkpointer(folder)
-            loop = _Loop(program, checkpointer, Path(folder), 0)
+            loop = Loop(program, checkpointer, Path(folder), 0)
             checkpointer.save = lambda *args: None  # the last step's checkpoint is one that thousands of steps share
             state = jax.block_until_ready(program.init())
             began = time.perf_counter()

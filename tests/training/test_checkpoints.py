@@ -72,7 +72,7 @@ def test_what_is_kept(finished, tmp_path):
 
 def test_sums_since_the_last_row_come_along(tmp_path):
     program = tiny.prepare()
-    state, sums = program.init(), program.put_metrics(program.zero_metrics())
+    state, sums = program.init(), program.zero_metrics()
     for step in range(2):
         state, sums = program.step(state, sums, program.put(program.pipeline.batch(step)))
     checkpointer = Checkpointer(tmp_path)

@@ -72,7 +72,7 @@ def test_a_run_is_loaded_once_onto_the_mesh_and_started_from(teacher, tmp_path):
     assert same(state.params, weights(teacher)) and same(loaded["teacher"], weights(teacher))
     kernel = state.frozen["teacher"]["network"]["middle"]["kernel"]
     assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // 8}
-    state, _ = program.step(state, program.put_metrics(program.zero_metrics()), program.put(program.pipeline.batch(0)))
+    state, _ = program.step(state, program.zero_metrics(), program.put(program.pipeline.batch(0)))
     assert same(state.frozen["teacher"], weights(teacher)) and not same(state.params, weights(teacher))
     assert "frozen" not in state.as_dict()
     assert json.loads((tmp_path / "frozen.json").read_text()) == {

@@ -136,7 +136,7 @@ def test_nothing_comes_from_the_host_unseen(tmp_path):
     """No transfer in the loop but those it says: neither a batch, nor a number, nor a constant."""
     fields = {**TWENTY, "training__grid_every": 10, "training__grid_samples": 4, "training__steps": 10}
     program = tiny.prepare(**fields)
-    state, sums = program.init(), program.put_metrics(program.zero_metrics())
+    state, sums = program.init(), program.zero_metrics()
     checkpointer = Checkpointer(tmp_path)
     loop, _ = Loop(program, checkpointer, tmp_path, 0), program.step
     with jax.transfer_guard("disallow"):

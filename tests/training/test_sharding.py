@@ -39,7 +39,7 @@ def run(steps=10, devices=1, **overrides):
     program = tiny.prepare(devices, **overrides)
     state, found = program.init(), []
     for step in range(steps):
-        sums = program.put_metrics(program.zero_metrics())
+        sums = program.zero_metrics()
         state, metrics = program.step(state, sums, program.put(program.pipeline.batch(step)))
         found.append(summarize(jax.device_get(metrics))["loss"])
     return np.array(found), state
@@ -114,7 +114,7 @@ def test_reports_fetch_only_what_every_host_has(monkeypatch):
     idle = SimpleNamespace(row=dict, reset=lambda: None, update=lambda row: [])
     loop = SimpleNamespace(_clock=idle, _program=program, _watch=idle, _skipped=0)
     monkeypatch.setattr(jax, "device_get", fetch)
-    sums = tiny.prepare().put_metrics(tiny.prepare().zero_metrics())
+    sums = tiny.prepare().zero_metrics()
     row = Loop._summary(loop, 1, SimpleNamespace(skipped=zero, system_state=state), sums)
     assert row["accuracy_top1/t_0_to_0.25"] == 0.5
 

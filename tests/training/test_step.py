@@ -19,7 +19,7 @@ from tests.training import tiny
 
 def advance(program, state, step):
     """(state, metric sums) after one step."""
-    return program.step(state, program.put_metrics(program.zero_metrics()), program.put(program.pipeline.batch(step)))
+    return program.step(state, program.zero_metrics(), program.put(program.pipeline.batch(step)))
 
 
 def close(a, b, rtol):
@@ -28,7 +28,7 @@ def close(a, b, rtol):
 
 def test_the_state_is_donated():
     program = tiny.prepare()
-    state, metrics = program.init(), program.put_metrics(program.zero_metrics())
+    state, metrics = program.init(), program.zero_metrics()
     new, _ = program.step(state, metrics, program.put(program.pipeline.batch(0)))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state, metrics)))
     assert int(new.step) == 1

@@ -121,6 +121,10 @@ class FunctionNetwork:
     image_shape: tuple[int, int, int]
     cond_spec: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def spec(self) -> Spec:
+        return Spec(self.image_shape)
+
     def init(self, key: jax.Array) -> dict:
         return {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,8 @@ class Data:
     """
 
     def __init__(self, config: Mapping[str, Any], *, seed: int = 0) -> None:
-        fields = dict(config.items())
+        self.config: dict[str, Any] = dict(config.items())
+        fields = dict(self.config)
         self._source = fields.pop("source", None)
         if self._source is None:
             raise ConfigError("data needs a 'source', such as {'name': 'folder', 'path': 'my/images'}")
@@ -42,6 +44,7 @@ class Data:
         self._fields: dict[str, Any] = {"seed": seed, **fields}
         self._cache = Cache(fields.get("cache", 1.0))
         self._opened: dict[str, Source] = {}
+        self._lock = threading.Lock()
 
     @property
     def spec(self) -> Spec:
@@ -54,9 +57,10 @@ class Data:
         Raises:
           ConfigError, DataError: unknown names or fields, or data that cannot be read.
         """
-        if split not in self._opened:
-            self._opened[split] = _open(self._source, split)
-        return self._opened[split]
+        with self._lock:
+            if split not in self._opened:
+                self._opened[split] = _open(self._source, split)
+            return self._opened[split]
 
     def pipeline(self, split: str = "train", *, host: int = 0, hosts: int = 1, **overrides: Any) -> Pipeline:
         """Return the pipeline of a split.

@@ -139,8 +139,8 @@ class Distils(Protocol):
     def check_frozen(self, name: str, system: Any) -> None:
         """Raise a `ConfigError` if the run of another system cannot serve under this name."""
 
-    def start(self, frozen: Mapping[str, Any]) -> Params:
-        """Make the first parameters out of the frozen ones."""
+    def start(self, frozen: Mapping[str, Any]) -> Params | None:
+        """Make the first parameters out of the frozen ones; None where training starts from fresh ones."""
 
 
 @runtime_checkable

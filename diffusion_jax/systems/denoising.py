@@ -59,6 +59,10 @@ class Objective:
     def check_frozen(self, system: Any, name: str, other: Any) -> None:
         """Raise a `ConfigError` if another system's run cannot serve as the name in `needs`."""
 
+    def start(self, frozen: Mapping[str, Any]) -> Any:
+        """Return the first parameters by group, made of frozen ones; None for fresh ones."""
+        return None
+
     def check_steps(self, steps: int) -> None:
         """Warn where the objective plans another number of training steps."""
 

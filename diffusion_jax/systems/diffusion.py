@@ -76,11 +76,12 @@ class Diffusion:
 
     def check_frozen(self, name: str, system: Any) -> None:
         """Raise a `ConfigError` if the run of another system cannot serve under a name of `needs`."""
-        self.objective.check_frozen(self, name, system)
+        if name in self.objective.needs:
+            self.objective.check_frozen(self, name, system)
 
-    def start(self, frozen: Mapping[str, Any]) -> Params:
-        """Return the first parameters of a system that learns from a teacher: the teacher's."""
-        return frozen["teacher"]
+    def start(self, frozen: Mapping[str, Any]) -> Params | None:
+        """Return the first parameters of a system that learns from a teacher, the teacher's; None for fresh ones."""
+        return self.objective.start(frozen)
 
     def init(self, key: jax.Array) -> Params:
         """Make fresh parameters: {"network": a nested dict of arrays}."""

@@ -53,6 +53,10 @@ class Distillation(Objective):
         """Return the process that the teacher was trained with."""
         return system.process
 
+    def start(self, frozen: Mapping[str, Any]) -> Any:
+        """Return the teacher's parameters, where it teaches."""
+        return frozen[TEACHER] if self.needs else None
+
     def check_frozen(self, system: Any, name: str, other: Any) -> None:
         """Raise a `ConfigError` if another system's run cannot teach this one; parameters are compared elsewhere."""
         teacher, ours = ability(other, Denoises, f"the {name}"), self.teacher_process(system)

@@ -7,7 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -43,6 +43,7 @@ def test_hosts_share_the_same_global_batches(hosts):
             np.testing.assert_array_equal(joined, whole.batch(step)[key])
 
 
+@settings(max_examples=8)
 @given(start=st.integers(0, 60))
 def test_iteration_starts_anywhere(start):
     pipe = pipeline()

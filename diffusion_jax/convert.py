@@ -38,9 +38,9 @@ from typing import Any
 
 from absl import flags
 
-from diffusion_jax import programs
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.inference import command_line, load_run
+from diffusion_jax.inference import command_line
+from diffusion_jax.inference.run import Run
 from diffusion_jax.interop import diffusers, diffusers_config, edm, guided_diffusion
 from diffusion_jax.interop.layouts import Layout
 from diffusion_jax.registry import build, known
@@ -113,10 +113,11 @@ def export(options: Options, overrides: Mapping[str, Any] | None = None) -> Path
     unused += [f"config.{field}" for field in overrides or {}]
     if unused:
         raise ConfigError(f"--export takes weights out of the run in --workdir: leave out --{', --'.join(unused)}")
-    run = load_run(options.workdir, step=options.step, weights=options.average)
+    run = Run(options.workdir)
+    params = run.params(options.step, options.average)
     layout = _layout(options, run.config)
     system_of(run.config)
-    layout.write(options.export, run.params, run.system.network)
+    layout.write(options.export, params["network"], run.system.network)
     return Path(options.export)
 
 
@@ -147,11 +148,9 @@ def define_flags() -> None:
 
 
 def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
-    programs.configure_logging()
     options = Options(**{field.name: values[field.name] for field in dataclasses.fields(Options)})
     return str(export(options, overrides) if options.export else convert(options, overrides))
 
 
 if __name__ == "__main__":
-    define_flags()
-    command_line.run_program("convert", _work)
+    command_line.run_program("convert", define_flags, _work)

@@ -15,7 +15,7 @@ interpolate  encodes each image and the next into noise, and decodes --between p
              both ways, so it needs a deterministic first-order solver (ddim or euler), and neither guidance nor threshold.
 
 Images (png, jpeg, webp) must have the size of the run's; --fit shrinks and crops them to it. A mask has the name of its
-image (another ending will do) and its size. A class-conditional model is told --labels, in turn; without them it edits as if
+image (another ending will do) and its size. A class-conditional model takes --labels, in turn; without them it edits as if
 it had no classes, if it was trained with condition dropout.
 
 Out come 000000.png, 000001.png, ... in the order of the images' names, grid.png with images above results, and edit.json
@@ -38,17 +38,21 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from diffusion_jax import programs
+from diffusion_jax import processes
 from diffusion_jax.data.files import fitted, load_image, masked_images, named_files, tile, write_image, write_json
-from diffusion_jax.errors import ConfigError, DataError, nearest
-from diffusion_jax.inference import command_line
-from diffusion_jax.inference.requests import label_rule
-from diffusion_jax.inference.runs import Runs, find
+from diffusion_jax.errors import ConfigError, DataError, check_choice
+from diffusion_jax.inference import command_line, requests
+from diffusion_jax.inference.cascade import StageParams
+from diffusion_jax.inference.generator import mesh_of, place_batch
+from diffusion_jax.inference.requests import Requests
+from diffusion_jax.inference.run import Runs, find
 from diffusion_jax.process import Denoiser
 from diffusion_jax.registry import build
 from diffusion_jax.rng import named
 from diffusion_jax.sampling import editing, latents
-from diffusion_jax.systems import Sampling, to_float, to_uint8
+from diffusion_jax.spec import Spec
+from diffusion_jax.systems import Denoises, Sampling, ability
+from diffusion_jax.training.mesh import replicated
 
 METHODS = ("sdedit", "ilvr", "repaint", "interpolate")
 _FLOWS = ("ddim", "euler")
@@ -70,14 +74,13 @@ class Options:
     jump: int = 10
     resamples: int = 10
     between: int = 5
-    labels: str | None = None
     fit: bool = False
     seed: int = 0
     batch_size: int = 16
+    conditioning: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ConfigError(f"unknown method {self.method!r}{nearest(self.method, METHODS)} (known: {', '.join(METHODS)})")
+        check_choice("method", self.method, METHODS)
         if not 0 <= self.strength <= 1:
             raise ConfigError(f"--strength must lie in [0, 1], got {self.strength:g}: 0 returns the image, 1 forgets it")
         if not 0 <= self.stop < 1:
@@ -98,27 +101,29 @@ def edit(runs: Runs, options: Options) -> Path:
       DiffusionError: bad options or images, before parameters are loaded or anything is compiled.
     """
     system, sampling = _stage(runs, options)
-    names, images, masks = read_images(options.images, options.masks, system, options.fit)
-    labels = _labels(system, sampling, options, len(images))
+    names, images, masks = read_images(options.images, options.masks, system.spec, options.fit)
+    wanted = _requests(runs, sampling, options)
     if options.method == "interpolate" and len(images) < 2:
         raise DataError(f"--method=interpolate needs two images at least; {options.images} has {len(images)}")
     if options.method == "ilvr":
-        editing.low_pass(jnp.zeros((1, *system.image_shape)), options.factor)  # a bad factor fails here
+        editing.low_pass(jnp.zeros((1, *system.spec.shape)), options.factor)  # a bad factor fails here
     out = Path(options.out)
     settings = {
         **dataclasses.asdict(options),
-        "workdir": str(runs.workdirs[0]),
+        "workdir": runs.runs[0].workdir,
         "inputs": names,
         "sampling": sampling.settings(),
     }
-    _check_unused(out, settings)
+    if processes.is_first():
+        _check_unused(out, settings)
     (params,), (step,) = runs.load()
-    results = draw(system, params, sampling, options, images, masks, labels)
-    out.mkdir(parents=True, exist_ok=True)
-    for number, image in enumerate(results):
-        write_image(out / f"{number:06d}.png", image)
-    write_json(out / "edit.json", {**settings, "checkpoint": step})
-    write_image(out / "grid.png", _picture(images, masks, results, options))
+    results = draw(system, params, sampling, options, images, masks, wanted)
+    if processes.is_first():
+        out.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(results):
+            write_image(out / f"{number:06d}.png", image)
+        write_json(out / "edit.json", {**settings, "checkpoint": step})
+        write_image(out / "grid.png", _picture(images, masks, results, options))
     return out / "grid.png"
 
 
@@ -139,14 +144,12 @@ def _stage(runs: Runs, options: Options) -> tuple[Any, Sampling]:
         raise ConfigError("one --workdir is edited with; a cascade's base and its super-resolution are runs of their own")
     stage = runs.cascade.stages[0]
     system, sampling = stage.system, stage.sampling
-    if not getattr(system, "draws_images", True):
-        raise ConfigError("a noisy classifier draws no images: give the --workdir of a model that does")
+    ability(system, Denoises)
     if stage.classifier is not None:
         raise ConfigError("editing follows no classifier: leave out --classifier (--config.sampling.classifier=None)")
-    if set(system.network.cond_spec) - {"label", "augment"}:  # systems fill in zeros for augmentation themselves
-        raise ConfigError(
-            f"editing takes a run that draws from noise and labels alone, this one is told {sorted(system.network.cond_spec)}"
-        )
+    if any(each.needs_data for each in system.conditioners):
+        told = ", ".join(each.name for each in system.conditioners)
+        raise ConfigError(f"editing takes a run that draws from noise and labels alone, this one is conditioned on {told}")
     if options.method != "interpolate":
         return system, sampling
     name = sampling.solver if isinstance(sampling.solver, str) else dict(sampling.solver)["name"]
@@ -163,43 +166,46 @@ def _stage(runs: Runs, options: Options) -> tuple[Any, Sampling]:
     return system, dataclasses.replace(sampling, threshold="none")
 
 
-def _labels(system: Any, sampling: Sampling, options: Options, count: int) -> np.ndarray | None:
-    if not system.num_classes:
-        if options.labels is not None:
-            raise ConfigError("--labels: the model has no classes")
-        return None
-    if options.labels is not None:
-        return label_rule(options.labels, system.num_classes)[0](np.arange(count))
-    if not system.cond_drop or sampling.guidance != 1:
-        raise ConfigError(
-            f"the model has {system.num_classes} classes: say which with --labels"
-            + (", or set --guidance=1 to edit without" if system.cond_drop else "")
-        )
-    return np.full(count, system.num_classes, np.int32)
+def _requests(runs: Runs, sampling: Sampling, options: Options) -> Requests:
+    """What the flags ask for; without them the conditioners' nulls: a model with condition dropout is unconditional then."""
+    conditioners = runs.cascade.conditioners
+    if options.conditioning:
+        return requests.ask(conditioners, runs.runs[0].data, given=options.conditioning)[0]
+    columns: dict[str, np.ndarray] = {}
+    for each in conditioners:
+        usual = each.default()
+        if usual and (not each.drop or sampling.guidance != 1):
+            asked = " or ".join(f"--{flag.name}" for flag in each.flags[:1])
+            raise ConfigError(
+                f"the model has {each.meaning}: say which with {asked}"
+                + (", or set --guidance=1 to edit without" if each.drop else "")
+            )
+        columns |= {name: np.asarray(column) for name, column in each.null(usual).items()} if usual else {}
+    return Requests(columns)
 
 
 # Images ----------------------------------------------------------------------------------------------------------------
 
 
-def read_images(folder: str, masks: str | None, system: Any, fit: bool) -> tuple[list[str], np.ndarray, np.ndarray | None]:
-    """(names, uint8 [N, H, W, C], masks float32 [N, H, W, 1]) of a folder's images; black in a mask's file, 1 here, is kept.
+def read_images(folder: str, masks: str | None, spec: Spec, fit: bool) -> tuple[list[str], np.ndarray, np.ndarray | None]:
+    """Read (names, uint8 [N, H, W, C], masks float32 [N, H, W, 1]) of a folder's images; what is white in a mask's file is 1.
 
     Raises:
       DataError: no folder, no images, one of another size than the model's, or a mask that is missing or of another size.
     """
-    size, channels = system.image_size, system.channels
     files = named_files(Path(folder)).values()
     found = masked_images(Path(folder), Path(masks)) if masks else ((None, load_image(path), None) for path in files)
-    images, kept = [], []
+    images, holes = [], []
     for path, (_, image, mask) in zip(files, found, strict=True):
-        if not fit and image.shape[:2] != (size, size):
+        if not fit and image.shape[:2] != spec.size:
+            height, width = spec.size
             raise DataError(
-                f"{path} is {image.shape[1]}x{image.shape[0]}, but the model draws {size}x{size}: resize it, or give --fit"
+                f"{path} is {image.shape[1]}x{image.shape[0]}, but the model draws {width}x{height}: resize it, or give --fit"
             )
-        images.append(fitted(image, size, channels))
+        images.append(fitted(image, spec.size, spec.channels))
         if mask is not None:
-            kept.append((fitted(mask, size, 1) < 128).astype(np.float32))
-    return [path.name for path in files], np.stack(images), np.stack(kept) if masks else None
+            holes.append((fitted(mask, spec.size, 1) >= 128).astype(np.float32))
+    return [path.name for path in files], np.stack(images), np.stack(holes) if masks else None
 
 
 def _picture(images: np.ndarray, masks: np.ndarray | None, results: np.ndarray, options: Options) -> np.ndarray:
@@ -208,7 +214,7 @@ def _picture(images: np.ndarray, masks: np.ndarray | None, results: np.ndarray, 
         return tile(results[: 8 * (options.between + 2)], columns=options.between + 2, scale=max(1, 64 // images.shape[1]))
     shown = [images[:8], results[:8]]
     if masks is not None:
-        holes = np.where(masks[:8] == 1, images[:8], 128).astype(np.uint8)
+        holes = np.where(masks[:8] == 1, 128, images[:8]).astype(np.uint8)
         shown.insert(1, holes)
     return tile(np.concatenate(shown), columns=len(shown[0]), scale=max(1, 64 // images.shape[1]))
 
@@ -217,51 +223,49 @@ def _picture(images: np.ndarray, masks: np.ndarray | None, results: np.ndarray, 
 
 
 def draw(
-    system: Any,
-    params: Any,
+    system: Denoises,
+    params: StageParams,
     sampling: Sampling,
     options: Options,
     images: np.ndarray,
     masks: np.ndarray | None,
-    labels: np.ndarray | None,
+    wanted: Requests,
 ) -> np.ndarray:
-    """The edited images, uint8 [N, H, W, C]; of an interpolation [(N - 1) * (between + 2), H, W, C], pair by pair.
+    """Return the edited images, uint8 [N, H, W, C]; of an interpolation [(N - 1) * (between + 2), H, W, C], pair by pair.
 
     Args:
       images: uint8 [N, H, W, C].
-      masks: float32 [N, H, W, 1], 1 is kept.
-      labels: int32 [N], where there are classes.
+      masks: float32 [N, H, W, 1], 1 is to be filled.
+      wanted: the conditioning of each image.
     """
-    work = _METHODS[options.method]
+    work, key = _METHODS[options.method], named(jax.random.key(options.seed), "edit")
     pairs = options.method == "interpolate"
-    key = named(jax.random.key(options.seed), "edit")
     columns: dict[str, np.ndarray] = {"image": images[:-1] if pairs else images}
-    if pairs:
-        columns["other"] = images[1:]
-    if masks is not None:
-        columns["mask"] = masks
-    if labels is not None:
-        columns["label"] = labels[: len(columns["image"])]
+    columns |= {"other": images[1:]} if pairs else {}
+    columns |= {} if masks is None else {"mask": masks}
     solver, grid = build("solver", sampling.solver), sampling.build_grid()
 
-    @jax.jit
-    def run(params: Any, rows: dict[str, jax.Array], indices: jax.Array) -> jax.Array:
-        request = {name: rows[name] for name in ("label",) if name in rows}
-        denoise = system.denoiser(params, named(key, "request"), request, indices, sampling)
-        floats = {name: to_float(rows[name]) for name in rows if name != "label"}
-        return to_uint8(work(denoise, solver, grid, named(key, "solver"), floats, indices, options))
+    def run(params: StageParams, rows: dict[str, jax.Array], request: Any, indices: jax.Array) -> jax.Array:
+        denoise = system.denoiser(params.own, named(key, "request"), request, indices, sampling)
+        encode = lambda x: system.codec.encode(params.frozen, {"image": x}, named(key, "encode"))  # noqa: E731
+        floats = {name: x if name == "mask" else encode(x) for name, x in rows.items()}
+        edited = work(denoise, solver, grid, named(key, "solver"), floats, indices, options)
+        flat = system.codec.decode(params.frozen, edited.reshape(-1, *edited.shape[-3:]))
+        return flat.reshape(*edited.shape[:-3], *flat.shape[1:])
 
-    done = []
-    count = len(columns["image"])
+    mesh = mesh_of(params)
+    run = jax.jit(run, out_shardings=None if mesh is None else replicated(mesh))
+    done, count = [], len(columns["image"])
     for start in range(0, count, options.batch_size):
         indices = np.minimum(np.arange(start, start + options.batch_size), count - 1)  # a short batch repeats its last image
         rows = {name: column[indices] for name, column in columns.items()}
-        done.append(np.asarray(run(params, rows, indices))[: count - start])
+        batch = place_batch((rows, wanted(indices), indices), params)
+        done.append(np.asarray(run(params, *batch))[: count - start])
     return np.concatenate(done).reshape(-1, *images.shape[1:])
 
 
 def _sdedit(denoise: Denoiser, solver: Any, grid: Any, key: jax.Array, rows: Any, indices: Any, given: Options) -> jax.Array:
-    mask = rows.get("mask")
+    mask = 1 - rows["mask"] if "mask" in rows else None
     return editing.sdedit(denoise, solver, grid, key, rows["image"], given.strength, mask, given.repeats, indices=indices)
 
 
@@ -271,7 +275,7 @@ def _ilvr(denoise: Denoiser, solver: Any, grid: Any, key: jax.Array, rows: Any, 
 
 def _repaint(denoise: Denoiser, solver: Any, grid: Any, key: jax.Array, rows: Any, indices: Any, given: Options) -> jax.Array:
     return editing.repaint(
-        denoise, solver, grid, key, rows["image"], rows["mask"], given.jump, given.resamples, indices=indices
+        denoise, solver, grid, key, rows["image"], 1 - rows["mask"], given.jump, given.resamples, indices=indices
     )
 
 
@@ -290,6 +294,7 @@ _METHODS: Mapping[str, Callable[..., jax.Array]] = {
 def define_flags() -> None:
     """Define the program's flags."""
     command_line.define_run_flags()
+    command_line.define_conditioning_flags(leave_out=("images", "masks"))
     flags.DEFINE_string("step", None, "Checkpoint step; the newest if left out.")
     flags.DEFINE_string("method", None, f"What is done: {', '.join(METHODS)}.", required=True)
     flags.DEFINE_string("images", None, "Folder of the images.", required=True)
@@ -302,18 +307,16 @@ def define_flags() -> None:
     flags.DEFINE_integer("jump", 10, "repaint: steps that a return goes back.")
     flags.DEFINE_integer("resamples", 10, "repaint: how often each stretch is walked; 1 is plain replacement.")
     flags.DEFINE_integer("between", 5, "interpolate: images between each two.")
-    flags.DEFINE_string("labels", None, "Classes: 'all' (in turn) or '0,1,2' (in turn).")
     flags.DEFINE_bool("fit", False, "Shrink and crop images and masks to the model's size.")
     flags.DEFINE_integer("seed", 0, "Of all noise.")
     flags.DEFINE_integer("batch_size", 16, "Images at a time.")
 
 
 def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
-    programs.configure_logging()
-    options = Options(**{field.name: values[field.name] for field in dataclasses.fields(Options)})
+    fields = {field.name: values[field.name] for field in dataclasses.fields(Options) if field.name != "conditioning"}
+    options = Options(**fields, conditioning=command_line.conditioning(values, leave_out=("images", "masks")))
     return str(edit(find(**command_line.run_options(values, overrides)), options))
 
 
 if __name__ == "__main__":
-    define_flags()
-    command_line.run_program("edit", _work)
+    command_line.run_program("edit", define_flags, _work)

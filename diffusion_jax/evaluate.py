@@ -8,13 +8,13 @@
 
 One workdir evaluates one run; several, in order of resolution, a cascade. Samples are drawn as the runs' `sampling`
 configuration says, of all classes in turn; flags replace parts of it. Several values of a flag, and several
-checkpoints, are gone through, each combination a point; A/B gives a cascade's stages a value each. --watch stays
+checkpoints, are gone through, each combination a case; A/B gives a cascade's stages a value each. --watch stays
 beside a training job and evaluates every checkpoint as it appears. --samples evaluates a folder of images or an npz
 (arr_0 uint8 [N, H, W, C], arr_1 labels), with the data of --workdir, if given, as the real side.
 
-Out come results.jsonl and results.csv (a row for each point, kept as it is found), tensorboard/, report.html (curves
-with intervals, trade-offs, pictures, settings, versions: one page, to be opened anywhere), and of the last point
-metrics.json and real_and_samples.png. Interrupted, the same command goes on; points that are there are not computed
+Out come results.jsonl and results.csv (a row for each case, kept as it is found), tensorboard/, report.html (curves
+with intervals, trade-offs, pictures, settings, versions: one page, to be opened anywhere), and of the last case
+metrics.json and real_and_samples.png. Interrupted, the same command goes on; cases that are there are not computed
 again.
 
 The metrics, by name (--metrics; left out, all that cost little and for which everything is there):
@@ -46,6 +46,9 @@ is the run's training images, or --reference=STATS.npz (of diffusion_jax.referen
 Of a cascade, base_agreement and cascade_agreement are those of the first and of the last stage; what has no name of a
 stage before it is of the last. The held-out images are the source's split "test".
 
+Several hosts: start the same command on each with --coordinator=HOST:PORT --num_processes=N --process_id=I, as in
+diffusion_jax.train; they draw and measure together, parameters lie as the run's mesh, or --mesh, says, the first one writes.
+
 Exit status: 0, or 2 after one line that says what is wrong.
 """
 
@@ -60,14 +63,13 @@ from typing import Any
 
 from absl import flags
 
-from diffusion_jax import programs
+from diffusion_jax import processes
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.evaluation import charts, points, report
-from diffusion_jax.evaluation.evaluator import Evaluator
-from diffusion_jax.evaluation.given import evaluate_samples
+from diffusion_jax.evaluation import report, sweep
+from diffusion_jax.evaluation.evaluator import Evaluator, evaluate_samples
+from diffusion_jax.evaluation.inputs import Settings
 from diffusion_jax.evaluation.results import Results
-from diffusion_jax.evaluation.settings import Settings
-from diffusion_jax.evaluation.watch import wait_for_run, watch
+from diffusion_jax.evaluation.sweep import wait_for_run, watch
 from diffusion_jax.inference import command_line
 
 _LOG = logging.getLogger(__name__)
@@ -82,7 +84,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder for the results; 'evaluation' in the last workdir if left out.")
     flags.DEFINE_list("metrics", [], "Names, comma-separated; see above. Cheap ones if left out.")
     flags.DEFINE_string("reference", None, "File of reference statistics; the run's training images if left out.")
-    flags.DEFINE_integer("num", 1000, "Samples of each point; of given samples, at most.")
+    flags.DEFINE_integer("num", 1000, "Samples of each case; of given samples, at most.")
     flags.DEFINE_integer("seed", 0, "Of all noise.")
     flags.DEFINE_integer("batch_size", 128, "Samples at a time, over all devices.", lower_bound=1)
     flags.DEFINE_integer(
@@ -106,7 +108,6 @@ def _settings(values: Mapping[str, Any]) -> Settings:
 
 
 def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
-    programs.configure_logging()
     settings, workdirs = _settings(values), values["workdir"] or []
     if not workdirs and not values["samples"]:
         raise ConfigError("--workdir=DIR (a trained run) or --samples=DIR (images) is needed")
@@ -123,6 +124,8 @@ def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
         results = _watch(values, overrides, settings, workdirs, out, wanted)
     else:
         results = _evaluate(values, overrides, settings, workdirs, out, wanted)
+    if not processes.is_first():
+        return ""
     metrics = json.loads((results.folder / "metrics.json").read_text())
     return json.dumps({name: value for name, value in metrics.items() if name != "settings"}, indent=2)
 
@@ -130,13 +133,13 @@ def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
 def _evaluate(
     values: Mapping[str, Any], overrides: Mapping[str, Any], settings: Settings, workdirs: list[str], out: Any, wanted: bool
 ) -> Results:
-    """Every point, in order; the report grows with them."""
-    todo = points.expand(workdirs, values["checkpoints"], command_line.sweep_of(values))
-    evaluator = Evaluator(workdirs, out, settings, overrides)
-    for number, point in enumerate(todo, start=1):
+    """Every case, in order; the report grows with them."""
+    todo = sweep.expand(workdirs, values["checkpoints"], command_line.sweep_of(values))
+    evaluator = Evaluator(workdirs, out, settings, overrides, command_line.mesh_of(values))
+    for number, case in enumerate(todo, start=1):
         if len(todo) > 1:
-            _LOG.info("Point %d of %d.", number, len(todo))
-        evaluator.evaluate(point)
+            _LOG.info("Case %d of %d.", number, len(todo))
+        evaluator.evaluate(case)
         _write_report(evaluator.results, ", ".join(workdirs), wanted)
     evaluator.close()
     return evaluator.results
@@ -149,11 +152,11 @@ def _watch(
     if len(workdirs) != 1:
         raise ConfigError("--watch follows one run: give one --workdir")
     wait_for_run(workdirs[0], poll=values["poll"], patience=values["patience"])
-    evaluator = Evaluator(workdirs, out, settings, overrides)
+    evaluator = Evaluator(workdirs, out, settings, overrides, command_line.mesh_of(values))
 
     def evaluate(step: int) -> None:
-        for point in points.expand(workdirs, str(step), command_line.sweep_of(values)):
-            evaluator.evaluate(point)
+        for case in sweep.expand(workdirs, str(step), command_line.sweep_of(values)):
+            evaluator.evaluate(case)
         _write_report(evaluator.results, workdirs[0], wanted)
 
     if not watch(workdirs[0], evaluate, poll=values["poll"], patience=values["patience"]):
@@ -174,7 +177,7 @@ def _report_wanted(flag: bool | None) -> bool:
     if flag is False:
         return False
     try:
-        charts.check()
+        report.check_charts()
     except ConfigError:
         if flag:
             raise
@@ -184,10 +187,9 @@ def _report_wanted(flag: bool | None) -> bool:
 
 
 def _write_report(results: Results, title: str, wanted: bool) -> None:
-    if wanted:
+    if wanted and processes.is_first():
         _LOG.info("Report: %s", report.write(results, f"Evaluation of {title}"))
 
 
 if __name__ == "__main__":
-    define_flags()
-    command_line.run_program("evaluate", _work)
+    command_line.run_program("evaluate", define_flags, _work)

@@ -23,7 +23,6 @@ from typing import Any
 
 from absl import flags
 
-from diffusion_jax import programs
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.inference import command_line
 from diffusion_jax.training import post_hoc_ema
@@ -40,7 +39,6 @@ def define_flags() -> None:
 
 
 def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
-    programs.configure_logging()
     if overrides:
         raise ConfigError(f"this program changes no configuration: leave out --config.{next(iter(overrides))}")
     found = post_hoc_ema.write_run(values["workdir"], values["out"], values["sigma_rel"], values["step"])
@@ -52,5 +50,4 @@ def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    define_flags()
-    command_line.run_program("post_hoc_ema", _work)
+    command_line.run_program("post_hoc_ema", define_flags, _work)

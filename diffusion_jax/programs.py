@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import absl.logging
 import jax
@@ -42,7 +43,7 @@ def flags_parser(complain: Callable[[str], None]) -> Callable[[Sequence[str]], l
 
 
 def define_process_flags() -> None:
-    """The flags that say which processes are one job."""
+    """Define the flags that say which processes are one job."""
     flags.DEFINE_bool("distributed", False, "Join the processes that the cluster's environment names.")
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
     flags.DEFINE_integer("num_processes", None, "How many processes there are, with --coordinator.")
@@ -52,7 +53,7 @@ def define_process_flags() -> None:
 
 def join_processes(values: Mapping[str, Any]) -> None:
     """Join the other processes, if the flags' values name any; before anything else of JAX is used."""
-    if not (values["distributed"] or values["coordinator"]):
+    if not (values.get("distributed") or values.get("coordinator")):
         return
     named = {}
     if values["coordinator"]:
@@ -62,3 +63,18 @@ def join_processes(values: Mapping[str, Any]) -> None:
             "process_id": values["process_id"],
         }
     jax.distributed.initialize(**named, heartbeat_timeout_seconds=values["heartbeat_seconds"])
+
+
+def leave(status: int) -> NoReturn:
+    """Exit. With peers, leaving through the interpreter's exit would wait for their heartbeat."""
+    sys.stderr.flush()
+    if jax.distributed.is_initialized():
+        os._exit(status)
+    sys.exit(status)
+
+
+def leave_peers() -> None:
+    """Where there are peers, log the error that is being handled and exit with status 17; they end within their heartbeat."""
+    if jax.distributed.is_initialized():
+        logging.getLogger("diffusion_jax").exception("Process %d failed.", jax.process_index())
+        leave(17)

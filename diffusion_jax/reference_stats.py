@@ -28,9 +28,9 @@ from absl import flags
 from diffusion_jax import __version__, data, programs
 from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.evaluation.reference import moments_of, statistics_of
-from diffusion_jax.features.cache import judge_of
-from diffusion_jax.features.extractor import Extractor, small
-from diffusion_jax.features.passes import BATCH
+from diffusion_jax.features.classifier import classifier_of_data
+from diffusion_jax.features.extractor import BATCH, Extractor
+from diffusion_jax.features.networks import small
 from diffusion_jax.inference import command_line
 from diffusion_jax.inference.sample_sets import open_samples
 from diffusion_jax.metrics.statistics_file import Meta, Statistics, write_statistics
@@ -80,8 +80,6 @@ def _of_images(source: str, extractor: Extractor, num: int | None, images: bool)
 
 
 def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
-    programs.configure_logging()
-    programs.join_processes(values)
     for flag in ("data", "out"):
         if not values[flag]:
             raise ConfigError(f"--{flag} is needed; see --help")
@@ -91,17 +89,19 @@ def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
     config = _config(values["data"], overrides)
     if config is None and values["split"] != "train":
         raise ConfigError(f"--data={values['data']} is images, all of which are taken: leave out --split")
+    source = None if config is None else data.Data(config["data"], seed=config["seed"])
     if features != "small":
         extractor = build("features", features)
-    elif config is not None:
-        extractor = small(judge_of(out.parent, config["data"], steps=values["classifier_steps"]))
+    elif source is not None:
+        extractor = small(classifier_of_data(out.parent, source, steps=values["classifier_steps"]))
     else:
         raise ConfigError("--features=small is trained on a run's or a recipe's data: for images alone, name another network")
-    if config is None:
+    if source is None:
         statistics = _of_images(values["data"], extractor, values["num"], values["images"])
     else:
-        pipeline = data.from_config(config["data"], seed=config["seed"], split=None if values["split"] == "train" else "test")
-        statistics = statistics_of(pipeline, extractor, values["split"], limit=values["num"], images=values["images"])
+        statistics = statistics_of(
+            source.pipeline(values["split"]), extractor, values["split"], limit=values["num"], images=values["images"]
+        )
     if jax.process_index() == 0:
         write_statistics(out, statistics)
     assert statistics.meta is not None
@@ -109,5 +109,4 @@ def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    define_flags()
-    command_line.run_program("reference_stats", _work)
+    command_line.run_program("reference_stats", define_flags, _work)

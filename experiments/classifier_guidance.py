@@ -22,12 +22,11 @@ from absl import flags
 
 from diffusion_jax import data, training
 from diffusion_jax.data.files import tile, write_image
-from diffusion_jax.evaluation.noisy_accuracy import accuracy_by_time
-from diffusion_jax.features.cache import judge_of
-from diffusion_jax.features.classifier import Judge
+from diffusion_jax.evaluation.held_out import accuracy_by_time
+from diffusion_jax.features.classifier import TrainedClassifier, classifier_of_data
 from diffusion_jax.inference.generator import Generator
-from diffusion_jax.inference.requests import Rows
-from diffusion_jax.inference.runs import find
+from diffusion_jax.inference.requests import Requests
+from diffusion_jax.inference.run import Run, find
 from diffusion_jax.systems import from_config
 from diffusion_jax.training.previews import labelled
 from experiments import command
@@ -80,7 +79,7 @@ def recipe(name: str, steps: int) -> dict[str, Any]:
     }
 
 
-def judged(judge: Judge, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def judged(judge: TrainedClassifier, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Agreement with the labels, and the mean distance between features of two images of one label."""
     seen, features = judge.look(images)
     distances = []
@@ -95,7 +94,7 @@ def draw(workdir: Path, num: int, **sampling: Any) -> np.ndarray:
     """Samples of the digits in turn, uint8 [num, 8, 8, 1]."""
     runs = find([str(workdir)], sampling={name: [value] for name, value in sampling.items()})
     params, _ = runs.load()
-    rows = Rows({}, lambda indices: (indices % 10).astype(np.int32))
+    rows = Requests({"label": np.arange(10, dtype=np.int32)})
     return np.concatenate([drawn.images[-1] for drawn in Generator(runs.cascade, params, batch_size=num)(range(num), rows)])
 
 
@@ -105,10 +104,10 @@ def study(out: Path, picture: Path, steps: int, num: int) -> dict[str, Any]:
         training.train(recipe(name, steps), out / name)
     config = training.complete(recipe("classifier", steps))
     test = data.from_config(config["data"], split="test")
-    params = inference.load_run(out / "classifier").params
+    params = Run(out / "classifier").params()
     found: dict[str, Any] = {"accuracy": accuracy_by_time(from_config(config), params, test, bins=BINS)}
     plain = training.complete(recipe("conditional", steps))["data"]
-    judge = judge_of(out, plain)
+    judge = classifier_of_data(out, data.Data(plain))
     real = next(data.from_config(plain, split="test").one_pass(1000))
     found["judge"] = {"accuracy": judge.accuracy, **judged(judge, real["image"], real["label"])}
     labels, rows = np.arange(num) % 10, []

@@ -23,4 +23,4 @@ def run(name: str, work: Callable[[], str]) -> None:
         programs.configure_logging()
         return work()
 
-    command_line.run_program(name, checked)
+    command_line.run_program(name, lambda: None, checked)

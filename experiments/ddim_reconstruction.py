@@ -77,12 +77,12 @@ def study(out: Path, variant: str) -> dict[str, Any]:
     recipe = f"{_RECIPE}:tiny" if tiny else str(_RECIPE)
     config = load_recipe(recipe, {**CHANGES, **({"training.steps": 4, "system.network.channels": 8} if tiny else {})})
     training.train(config, out / "run")
-    run = inference.load_run(out / "run", weights="raw")  # a run so short is ahead of its average
-    system, params = run.system, run.params
+    run = inference.Run(out / "run")  # a run so short is ahead of its average
+    system, params = run.system, run.params(weights="raw")
     train, test = (data.from_config(config["data"], seed=0, split=split) for split in ("train", "test"))
     real, held_out = (next(iter(part.one_pass(5000)))["image"] for part in (train, test))
     chain = system.process.num_steps
-    denoise = system.process.bind(system.network.apply, params, {})
+    denoise = system.process.bind(system.network.apply, params["network"], {})
 
     metrics: dict[str, Any] = {"reconstruction": {}}
     x0 = to_float(jnp.asarray(held_out))

@@ -48,11 +48,11 @@ def train(out: Path, variant: str) -> list[Path]:
 
 def draw(workdir: Path, steps: int, num: int) -> tuple[np.ndarray, np.ndarray]:
     """(images uint8 [N, 8, 8, 1], their labels [N]): the digits in turn, from the same noise for every model."""
-    run = inference.load_run(workdir)
+    run = inference.Run(workdir)
     sampling = Sampling.from_config(run.config["sampling"], steps=steps)
     labels, key = np.arange(num) % run.system.num_classes, named(jax.random.key(0), "sample")
     sample = jax.jit(lambda params: run.system.sample(params, key, {"label": labels}, jnp.arange(num), sampling))
-    return np.asarray(to_uint8(sample(run.params))), labels
+    return np.asarray(to_uint8(sample(run.params()))), labels
 
 
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:

@@ -69,7 +69,7 @@ def study(out: Path, variant: str) -> dict[str, Any]:
     """Train, edit and judge; returns what is written to out/metrics.json, and writes out/editing.png."""
     suffix = ",tiny" if variant == "tiny" else ""
     training.train(load_recipe(f"{_RECIPE}:digits_teacher{suffix}"), out / "model")
-    run = inference.load_run(out / "model")
+    run = inference.Run(out / "model")
     real, (images, labels) = digits("train"), digits("test")
     judge = features.train_classifier(*real, 10, held_out=(images, labels), steps=600 if variant == "full" else 5)
     request = {"label": np.full(len(images), 10, np.int32)}  # the null class: no digit is asked for
@@ -80,7 +80,7 @@ def study(out: Path, variant: str) -> dict[str, Any]:
             denoise = run.system.denoiser(params, named(jax.random.key(0), "edit"), request, jnp.arange(len(images)), sampling)
             return to_uint8(work(denoise, x))
 
-        return np.asarray(jax.jit(draw)(run.params, to_float(images)))
+        return np.asarray(jax.jit(draw)(run.params(), to_float(images)))
 
     rows, metrics = {"held out": images}, {"held out": {"same_digit": judge.accuracy}}
     for name, work in edits(variant).items():

@@ -23,8 +23,8 @@ from absl import flags
 from PIL import Image
 
 from diffusion_jax import data, training
-from diffusion_jax.features.classifier import Judge, agreement, train_classifier
-from diffusion_jax.inference.run import load_run
+from diffusion_jax.features.classifier import TrainedClassifier, agreement, train_classifier
+from diffusion_jax.inference.run import Run
 from diffusion_jax.metrics.frechet import Moments, frechet_distance
 from diffusion_jax.process import edm_design
 from diffusion_jax.sampling import edm_design as sampling_design
@@ -68,15 +68,15 @@ def real_images(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def draw(workdir: Path, sampling: dict[str, Any], num: int) -> np.ndarray:
     """Samples uint8 [num, 8, 8, 1] of the classes 0 to 9 in turn; sample i has the same noise in every row."""
-    run = load_run(workdir)
+    run = Run(workdir)
     settings = Sampling.from_config(sampling)
     run.system.check_sampling(settings)
     labels = np.arange(num, dtype=np.int32) % 10
     draw = jax.jit(lambda params: run.system.sample(params, jax.random.key(0), {"label": labels}, np.arange(num), settings))
-    return np.asarray(to_uint8(draw(run.params)))
+    return np.asarray(to_uint8(draw(run.params())))
 
 
-def judged(judge: Judge, images: np.ndarray, labels: np.ndarray, real: Moments) -> Row:
+def judged(judge: TrainedClassifier, images: np.ndarray, labels: np.ndarray, real: Moments) -> Row:
     """How often the judge sees the class, and how far its features are from the real ones."""
     moments = Moments().add(judge.look(images)[1])
     return {"agreement": agreement(judge, images, labels), "frechet": frechet_distance(moments, real, warn=False)}

@@ -26,8 +26,10 @@ from diffusion_jax import data, training
 from diffusion_jax.data.files import tile
 from diffusion_jax.data.sources.shapes import CLASSES, COLOURS
 from diffusion_jax.inference.generator import Generator
-from diffusion_jax.inference.requests import Rows, requests_of
-from diffusion_jax.inference.runs import find
+from diffusion_jax.inference.requests import Requests
+from diffusion_jax.inference.run import find
+from diffusion_jax.systems import request_of
+from diffusion_jax.systems.conditioners.base import gather
 from diffusion_jax.training.recipes import load_recipe
 from experiments import command
 
@@ -102,7 +104,7 @@ def study(out: Path, variant: str, num: int) -> dict:
     runs = find([str(out / "run")])
     params, _ = runs.load()
     pipeline = runs.pipeline(0, "test")
-    rows = Rows(requests_of(runs.cascade.stages[0].system, pipeline, num))
+    rows = Requests(gather(lambda batch: request_of(runs.cascade.stages[0].system, batch), pipeline, num))
     vocabulary = list(config["data"]["source"]["vocabulary"])
     words = captions(rows(np.arange(num))["text"], vocabulary)
     real = next(pipeline.one_pass(num, limit=num))["image"]

@@ -18,11 +18,11 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from diffusion_jax.systems.palette import panorama
 
 from diffusion_jax.data.degradations import TASKS, Jpeg
 from diffusion_jax.data.files import write_image
 from diffusion_jax.systems import Sampling
+from diffusion_jax.systems.conditioners.image import panorama
 from experiments import command
 from experiments.restoration import Drawer, held_out, psnr, trained
 
@@ -64,7 +64,7 @@ def study(out: Path, variant: str, num: int) -> dict:
     run = trained(f"{_RECIPE}:photographs{',tiny' if variant == 'tiny' else ''}", str(out / "run"))
     sampling = Sampling.from_config(run.config["sampling"])
     exact = dataclasses.replace(run.system, keep_luma=True)
-    plain, keeping = (Drawer(system, run.params, sampling) for system in (run.system, exact))
+    plain, keeping = (Drawer(system, run.params(), sampling) for system in (run.system, exact))
     metrics, rows = {}, []
     for task in TASKS:
         degradation = Jpeg((5, 15)) if task == "jpeg" else task
@@ -74,7 +74,7 @@ def study(out: Path, variant: str, num: int) -> dict:
             request = {name: np.asarray(value) for name, value in run.system.request(batch).items()}
             metrics[task]["luma_error_kept"] = luma_error(keeping.sample(request), batch["degraded"])
         rows += [np.concatenate(each[:8], 1) for each in pictures]
-    wide = np.asarray(panorama(run.system, run.params, jax.random.key(0), batch["image"][:4], sampling))
+    wide = np.asarray(panorama(run.system, run.params(), jax.random.key(0), batch["image"][:4], sampling))
     size = batch["image"].shape[1]
     metrics["panorama"] = {
         "deviation_of_the_crops": float(batch["image"][:4].std()),

@@ -19,7 +19,7 @@ from diffusion_jax.training.recipes import load_recipe
 def trained(recipe: str, workdir: str) -> Run:
     """The run of a recipe, trained first (or to its end) where it is not finished."""
     training.train(load_recipe(recipe), workdir)
-    return inference.load_run(workdir)
+    return inference.Run(workdir)
 
 
 def held_out(config: Mapping[str, Any], num: int, **fields: Any) -> dict[str, np.ndarray]:
@@ -43,7 +43,7 @@ class Drawer:
         def regress(params: Any, key: jax.Array, request: Any) -> jax.Array:
             count = len(next(iter(request.values())))
             denoise = system.denoiser(params, key, request, jnp.arange(count), Sampling(threshold="static"))
-            return denoise(jax.random.normal(named(key, "pure noise"), (count, *system.image_shape)), jnp.ones(count)).x0
+            return denoise(jax.random.normal(named(key, "pure noise"), (count, *system.spec.shape)), jnp.ones(count)).x0
 
         self._sample, self._regress, self._draws = sample, regress, draws
 

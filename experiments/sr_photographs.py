@@ -50,7 +50,7 @@ def study(out: Path, variant: str, num: int) -> dict:
     for name, last in _LISTS.items():
         steps = int(name.split()[0])
         schedule = {"name": "quadratic", "num_steps": steps, "beta_start": 1e-6, "beta_end": last}
-        drawer = Drawer(run.system, run.params, Sampling(solver="ddpm", steps=steps, schedule=schedule))
+        drawer = Drawer(run.system, run.params(), Sampling(solver="ddpm", steps=steps, schedule=schedule))
         draws[name] = drawer.sample(request)
     mean = drawer.regress(request)
     sample = draws["100 steps"]

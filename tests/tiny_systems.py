@@ -145,8 +145,10 @@ def gaussian_x0(mean: float, std: float, schedule: Any) -> Callable[..., jax.Arr
 
 def make_run(workdir: Any, kind: str = "base", **system: Any) -> str:
     """A run of bundled digits with random weights at step 1: "base" draws 8x8, "sr" takes them to 16x16."""
+    classes = {"num_classes": 10}
+    asked = classes if system.get("name") == "noisy_classifier" else {"conditioners": {"labels": classes}}
     config: dict[str, Any] = {
-        "system": {"process": PROCESS, "network": NETWORK, "conditioners": {"labels": {"num_classes": 10}}, **system},
+        "system": {"process": PROCESS, "network": NETWORK, **asked, **system},
         "data": {
             "source": {"name": "digits"},
             "image_size": 8 if kind == "base" else 16,

@@ -35,7 +35,8 @@ class Data:
     """
 
     def __init__(self, config: Mapping[str, Any], *, seed: int = 0) -> None:
-        fields = dict(config.items())
+        self.config: dict[str, Any] = dict(config.items())
+        fields = dict(self.config)
         self._source = fields.pop("source", None)
         if self._source is None:
             raise ConfigError("data needs a 'source', such as {'name': 'folder', 'path': 'my/images'}")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from diffusion_jax.evaluation.evaluator import Evaluator, evaluate_run
-from diffusion_jax.evaluation.given import evaluate_samples
+from diffusion_jax.evaluation.evaluator import Evaluator, evaluate_run, evaluate_samples
 from diffusion_jax.evaluation.held_out import bits_per_dim, held_out_loss
+from diffusion_jax.evaluation.inputs import MetricInputs, Settings
 from diffusion_jax.evaluation.measure import measure
-from diffusion_jax.evaluation.points import Point, expand
-from diffusion_jax.evaluation.settings import Settings
-from diffusion_jax.evaluation.subject import Subject
+from diffusion_jax.evaluation.sweep import Case, expand
 
 __all__ = [
     "Evaluator",
-    "Point",
+    "Case",
     "Settings",
-    "Subject",
+    "MetricInputs",
     "bits_per_dim",
     "evaluate_run",
     "evaluate_samples",

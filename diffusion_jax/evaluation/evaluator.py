@@ -1,11 +1,9 @@
-"""Evaluates points, each a checkpoint with settings of sampling: draws, measures, and records a row for each."""
+"""Evaluates cases, each a checkpoint with settings of sampling, or given images: draws, measures, records a row for each."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -14,19 +12,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from diffusion_jax import identity, processes
 from diffusion_jax.data.files import write_json
 from diffusion_jax.evaluation import scores
+from diffusion_jax.evaluation.inputs import MetricInputs, Model, Parts, Settings, parts_alone, parts_of
 from diffusion_jax.evaluation.measure import measure, sources, write_pictures, write_tables
-from diffusion_jax.evaluation.points import Point
 from diffusion_jax.evaluation.results import Results, Row
-from diffusion_jax.evaluation.settings import Parts, Settings, parts_of
-from diffusion_jax.evaluation.subject import Model, Subject
-from diffusion_jax.features.cache import gather
-from diffusion_jax.inference.cascade import Guided
-from diffusion_jax.inference.draw import EARLIER, draw_stages, requests
-from diffusion_jax.inference.requests import Rows
-from diffusion_jax.inference.runs import Runs, find
-from diffusion_jax.training import config as configs
+from diffusion_jax.evaluation.sweep import Case
+from diffusion_jax.inference import requests
+from diffusion_jax.inference.draw import EARLIER, Drawing
+from diffusion_jax.inference.requests import Requests
+from diffusion_jax.inference.run import Run, Runs
+from diffusion_jax.inference.sample_sets import open_samples
+from diffusion_jax.systems import Samples
 from diffusion_jax.training.checkpoints import versions
 
 _LOG = logging.getLogger(__name__)
@@ -41,12 +41,12 @@ def evaluate_run(
     overrides: Mapping[str, Any] | None = None,
     sampling: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate one point of a run, or of a cascade of runs, and write what was found.
+    """Evaluate one case of a run, or of a cascade of runs, and write what was found.
 
     Args:
       workdirs: one, or those of each stage in order of resolution.
       out: where results and pictures go; `evaluation` in the last workdir by default.
-      checkpoints, overrides, sampling: as `runs.find` takes them.
+      checkpoints, overrides, sampling: as `run.find` takes them.
 
     Returns:
       The metrics, as in metrics.json: of a cascade's stages, the stage's name goes before ("base_", "cascade_").
@@ -56,118 +56,188 @@ def evaluate_run(
     """
     workdirs = [os.fspath(w) for w in ([workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs)]
     evaluator = Evaluator(workdirs, out or Path(workdirs[-1]) / "evaluation", settings or Settings(), overrides)
-    row = evaluator.evaluate(Point(tuple(checkpoints), dict(sampling or {})))
+    row = evaluator.evaluate(Case(tuple(checkpoints), dict(sampling or {})))
     evaluator.close()
     return {**row["metrics"], "num_samples": row["num"], "settings": row["settings"]}
 
 
+def evaluate_samples(
+    path: str | os.PathLike, out: str | os.PathLike, settings: Settings | None = None, workdir: str | None = None
+) -> dict[str, Any]:
+    """Evaluate images that some tool made, and write what was found.
+
+    Args:
+      path: a folder of images or an npz; see `open_samples`.
+      out: where results and pictures go.
+      settings: how; `num` is the most images that are taken.
+      workdir: a run whose data stand for the real side, unless `settings` name a reference.
+
+    Raises:
+      DiffusionError: images, a network or statistics that cannot be had.
+    """
+    settings, samples = settings or Settings(), open_samples(path)
+    scores.check_names(settings.metrics)
+    num = min(settings.num, samples.count)
+    parts = parts_alone(settings) if workdir is None else parts_of(Run(workdir), settings)
+    inputs = MetricInputs(samples, num, settings, parts, None if samples.labels is None else samples.labels[:num])
+    results, began = Results(out), time.monotonic()
+    settled = {**settings.plain(), "samples": os.path.abspath(path), **sources(inputs)}
+    row = _row(results, identity.digest(settled), inputs, measure(inputs, settings.metrics), settled, began)
+    _record(results, {**row, "step": None, "checkpoints": [], "sampling": {"samples": [str(path)]}})
+    return {**row["metrics"], "num_samples": num, "settings": settled}
+
+
 class Evaluator:
-    """Evaluates points of a run or of a cascade, and remembers in `results` what it found.
+    """Evaluates cases of a run or of a cascade, and remembers in `results` what it found.
+
+    Where there are several processes all must evaluate the same cases: they draw and measure together, the first one writes.
 
     Args:
       workdirs: of each stage.
       out: the folder of the results.
       settings: how.
       overrides: of the runs' configurations.
+      mesh: see `Run`.
 
     Raises:
       DiffusionError: a folder that cannot be written, a network or a file of statistics that cannot be had.
     """
 
     def __init__(
-        self, workdirs: Sequence[str], out: str | os.PathLike, settings: Settings, overrides: Mapping[str, Any] | None = None
+        self,
+        workdirs: Sequence[str],
+        out: str | os.PathLike,
+        settings: Settings,
+        overrides: Mapping[str, Any] | None = None,
+        mesh: Mapping[str, int] | None = None,
     ) -> None:
-        self.workdirs, self.settings, self._overrides = list(workdirs), settings, overrides
-        self._configs = [configs.apply_overrides(configs.read(workdir), overrides) for workdir in workdirs]
+        scores.check_names(settings.metrics)
+        self.settings, self.runs = settings, [Run(workdir, overrides, mesh) for workdir in workdirs]
         self._parts: dict[int, Parts] = {}
         self.results = Results(out)
 
-    def evaluate(self, point: Point) -> Row:
-        """The row of a point, from the results where they have it."""
-        runs = find(self.workdirs, checkpoints=point.checkpoints, overrides=self._overrides, sampling=point.sampling)
-        rows = requests(runs, self.settings.num)
-        rows.check(runs.cascade, self.settings.num)
+    def evaluate(self, case: Case) -> Row:
+        """Return the row of a case, from the results where they have it."""
         began = time.monotonic()
+        if len(self.runs) == 1 and not isinstance(self.runs[0].system, Samples):
+            return self._of_losses(case, began)
+        runs = Runs.of(self.runs, case.checkpoints, case.sampling)
+        asked, _ = requests.ask(runs.cascade.conditioners, self.runs[0].data, self.settings.num)
+        asked.check(runs.cascade, self.settings.num)
         params, steps = runs.load()
-        drawn_with = {"stages": runs.settings(params, steps), "num": self.settings.num, "seed": self.settings.seed}
+        drawn_with = {"stages": runs.settings(params, steps), **self._numbers}
         key = self._key(drawn_with)
-        known = self.results.find(key)
+        known = self._known(key, case, steps)
         if known is not None:
-            _LOG.info("Checkpoint %s %s is evaluated already.", "/".join(map(str, steps)), dict(point.sampling))
             return known
-        subjects = [self._subject(runs, number, params[number], rows) for number in range(len(params))]
-        for subject in subjects:
-            scores.choose(subject, self.settings.metrics)  # fails here, before expensive work
         folder = self.results.folder / "samples" / key
-        if subjects[-1].kind == "images":
-            samples = draw_stages(
-                runs, params, rows, folder, drawn_with,
-                num=self.settings.num, batch_size=self.settings.batch_size, seed=self.settings.seed,
-            )  # fmt: skip
-            subjects = [dataclasses.replace(each, samples=drawn) for each, drawn in zip(subjects, samples, strict=True)]
-        found = self._measure(subjects)
-        tables = write_tables(self.results, key, found)
-        row = {
-            "key": key, "step": steps[-1], "checkpoints": steps, "sampling": {k: list(v) for k, v in point.sampling.items()},
-            "num": self.settings.num, "metrics": found, "pictures": write_pictures(self.results, key, subjects[-1]),
-            "tables": tables,
-            "settings": {**self.settings.plain(), **drawn_with, **sources(subjects[-1])}, "versions": versions(),
-            "seconds": time.monotonic() - began,
-        }  # fmt: skip
-        self._record(row, folder)
+        drawing = Drawing(
+            runs.cascade, params, asked, folder, drawn_with,
+            num=self.settings.num, batch_size=self.settings.batch_size, seed=self.settings.seed,
+        )  # fmt: skip
+        inputs = [self._inputs(number, weights.own, asked, drawing) for number, weights in enumerate(params)]
+        for each in inputs:
+            scores.choose(each, self.settings.metrics)  # fails here, before expensive work
+        inputs = [dataclasses.replace(each, samples=drawn) for each, drawn in zip(inputs, drawing(), strict=True)]
+        row = self._row_of(case, key, inputs, drawn_with, steps, began)
+        if not self.settings.keep_samples:
+            self._remove(folder)
         return row
 
-    def close(self) -> None:
-        """Remove what points of a cascade shared; an evaluation that was interrupted before goes on with it."""
-        earlier = self.results.folder / "samples" / EARLIER
-        if not self.settings.keep_samples and earlier.exists():
-            shutil.rmtree(earlier)
-            with contextlib.suppress(OSError):
-                earlier.parent.rmdir()
+    @property
+    def _numbers(self) -> dict[str, int]:
+        return {"num": self.settings.num, "seed": self.settings.seed}
 
-    def _key(self, drawn_with: Mapping[str, Any]) -> str:
+    def _of_losses(self, case: Case, began: float) -> Row:
+        """The row of a run that draws nothing, such as a noisy classifier."""
+        (run,) = self.runs
+        weights = run.config["sampling"].get("weights", "ema")
+        step = case.checkpoints[0]
+        described = {"stages": [run.identity(step, weights)], **self._numbers}
+        key, (params, found) = self._key(described), run.load(step, weights)
+        known = self._known(key, case, [found])
+        if known is not None:
+            return known
+        inputs = MetricInputs(None, self.settings.num, self.settings, Parts(), model=Model(run, params))
+        return self._row_of(case, key, [inputs], described, [found], began)
+
+    def _key(self, described: Mapping[str, Any]) -> str:
         """Of all that determines a row."""
-        described = {**self.settings.plain(), "keep_samples": None, "batch_size": None, **drawn_with}
-        return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return identity.digest({**self.settings.plain(), "keep_samples": None, "batch_size": None, **described})
 
-    def _record(self, row: Row, samples: Path) -> None:
-        self.results.add(row)
-        with self.results.writing():
-            metrics = {**row["metrics"], "num_samples": row["num"], "settings": row["settings"]}
-            write_json(self.results.folder / "metrics.json", metrics)
-            if not self.settings.keep_samples and samples.exists():
-                shutil.rmtree(samples)
-                with contextlib.suppress(OSError):  # others are in it
-                    samples.parent.rmdir()
+    def _known(self, key: str, case: Case, steps: Sequence[int]) -> Row | None:
+        """The row of earlier results; the first process's folder decides for all."""
+        found = processes.agreed(self.results.find(key))
+        if found is not None:
+            _LOG.info("Checkpoint %s %s is evaluated already.", "/".join(map(str, steps)), dict(case.sampling))
+        return found
 
-    def _subject(self, runs: Runs, number: int, params: Any, rows: Rows) -> Subject:
-        """All that is known about a stage's samples before they are drawn."""
-        system, config = runs.cascade.stages[number].system, self._configs[number]
-        params = params.network if isinstance(params, Guided) else params
-        # A classifier draws nothing that would be held against data.
-        parts = self._of_data(number) if getattr(system, "draws_images", True) else (None, None, None)
-        columns = rows.columns if number == 0 and len(self.workdirs) == 1 else {}
-        pipeline = runs.pipeline(0, "test")
-        return Subject(
-            None, self.settings.num, self.settings, rows.labels(self.settings.num), *parts,
-            model=Model(system, params, config["data"], config["seed"]), low_res=columns.get("low_res"),
-            originals=gather(pipeline, self.settings.num)["image"] if "low_res" in columns else None,
-        )  # fmt: skip
+    def _inputs(self, number: int, params: Any, asked: Requests, drawing: Drawing) -> MetricInputs:
+        """All that is known about a stage's samples before they are drawn; their program is compiled meanwhile."""
+        parts = self._held_against(number, drawing)
+        low_res = asked.columns.get("low_res") if len(self.runs) == 1 else None
+        labels, model = asked.labels(self.settings.num), Model(self.runs[number], params)
+        return MetricInputs(None, self.settings.num, self.settings, parts, labels, model, low_res)
 
-    def _of_data(self, number: int) -> Parts:
+    def _held_against(self, number: int, drawing: Drawing) -> Parts:
         """What a stage's samples are held against, made once."""
         if number not in self._parts:
-            self._parts[number] = parts_of(self._configs[number]["data"], self.workdirs[number], self.settings)
+            if number == 0 and jax.process_count() == 1:
+                drawing.compile_ahead()
+            self._parts[number] = parts_of(self.runs[number], self.settings)
         return self._parts[number]
 
-    def _measure(self, subjects: Sequence[Subject]) -> dict[str, Any]:
+    def _row_of(
+        self, case: Case, key: str, inputs: Sequence[MetricInputs], described: Mapping[str, Any], steps: Sequence[int],
+        began: float,
+    ) -> Row:  # fmt: skip
+        settled = {**self.settings.plain(), **described, **sources(inputs[-1])}
+        row = _row(self.results, key, inputs[-1], self._measure(inputs), settled, began)
+        row |= {"step": steps[-1], "checkpoints": list(steps), "sampling": {k: list(v) for k, v in case.sampling.items()}}
+        return _record(self.results, row)
+
+    def _measure(self, inputs: Sequence[MetricInputs]) -> dict[str, Any]:
         """The metrics of every stage; the last stage's are the cascade's own, and only its agreement's name says so."""
         found: dict[str, Any] = {}
-        for number, subject in enumerate(subjects):
-            last, prefix = number == len(subjects) - 1, _prefix(number, len(subjects))
-            for name, value in measure(subject, self.settings.metrics).items():
+        for number, each in enumerate(inputs):
+            last, prefix = number == len(inputs) - 1, _prefix(number, len(inputs))
+            for name, value in measure(each, self.settings.metrics).items():
                 found[name if last and name != "agreement" else prefix + name] = value
         return found
+
+    def close(self) -> None:
+        """Remove what cases of a cascade shared; an evaluation that was interrupted before goes on with it."""
+        if not self.settings.keep_samples:
+            self._remove(self.results.folder / "samples" / EARLIER)
+
+    def _remove(self, folder: Path) -> None:
+        processes.barrier(f"samples in {folder} are measured")
+        if processes.is_first() and folder.exists():
+            with self.results.writing():
+                shutil.rmtree(folder)
+                with contextlib.suppress(OSError):  # others are in it
+                    folder.parent.rmdir()
+
+
+def _row(
+    results: Results, key: str, inputs: MetricInputs, found: dict[str, Any], settled: Mapping[str, Any], began: float
+) -> Row:
+    """A row, with its tables and pictures written."""
+    tables = write_tables(results, key, found)
+    return {
+        "key": key, "num": inputs.num, "metrics": found, "pictures": write_pictures(results, key, inputs), "tables": tables,
+        "settings": dict(settled), "versions": versions(), "seconds": time.monotonic() - began,
+    }  # fmt: skip
+
+
+def _record(results: Results, row: Row) -> Row:
+    """Add a row to the results, and write the last one's metrics."""
+    results.add(row)
+    with results.writing() as writes:
+        if writes:
+            metrics = {**row["metrics"], "num_samples": row["num"], "settings": row["settings"]}
+            write_json(results.folder / "metrics.json", metrics)
+    return row
 
 
 def _prefix(number: int, count: int) -> str:

@@ -10,43 +10,48 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import data
+from diffusion_jax.inference.generator import mesh_of, place_batch
 from diffusion_jax.process import Denoiser, likelihood
+from diffusion_jax.process.time_samplers import snap
 from diffusion_jax.rng import named
 from diffusion_jax.sampling import likelihood as ode_likelihood
-from diffusion_jax.systems import Diffusion, Sampling, System, to_float
+from diffusion_jax.systems import Denoises, NoisyClassifier, Sampling, System, request_of, to_float
+from diffusion_jax.systems.noisy_classifier import QUARTILES, right
+from diffusion_jax.training.mesh import replicated
 
 _BATCH = 64  # images whose likelihood is computed at a time
 
 
 def held_out_loss(
-    system: System, params: Any, pipeline: data.Pipeline, *, limit: int = 512, batch_size: int = 64, passes: int = 4,
+    system: System, params: Any, pipeline: data.Pipeline, *, limit: int = 512, batch_size: int = 64, repeats: int = 4,
     seed: int = 0,
 ) -> float:  # fmt: skip
-    """The training loss, without dropout of any kind, over a pipeline's first images; a mean over all noise levels.
+    """Return the training loss, without dropout of any kind, over a pipeline's first images; a mean over all noise levels.
 
     Args:
       limit: how many images; whole batches of them are used.
-      passes: over the images, each with its own times and noise.
+      repeats: of the images, each with its own times and noise. Losses of several groups of parameters are added.
     """
 
     @jax.jit
     def loss(params: Any, batch: Any, number: int, again: int) -> jax.Array:
-        key = named(jax.random.key(seed), "held out", number, again)
-        return system.loss(params, system.init_state(), batch, key, train=False)[0]
+        key, step = named(jax.random.key(seed), "held out", number, again), jnp.zeros((), jnp.int32)
+        found = system.losses(params, system.init_state(), batch, key, step=step, frozen={}, train=False)
+        return sum(value for value, _ in found.values())
 
     batch_size = min(batch_size, limit, len(pipeline))
     values = []
     for number, batch in enumerate(pipeline.one_pass(batch_size, limit=limit)):
         if len(batch["image"]) < batch_size:
             break
-        numeric = {name: value for name, value in batch.items() if value.dtype != object}
-        for again in range(passes):
-            values.append(loss(params, numeric, number, again))
+        placed = place_batch(data.numeric(batch), params)
+        for again in range(repeats):
+            values.append(loss(params, placed, number, again))
     return float(np.mean([np.asarray(value) for value in values]))
 
 
 def bound_terms(
-    system: Diffusion, params: Any, pipeline: data.Pipeline, *, limit: int = 64, steps: int | None = None, seed: int = 0
+    system: Denoises, params: Any, pipeline: data.Pipeline, *, limit: int = 64, steps: int | None = None, seed: int = 0
 ) -> likelihood.BitsPerDim:
     """The variational bound of a pipeline's first images, in order, term by term, in bits per dimension; numpy arrays.
 
@@ -86,7 +91,7 @@ def terms_table(parts: likelihood.BitsPerDim) -> list[dict[str, Any]]:
 
 
 def bits_per_dim(
-    system: Diffusion, params: Any, pipeline: data.Pipeline, *, limit: int = 64, steps: int | None = None, seed: int = 0
+    system: Denoises, params: Any, pipeline: data.Pipeline, *, limit: int = 64, steps: int | None = None, seed: int = 0
 ) -> dict[str, float]:
     """The mean of `bound_terms`, which has the arguments: "bits_per_dim", and its parts as `summary` has them."""
     return summary(bound_terms(system, params, pipeline, limit=limit, steps=steps, seed=seed))
@@ -103,7 +108,7 @@ def summary(parts: likelihood.BitsPerDim) -> dict[str, float]:
 
 
 def ode_bits_per_dim(
-    system: Diffusion, params: Any, pipeline: data.Pipeline, *, limit: int = 64, steps: int = 64,
+    system: Denoises, params: Any, pipeline: data.Pipeline, *, limit: int = 64, steps: int = 64,
     divergence: str = "hutchinson", seed: int = 0,
 ) -> np.ndarray:  # fmt: skip
     """Bits per dimension of a pipeline's first images under the probability-flow ODE, float [limit].
@@ -126,26 +131,68 @@ def ode_bits_per_dim(
 
 def _of_first(
     measure: Callable[[Denoiser, jax.Array, jax.Array], Any],
-    system: Diffusion,
+    system: Denoises,
     params: Any,
     pipeline: data.Pipeline,
     limit: int,
     seed: int,
 ) -> Any:
-    """A measure (denoiser, images in [-1, 1], key) of the first images, each with its own conditioning, unguided.
+    """A measure (denoiser, encoded images, key) of the first images, each with its own conditioning, unguided.
 
     The measure's arrays [B, ...], with the batches joined, as numpy.
     """
 
-    @jax.jit
+    mesh = mesh_of(params)
+
     def measured(params: Any, batch: Any, key: jax.Array) -> Any:
         plain = Sampling(guidance=1.0, threshold="none", aug_level=0.0)
-        denoise = system.denoiser(params, key, system.request(batch), jnp.arange(len(batch["image"])), plain)
-        return measure(denoise, to_float(batch["image"]), key)
+        x0 = system.codec.encode({}, batch, named(key, "encode"))
+        denoise = system.denoiser(params, key, request_of(system, batch), jnp.arange(len(x0)), plain)
+        return measure(denoise, x0, key)
 
+    measured = jax.jit(measured, out_shardings=None if mesh is None else replicated(mesh))
     found = []
     for number, batch in enumerate(pipeline.one_pass(min(limit, _BATCH), limit=limit)):
-        numeric = {name: value for name, value in batch.items() if value.dtype != object}
         key = jax.random.key(seed) if number == 0 else named(jax.random.key(seed), "batch", number)
-        found.append(jax.tree.map(np.asarray, measured(params, numeric, key)))
+        found.append(jax.tree.map(np.asarray, measured(params, place_batch(data.numeric(batch), params), key)))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+
+def accuracy_by_time(
+    system: NoisyClassifier, params: Any, pipeline: data.Pipeline, *, limit: int = 1000, batch_size: int = 64,
+    bins: int = QUARTILES, seed: int = 0,
+) -> dict[str, float]:  # fmt: skip
+    """Top-1 and top-5 accuracy over a pipeline's first images, each noised once in every bin of t.
+
+    Args:
+      limit: how many images.
+      bins: of equal width over (0, 1]; times are uniform within one.
+
+    Returns:
+      "accuracy_top1" and "accuracy_top5" over all, and for each bin such as "accuracy_top1_t_0_to_0.25".
+    """
+    width = 1 / bins
+
+    mesh = mesh_of(params)
+
+    def look(params: Any, batch: Any, number: int) -> jax.Array:
+        x0, count = to_float(batch["image"]), len(batch["image"])
+        found = []
+        for place in range(bins):
+            key = named(jax.random.key(seed), "accuracy", place, number)
+            t = snap(system.process, width * (place + 1 - jax.random.uniform(named(key, "times"), (count,))))
+            x_t = system.process.diffuse(x0, t, jax.random.normal(named(key, "noise"), x0.shape))
+            found.append(right(system.logits(params, x_t, t), jnp.asarray(batch["label"])))
+        return jnp.stack(found)  # [bins, 2, B]
+
+    look = jax.jit(look, out_shardings=None if mesh is None else replicated(mesh))
+    parts = [
+        np.asarray(look(params, place_batch({name: batch[name] for name in ("image", "label")}, params), number))
+        for number, batch in enumerate(pipeline.one_pass(min(batch_size, limit), limit=limit))
+    ]
+    means = np.concatenate(parts, axis=-1).mean(-1)
+    rows: dict[str, float] = {}
+    for kind, name in enumerate(("accuracy_top1", "accuracy_top5")):
+        rows[name] = float(means[:, kind].mean())
+        rows |= {f"{name}_t_{place * width:g}_to_{(place + 1) * width:g}": float(means[place, kind]) for place in range(bins)}
+    return rows

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import itertools
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 
-from diffusion_jax import __version__, data
+from diffusion_jax import __version__, data, identity, processes
 from diffusion_jax.errors import DataError
-from diffusion_jax.features.extractor import Extractor
-from diffusion_jax.features.passes import BATCH, features_of, limited, one_ahead
-from diffusion_jax.metrics.frechet import Gaussian, Moments
-from diffusion_jax.metrics.moments import add_features, merge_processes
+from diffusion_jax.features.extractor import BATCH, Extractor, features_of, limited, one_ahead, own_turns
+from diffusion_jax.metrics.frechet import Gaussian, Moments, add_features, merge_processes
 from diffusion_jax.metrics.statistics_file import (
     Meta,
     Statistics,
@@ -28,6 +21,7 @@ from diffusion_jax.metrics.statistics_file import (
     read_statistics,
     write_statistics,
 )
+from diffusion_jax.metrics.uncertainty import moments_of as moments_of_rows
 
 _LOG = logging.getLogger(__name__)
 
@@ -101,29 +95,31 @@ def from_file(path: str, extractor: Extractor) -> Reference:
     return Reference(statistics, extractor, images, None, str(path))
 
 
-def from_data(config: Mapping[str, Any], extractor: Extractor, folder: str | Path | None = None) -> Reference:
-    """The reference of a run's training images, its statistics kept in a folder so that they are computed once.
+def from_data(source: data.Data, extractor: Extractor, folder: str | Path | None = None) -> Reference:
+    """Return the reference of a run's training images, its statistics kept in a folder so that they are computed once.
 
     Args:
-      config: the run's `data` section; its split "test" is held out.
+      source: the run's data; the split "test" is held out.
       folder: where statistics are kept; None keeps none.
     """
-    train = data.from_config(config, split=None)
-    described = {"data": {**config, "batch_size": None}, "extractor": extractor.identity(), "version": 1}
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    path = Path(folder) / f"{digest}.npz" if folder is not None else None
-    statistics = _kept(path, extractor)
+    train, held_out = source.pipeline("train"), source.pipeline("test")
+    described = {"data": identity.of_data(source.config), "extractor": extractor.identity(), "version": 1}
+    path = Path(folder) / f"{identity.digest(described, 12)}.npz" if folder is not None else None
+    statistics, features = _kept(path, extractor), None
     if statistics is None:
-        statistics = statistics_of(train, extractor, "train")
+        if len(train) <= _MOST_FEATURES:  # one pass for both
+            features = features_of(extractor, images_of(train))
+        statistics = statistics_of(train, extractor, "train", features=features)
         _keep(path, statistics)
-    return Reference(
-        statistics, extractor, lambda: images_of(train), lambda: images_of(data.from_config(config, split="test")),
-        f"{len(train)} training images of {train.source.name}",
-    )  # fmt: skip
+    name = f"{len(train)} training images of {train.source.name}"
+    found = Reference(statistics, extractor, lambda: images_of(train), lambda: images_of(held_out), name)
+    if features is not None:
+        found.__dict__["features"] = features
+    return found
 
 
 def _kept(path: Path | None, extractor: Extractor) -> Statistics | None:
-    if path is None or not path.exists():
+    if path is None or not processes.agreed(path.exists()):
         return None
     try:
         statistics = read_statistics(path)
@@ -135,7 +131,7 @@ def _kept(path: Path | None, extractor: Extractor) -> Statistics | None:
 
 
 def _keep(path: Path | None, statistics: Statistics) -> None:
-    if path is None:
+    if path is None or not processes.is_first():
         return
     try:
         write_statistics(path, statistics)
@@ -158,24 +154,27 @@ def moments_of(extractor: Extractor, batches: Iterable[np.ndarray], limit: int |
       limit: stop after this many images.
     """
     moments = {name: Moments() for name in _SUMMED if name in extractor.dims}
-    turns = itertools.islice(limited(batches, limit), jax.process_index(), None, jax.process_count())
-    for outputs in one_ahead(map(extractor, turns)):
+    for outputs in one_ahead(map(extractor, own_turns(limited(batches, limit)))):
         for name, sums in moments.items():
             add_features(sums, outputs[name])
     return {name: merge_processes(sums) for name, sums in moments.items()}
 
 
 def statistics_of(
-    pipeline: data.Pipeline, extractor: Extractor, split: str, *, limit: int | None = None, images: bool = False
-) -> Statistics:
-    """Statistics of a pipeline's images in order.
+    pipeline: data.Pipeline, extractor: Extractor, split: str, *, limit: int | None = None, images: bool = False,
+    features: Mapping[str, np.ndarray] | None = None,
+) -> Statistics:  # fmt: skip
+    """Compute the statistics of a pipeline's images in order.
 
     Args:
       split: what to record as the images' split.
       limit: only the first images.
       images: keep the first 10,000 images in the statistics too.
+      features: of these images by output, where they are known already.
     """
-    moments = moments_of(extractor, images_of(pipeline, limit))
+    moments = moments_of(extractor, images_of(pipeline, limit)) if features is None else {
+        name: moments_of_rows(features[name], BATCH) for name in _SUMMED if name in features
+    }  # fmt: skip
     meta = Meta(
         dataset=pipeline.source.name, split=split, count=moments["pool"].count,
         made_by=f"diffusion_jax {__version__}", **extractor.identity(),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.errors import DataError
-from diffusion_jax.evaluation import charts
+from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.evaluation.results import Results, Row, flat
 from diffusion_jax.metrics import Interval, distinguishable
 
@@ -18,7 +18,9 @@ DISTANCES = ("fid", "fd_dinov2", "frechet_distance")
 _CURVES = (*DISTANCES, "kid", "agreement", "cascade_agreement", "inception_score", "precision", "recall", "held_out_loss",
            "bits_per_dim", "psnr")  # fmt: skip
 _AGAINST = ("recall", "inception_score", "agreement", "cascade_agreement", "precision")
-_SHOWN = 6  # points whose pictures are shown, the newest first
+_SHOWN = 6  # cases whose pictures are shown, the newest first
+
+_SIZE = (6.4, 3.6)  # of a chart, in inches
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -44,7 +46,7 @@ def write(results: Results, title: str) -> Path:
     """
     if not results.rows:
         raise DataError(f"{results.folder} holds no results to report")
-    charts.check()
+    check_charts()
     path = results.folder / "report.html"
     with results.writing():
         path.write_text(page(results, title), encoding="utf-8")
@@ -57,7 +59,7 @@ def page(results: Results, title: str) -> str:
     counts = sorted({row["num"] for row in rows})
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f"<p>{len(rows)} point{'s' * (len(rows) > 1)}, of {' or '.join(f'{count:,}' for count in counts)} samples each. "
+        f"<p>{len(rows)} case{'s' * (len(rows) > 1)}, of {' or '.join(f'{count:,}' for count in counts)} samples each. "
         "A Fr&eacute;chet distance falls with the number of samples: compare results of one N. Brackets are 95 % intervals of "
         "what other samples of the same model would give.</p>",
         '<h2 id="results">Results</h2>', _table(rows),
@@ -83,7 +85,7 @@ def _varied(rows: Sequence[Row]) -> list[Row]:
 
 
 def name_of(row: Row) -> str:
-    """A point in words: its checkpoint and what was varied."""
+    """Return a case in words: its checkpoint and what was varied."""
     varied = ", ".join(f"{name} {'/'.join(map(str, values))}" for name, values in row["sampling"].items())
     step = None if row["step"] is None else f"step {'/'.join(map(str, row['checkpoints']))}"
     return ", ".join(part for part in (step, varied) if part) or "samples"
@@ -93,7 +95,7 @@ def _table(rows: Sequence[Row]) -> str:
     values = [flat(row["metrics"]) for row in rows]
     names = [name for name in dict.fromkeys(name for each in values for name in each) if not name.endswith("_interval")]
     cells = ["<tr><th>" + "</th><th>".join(map(escape, names)) + "</th></tr>"]
-    head = f"<tr><th>point</th>{cells[0][4:]}"
+    head = f"<tr><th>case</th>{cells[0][4:]}"
     lines = [
         f"<tr><td>{escape(name_of(row))}</td>" + "".join(f"<td>{_cell(each, name)}</td>" for name in names) + "</tr>"
         for row, each in zip(rows, values, strict=True)
@@ -118,7 +120,7 @@ def _distance(rows: Sequence[Row]) -> str | None:
 
 
 def _verdicts(rows: Sequence[Row]) -> str:
-    """Which point is best by the Frechet distance, and from which the others cannot be told apart."""
+    """Which case is best by the Frechet distance, and from which the others cannot be told apart."""
     name = _distance(rows)
     if name is None or len(rows) < 2 or len({row["num"] for row in rows}) > 1:
         return ""
@@ -144,7 +146,7 @@ def _training_charts(rows: Sequence[Row]) -> list[str]:
                 label = name_of({**row, "step": None})
                 series.setdefault(label, []).append((row["step"], value, row["metrics"].get(f"{name}_interval")))
         if any(len(points) > 1 for points in series.values()):
-            found.append(charts.curves(series, "step", name))
+            found.append(curves(series, "step", name))
     return found
 
 
@@ -159,7 +161,7 @@ def _trade_offs(rows: Sequence[Row]) -> list[str]:
     for name in _AGAINST:
         if distance and all(row["metrics"].get(name) is not None for row in last):
             points = [(name_of({**row, "step": None}), row["metrics"][name], row["metrics"][distance]) for row in last]
-            found.append(charts.trade_off(points, name, distance))
+            found.append(trade_off(points, name, distance))
     return found
 
 
@@ -184,3 +186,64 @@ def _pictures(folder: Path, row: Row) -> str:
 def _settings(row: Row) -> str:
     shown = {"settings": row["settings"], "versions": row["versions"]}
     return f"<pre>{escape(json.dumps(shown, indent=2))}</pre>"
+
+
+Series = Mapping[str, Sequence[tuple[float, float, Sequence[float] | None]]]
+"""Label -> (x, y, [low, high] of y or None) of each point."""
+
+
+def check_charts() -> None:
+    """Raise a `ConfigError` if charts cannot be drawn here."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("the report's charts need matplotlib: pip install 'diffusion_jax[report]', or --noreport") from error
+
+
+def curves(series: Series, x: str, y: str) -> str:
+    """Lines with intervals as bands, one for each label; the SVG element."""
+    figure, axes = _figure(x, y)
+    for label, points in series.items():
+        points = sorted(points, key=lambda point: point[0])
+        line = axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", markersize=4, label=label)[0]
+        banded = [p for p in points if p[2] is not None]
+        if banded:
+            low, high = zip(*(p[2] for p in banded), strict=True)
+            axes.fill_between([p[0] for p in banded], low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+            axes.vlines([p[0] for p in banded], low, high, alpha=0.4, color=line.get_color(), linewidth=1)
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def trade_off(points: Sequence[tuple[str, float, float]], x: str, y: str) -> str:
+    """Labelled points (label, x, y), joined in their order; the SVG element."""
+    figure, axes = _figure(x, y)
+    axes.plot([p[1] for p in points], [p[2] for p in points], marker="o", markersize=5, linewidth=1, color="tab:blue")
+    for label, across, up in points:
+        axes.annotate(label, (across, up), textcoords="offset points", xytext=(5, 5), fontsize=8)
+    axes.margins(0.15)
+    return _svg(figure)
+
+
+def _figure(x: str, y: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    """The SVG element of a figure; text stays text, so that it can be searched and read aloud."""
+    from matplotlib import rc_context
+
+    text = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    found = text.getvalue()
+    return found[found.index("<svg") :]

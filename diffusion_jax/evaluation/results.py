@@ -1,4 +1,4 @@
-"""What an evaluation found, a row for each point, kept as it comes: JSON lines, CSV, TensorBoard."""
+"""What an evaluation found, a row for each case, kept as it comes: JSON lines, CSV, TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
+from diffusion_jax import processes
 from diffusion_jax.data.files import replacing
 from diffusion_jax.errors import DataError
+from diffusion_jax.training.events import EventFile
 
 Row = dict[str, Any]
 
@@ -28,7 +28,7 @@ class Results:
     """The rows of an evaluation, on disk as soon as they are known.
 
     A row is {"key", "step", "checkpoints", "sampling", "metrics", "pictures", "tables", "settings", "versions",
-    "seconds"}: `key` says which point it is, `step` is the last stage's checkpoint (None for images of unknown origin),
+    "seconds"}: `key` says which case it is, `step` is the last stage's checkpoint (None for images of unknown origin),
     `metrics` are numbers, or None where they are not finite, and `pictures` and `tables` name files below the folder.
 
     Args:
@@ -42,29 +42,32 @@ class Results:
     def __init__(self, folder: str | os.PathLike, tensorboard: bool = True) -> None:
         self.folder = Path(folder)
         self._tensorboard = tensorboard
-        with self.writing():
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with self.writing() as writes:
+            if writes:
+                self.folder.mkdir(parents=True, exist_ok=True)
             self.rows = _read(self.folder / "results.jsonl")
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Within this context, a full disk or a read-only folder is a `DataError` that names the folder."""
+    def writing(self) -> Iterator[bool]:
+        """Give whether this process writes; within, a full disk or a read-only folder is a `DataError` that names it."""
         try:
-            yield
+            yield processes.is_first()
         except OSError as error:
             raise DataError(
                 f"cannot write to {self.folder}: {error.strerror or error}; what was found is kept: mend it and run again"
             ) from error
 
     def find(self, key: str) -> Row | None:
-        """The row of a point, if there is one."""
+        """Return the row of a case, if there is one."""
         return next((row for row in self.rows if row["key"] == key), None)
 
     def add(self, row: Row) -> None:
         """Record a row, in place of an earlier one with its key."""
         row = finite(row)
         self.rows = [other for other in self.rows if other["key"] != row["key"]] + [row]
-        with self.writing():
+        with self.writing() as writes:
+            if not writes:
+                return
             with replacing(self.folder / "results.jsonl") as temporary:
                 temporary.write_text("".join(json.dumps(line) + "\n" for line in self.rows))
             with replacing(self.folder / "results.csv") as temporary:
@@ -75,11 +78,9 @@ class Results:
     def _log(self, row: Row) -> None:
         """A TensorBoard run for each sampling setting, so that its curve over checkpoints is one line."""
         folder = self.folder / "tensorboard" / (_label(row["sampling"]) or "run")
-        board = SummaryWriter(str(folder), filename_suffix=f".{row['key']}")  # two files of one second must differ
-        for name, value in flat(row["metrics"]).items():
-            if isinstance(value, int | float):
-                board.add_scalar(name, value, row["step"])
-        board.close()
+        events = EventFile(folder, f".{row['key']}")  # two files of one second must differ
+        events.scalars(row["step"], {k: v for k, v in flat(row["metrics"]).items() if isinstance(v, int | float)})
+        events.close()
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -118,7 +119,7 @@ def _read(path: Path) -> list[Row]:
 
 
 def _csv(rows: list[Row]) -> str:
-    """A line for each point: checkpoint, what was varied, metrics."""
+    """A line for each case: checkpoint, what was varied, metrics."""
     lines = [
         {"step": row["step"], "key": row["key"]}
         | {name: "/".join(map(str, values)) for name, values in row["sampling"].items()}

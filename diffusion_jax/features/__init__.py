@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from diffusion_jax.features.classifier import Judge, agreement, train_classifier
+from diffusion_jax.features.classifier import TrainedClassifier, agreement, train_classifier
 from diffusion_jax.features.extractor import Extractor
+from diffusion_jax.features.networks import small
 
-__all__ = ["Extractor", "Judge", "agreement", "train_classifier"]
+__all__ = ["Extractor", "TrainedClassifier", "agreement", "small", "train_classifier"]

@@ -1,12 +1,10 @@
-"""Features of images: a network, how images are made ready for it, and the checksum of its weights."""
+"""Features of images: a network, how images are made ready for it, and passes of many images through it."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -15,23 +13,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.features.classifier import Judge
-from diffusion_jax.features.resizing import Preprocessing, preprocessing
-from diffusion_jax.interop import feature_networks
-from diffusion_jax.models.feature_network import FeatureNetwork, vgg16
-from diffusion_jax.models.inception import inception_v3
-from diffusion_jax.models.vision_transformer import clip_vision, dinov2
-from diffusion_jax.registry import register
+from diffusion_jax import processes
+from diffusion_jax.errors import DataError
+from diffusion_jax.features.resizing import Preprocessing
 
-_ALLOWED = {  # preprocessings of each network, its default first
-    "inception": ("tf1", "pytorch-fid", "clean-fid"),
-    "vgg16": ("torch-fidelity", "torchvision"),
-    "dinov2": ("dinov2", "dinov2-float"),
-    "clip": ("clip",),
-}
-_PUBLISHED = {"inception": "6726825d", "vgg16": "397923af"}  # how the checksums of the files on everyone's disk begin
-_LOG = logging.getLogger(__name__)
+BATCH = 256  # images that are read at a time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +32,7 @@ class Extractor:
       function: (parameters, what the preprocessing gives) -> outputs.
       params: the network's.
       channels: of the images that it takes; grey ones are repeated where it is 3.
-      size: H = W of the images, where no other is taken.
+      size: (H, W) of the images, where no other is taken.
       chunk: how many images a device takes at a time. It is fixed, because the last digits of a product depend on its
         shape: features are the same on any number of devices and for any number of images.
     """
@@ -58,7 +44,7 @@ class Extractor:
     function: Callable[[Any, jax.Array], dict[str, jax.Array]] = dataclasses.field(repr=False)
     params: Any = dataclasses.field(repr=False)
     channels: int = 3
-    size: int | None = None
+    size: tuple[int, int] | None = None
     chunk: int = 32
 
     def identity(self) -> dict[str, str]:
@@ -82,8 +68,9 @@ class Extractor:
             images = np.repeat(images, 3, axis=-1)
         if images.shape[-1] != self.channels:
             raise DataError(f"{self.name} takes images of {self.channels} channel, got the shape {images.shape}")
-        if self.size is not None and images.shape[1:3] != (self.size, self.size):
-            raise DataError(f"{self.name} takes images of {self.size}x{self.size} pixels, got the shape {images.shape}")
+        if self.size is not None and images.shape[1:3] != self.size:
+            height, width = self.size
+            raise DataError(f"{self.name} takes images of {height}x{width} pixels, got the shape {images.shape}")
         ready, step = self.preprocessing.on_host(images), self.chunk * self._mesh.size
         if len(ready) % step:
             ready = np.concatenate([ready, np.repeat(ready[-1:], -len(ready) % step, axis=0)])
@@ -131,135 +118,57 @@ def check_images(images: Any) -> np.ndarray:
     return images
 
 
-def _build(
-    name: str,
-    variant: str | None,
-    network: FeatureNetwork,
-    table: Any,
-    weights: str,
-    how: str | None,
-    sha256: str | None,
-    chunk: int | None,
-) -> Extractor:
-    allowed = _ALLOWED[name]
-    how = allowed[0] if how is None else how
-    chosen = preprocessing(how, network.spec.size[0])
-    if how not in allowed:
-        raise ConfigError(f"features {name!r} cannot have the preprocessing {how!r} (it has: {', '.join(allowed)})")
-    params, checksum = feature_networks.load(weights, table, network.shapes(), sha256)
-    if not checksum.startswith(_PUBLISHED.get(name, "")):
-        _LOG.warning(
-            "%s is not the published file of %s (%s...): unless it is a copy in another format, its distances compare with "
-            "one another only.", weights, name, _PUBLISHED[name],
-        )  # fmt: skip
-    full = name if variant is None else f"{name}/{variant}"
-    chunk = (4 if jax.default_backend() == "cpu" else 32) if chunk is None else chunk
-    return Extractor(full, chosen, checksum, network.dims(), network.apply, params, chunk=chunk)
+def limited(batches: Iterable[np.ndarray], limit: int | None) -> Iterator[np.ndarray]:
+    """Yield the batches up to so many images."""
+    left = limit
+    for images in batches:
+        if left is not None:
+            images = images[:left]
+            left -= len(images)
+        if not len(images):
+            return
+        yield images
 
 
-@register("features", "inception")
-def inception(weights: str, preprocessing: str | None = None, sha256: str | None = None, chunk: int | None = None) -> Extractor:
-    """Inception-v3 of 2015-12-05: "pool" [N, 2048], "logits_unbiased" [N, 1008], "spatial" [N, 2023].
-
-    Args:
-      weights: a file in pytorch-fid's names, such as `pt_inception-2015-12-05-6726825d.pth`, or the same as safetensors.
-      preprocessing: "tf1" (the default), "pytorch-fid" or "clean-fid"; see `resizing`.
-      sha256: the file's checksum or its first digits, compared if given.
-      chunk: images that a device takes at a time; 4 on a CPU and 32 elsewhere.
-
-    Raises:
-      DataError: a missing or damaged file, another checksum, or weights of another network.
-      ConfigError: an unknown preprocessing, or a format that cannot be read here.
-    """
-    return _build("inception", None, inception_v3(), feature_networks.INCEPTION, weights, preprocessing, sha256, chunk)
+def own_turns(batches: Iterable[np.ndarray], counts: list[int] | None = None) -> Iterator[np.ndarray]:
+    """Yield the batches that are this process's turn; the length of every batch is appended to `counts`."""
+    for number, images in enumerate(batches):
+        if counts is not None:
+            counts.append(len(images))
+        if number % jax.process_count() == jax.process_index():
+            yield images
 
 
-@register("features", "vgg16")
-def vgg(weights: str, preprocessing: str | None = None, sha256: str | None = None, chunk: int | None = None) -> Extractor:
-    """VGG-16: "fc2" and "fc2_relu" [N, 4096].
+def one_ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """Yield the same items, each asked for before the one before it is used: what is asked for is computed meanwhile."""
+    waiting = next(items, None)
+    while waiting is not None:
+        after = next(items, None)
+        yield waiting
+        waiting = after
+
+
+def features_of(extractor: Extractor, batches: Iterable[np.ndarray], limit: int | None = None) -> dict[str, np.ndarray]:
+    """Return all outputs by name, float32 [N, D], on every process; the images are not kept.
+
+    Where there are several processes each takes its turn of the batches; all must call this.
 
     Args:
-      weights: a file in torchvision's names, such as `vgg16-397923af.pth`, or the same as safetensors.
-      preprocessing: "torch-fidelity" (the default, which sees the whole image) or "torchvision"; see `resizing`.
-      sha256: the file's checksum or its first digits, compared if given.
-      chunk: images that a device takes at a time; 4 on a CPU and 32 elsewhere.
-
-    Raises:
-      DataError, ConfigError: as `inception`.
+      batches: uint8 [n, H, W, C], the same on every process.
+      limit: stop after this many images.
     """
-    return _build("vgg16", None, vgg16(), feature_networks.VGG16, weights, preprocessing, sha256, chunk)
-
-
-@register("features", "dinov2")
-def dino(
-    weights: str,
-    variant: str = "vit_l14",
-    preprocessing: str | None = None,
-    sha256: str | None = None,
-    chunk: int | None = None,
-) -> Extractor:
-    """DINOv2: "pool" [N, 1024] for the variant "vit_l14".
-
-    Args:
-      weights: a file in the names of the release, such as `dinov2_vitl14_pretrain.pth`, or of transformers.
-      variant: "vit_s14", "vit_b14" or "vit_l14".
-      preprocessing: "dinov2" (the default) or "dinov2-float"; see `resizing`.
-      sha256: the file's checksum or its first digits, compared if given.
-      chunk: images that a device takes at a time; 4 on a CPU and 32 elsewhere.
-
-    Raises:
-      DataError, ConfigError: as `inception`.
-    """
-    return _build("dinov2", variant, dinov2(variant), feature_networks.DINOV2, weights, preprocessing, sha256, chunk)
-
-
-@register("features", "clip")
-def clip(
-    weights: str,
-    variant: str = "vit_b32",
-    preprocessing: str | None = None,
-    sha256: str | None = None,
-    chunk: int | None = None,
-) -> Extractor:
-    """The image tower of CLIP: "embedding" [N, 512 or 768], not normalised, and "pool", which it is projected from.
-
-    Args:
-      weights: a file in the names of transformers or OpenCLIP; what it holds of the text tower is left out.
-      variant: "vit_b32", "vit_b16", "vit_l14" or "vit_l14_336".
-      preprocessing: "clip", the only one.
-      sha256: the file's checksum or its first digits, compared if given.
-      chunk: images that a device takes at a time; 4 on a CPU and 32 elsewhere.
-
-    Raises:
-      DataError, ConfigError: as `inception`.
-    """
-    return _build("clip", variant, clip_vision(variant), feature_networks.CLIP_VISION, weights, preprocessing, sha256, chunk)
-
-
-@register("features", "small")
-def small(judge: Judge) -> Extractor:
-    """A classifier that was trained on the data itself: "pool" [N, F] and "logits_unbiased" [N, classes].
-
-    It needs no weight file; distances in its features can be compared with one another, not with published numbers.
-    """
-    size, _, channels = judge.network.spec.shape
-
-    def function(params: Any, x: jax.Array) -> dict[str, jax.Array]:
-        with jax.default_matmul_precision("highest"):
-            logits, features = judge.network.apply(params, x)
-        return {"pool": features, "logits_unbiased": logits - params["logits"]["bias"]}
-
-    as_trained = Preprocessing("as-trained", size, None, lambda x: x.astype(jnp.float32) / 127.5 - 1)
-    shapes = jax.eval_shape(function, judge.params, jax.ShapeDtypeStruct((1, *judge.network.spec.shape), jnp.float32))
-    dims = {name: rows.shape[-1] for name, rows in shapes.items()}
-    return Extractor("small", as_trained, params_checksum(judge.params), dims, function, judge.params, channels, size, chunk=64)
-
-
-def params_checksum(params: Any) -> str:
-    """SHA-256 of parameters: of each leaf's path, dtype, shape and bytes, in the order of the paths."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        values = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}".encode())
-        digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()
+    counts: list[int] = []
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in extractor.dims}
+    for outputs in one_ahead(map(extractor, own_turns(limited(batches, limit), counts))):
+        for name, rows in outputs.items():
+            parts[name].append(np.asarray(rows))
+    if jax.process_count() == 1:
+        return {name: np.concatenate(rows) for name, rows in parts.items()}
+    ends = np.cumsum(counts)
+    found = {}
+    for name, own in parts.items():
+        rows = np.zeros((ends[-1], extractor.dims[name]), np.float32)
+        for number, part in zip(range(jax.process_index(), len(counts), jax.process_count()), own, strict=True):
+            rows[ends[number] - counts[number] : ends[number]] = part
+        found[name] = processes.gather_rows(rows)
+    return found

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from diffusion_jax.inference.cascade import Cascade, Stage
+from diffusion_jax.inference.cascade import Cascade, Stage, StageParams
 from diffusion_jax.inference.generator import Generator
-from diffusion_jax.inference.run import Run, load_run
-from diffusion_jax.inference.runs import Runs, find
+from diffusion_jax.inference.requests import Requests
+from diffusion_jax.inference.run import Run, Runs, find
 from diffusion_jax.inference.sample_sets import SampleSet, open_samples
 from diffusion_jax.inference.samples import SampleFolder
 
-__all__ = ["Cascade", "Generator", "Run", "Runs", "SampleFolder", "SampleSet", "Stage", "find", "load_run", "open_samples"]
+__all__ = [
+    "Cascade",
+    "Generator",
+    "Requests",
+    "Run",
+    "Runs",
+    "SampleFolder",
+    "SampleSet",
+    "Stage",
+    "StageParams",
+    "find",
+    "open_samples",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,38 +13,41 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Denoiser, Process
 from diffusion_jax.rng import named
 from diffusion_jax.sampling import guidance
+from diffusion_jax.spec import Spec
+from diffusion_jax.systems import Denoises, Samples, Sampling, ability, check_request
 from diffusion_jax.systems.base import Request
-from diffusion_jax.systems.images import quantize
-from diffusion_jax.systems.sampling import Sampling
-from diffusion_jax.systems.super_resolution import SuperResolution
+from diffusion_jax.systems.conditioners import Conditioner
 
 
 class Stage(NamedTuple):
-    """A trained system, how to sample it, and a `NoisyClassifier` whose gradient it follows, if any.
-
-    The parameters of a stage with a classifier are `Guided`.
-    """
+    """A system that samples, how to sample it, and a system that classifies, whose gradient it follows, if any."""
 
     system: Any
     sampling: Sampling
     classifier: Any = None
 
 
-class Guided(NamedTuple):
-    """The parameters of a stage that a classifier guides."""
+class StageParams(NamedTuple):
+    """The parameters of a stage, {group: tree} each.
 
-    network: Any
-    classifier: Any
+    Attributes:
+      own: of its system.
+      classifier: of the system whose gradient it follows; None without.
+      frozen: {name: {group: tree}} of what its codec reads.
+    """
+
+    own: Any
+    classifier: Any = None
+    frozen: Mapping[str, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cascade:
     """Stages in order of resolution; one stage alone is a cascade too.
 
-    Each stage after the first takes the previous stage's output as its low-resolution image, at its own augmentation
-    level s, with its own solver, steps and guidance. Not truncated: the previous stage is run to the end, clipped,
-    optionally rounded to 8 bits, and noised to s. Truncated: the previous stage's chain is stopped at the noise of s
-    and fed as it is.
+    Each stage after the first takes the previous stage's output, at its own augmentation level s, with its own solver,
+    steps and guidance. Not truncated: the previous stage is run to the end, clipped, optionally rounded to what the data
+    have, and noised to s. Truncated: the previous stage's chain is stopped at the noise of s and fed as it is.
 
     Args:
       stages: in order.
@@ -64,76 +67,83 @@ class Cascade:
         if not self.stages:
             raise ConfigError("a cascade needs at least one stage")
         for stage in self.stages:
-            stage.system.check_sampling(stage.sampling)
+            ability(stage.system, Samples).check_sampling(stage.sampling)
             _check_classifier(stage)
         for number, (before, after) in enumerate(zip(self.stages, self.stages[1:], strict=False), start=2):
             _check_pair(number, before, after)
         for number in range(len(self.stages)):
             self._check_end(number)
-        classes = {each.num_classes for each in self._labelled} - {0}
-        if len(classes) > 1:
-            raise ConfigError(f"the stages of the cascade know different numbers of classes: {sorted(classes)}")
+        meanings: dict[str, set[Any]] = {}
+        for each in self._every_conditioner:
+            meanings.setdefault(each.name, set()).add(each.meaning)
+        for name, found in meanings.items():
+            if len(found) > 1:
+                what = " and ".join(sorted(map(str, found)))
+                raise ConfigError(f"the stages of the cascade disagree on their {name}: {what}")
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the last stage."""
-        return self.stages[-1].system.image_shape
+    def spec(self) -> Spec:
+        """What the last stage draws."""
+        return self.stages[-1].system.spec
 
     @property
-    def _labelled(self) -> list[Any]:
-        """Whatever may know classes: the stages' systems and their classifiers."""
-        return [each for stage in self.stages for each in (stage.system, stage.classifier) if each is not None]
+    def _every_conditioner(self) -> list[Conditioner]:
+        """Of the stages and their classifiers, but for those that an earlier stage serves."""
+        found: list[Conditioner] = []
+        for number, stage in enumerate(self.stages):
+            found += [each for each in stage.system.conditioners if not (number and each.takes_previous)]
+            found += [] if stage.classifier is None else [stage.classifier.labels]
+        return found
 
     @property
-    def num_classes(self) -> int:
-        """Of the stages or classifiers that have classes; 0 if none has."""
-        return max(each.num_classes for each in self._labelled)
+    def conditioners(self) -> list[Conditioner]:
+        """What a request of the whole cascade consists of, each kind once."""
+        return list({each.name: each for each in reversed(self._every_conditioner)}.values())[::-1]
 
     def request(self, batch: Any) -> dict[str, Any]:
-        """What the first stage, and the labels of all, need to sample what is like this batch."""
-        wanted = dict(self.stages[0].system.request(batch))
-        if self.num_classes:
-            wanted["label"] = batch["label"]
-        return wanted
+        """Return what is asked for to sample what is like a batch."""
+        return {name: value for each in self.conditioners for name, value in each.request(batch).items()}
 
     def check_request(self, request: Request) -> None:
-        """As the first stage checks it, and with labels where any stage or classifier has classes."""
-        self.stages[0].system.check_request(request)
-        for each in self._labelled:
-            each.check_labels(request)
-        if "label" not in request and any(stage.classifier is not None for stage in self.stages):
-            raise ConfigError(f"a classifier guides towards classes: a request needs 'label' (has: {sorted(request)})")
-        guided = any(stage.sampling.guidance != 1 and stage.system.num_classes for stage in self.stages)
-        if "negative_label" in request and not guided:
+        """Raise a `ConfigError` if conditioning is missing, of a wrong shape or out of range."""
+        check_request(self.stages[0].system, request)
+        for each in self._every_conditioner:
+            each.check_request(request)
+        guided = [stage.system for stage in self.stages if stage.sampling.guidance != 1]
+        read = {name for system in guided for each in system.conditioners for name in each.columns}
+        if "negative_label" in request and "negative_label" not in read:
             raise ConfigError(
                 "negative labels are what classifier-free guidance leads away from: set guidance above 1, on a model with "
                 "classes"
             )
 
-    def sample(self, params: Sequence[Any], key: jax.Array, request: Request, indices: jax.Array) -> list[jax.Array]:
-        """Draw images from every stage.
+    def sample(self, params: Sequence[StageParams], key: jax.Array, request: Request, indices: jax.Array) -> list[jax.Array]:
+        """Draw examples from every stage.
 
         Args:
-          params: of each stage's network.
-          key: of the run; image i is a function of (key, indices[i]) and its request alone.
-          request: of the first stage, "label" int [N] where any stage has classes.
+          params: of each stage.
+          key: of the run; example i is a function of (key, indices[i]) and its request alone.
+          request: what the conditioners of all stages read, [N, ...] each.
           indices: int [N].
 
         Returns:
-          The images of each stage, float32 [N, H_k, W_k, C] in [-1, 1]. Before a truncated stage this is what the
-          stopped chain took the image to be: with noise.
+          What each stage draws, floating [N, ...] in its model's space. Before a truncated stage this is what the stopped
+          chain took the example to be: with noise.
         """
         outputs: list[jax.Array] = []
         for number, (stage, weights) in enumerate(zip(self.stages, params, strict=True)):
             wanted = dict(request)
             if number:
-                wanted = {**_shared(request), **_handed_on(outputs[-1], _process(self.stages[number - 1]), stage)}
-            end = self._end(number)
-            more: dict[str, Any] = {}
+                before = self.stages[number - 1]
+                decode = lambda x, q, b=before, w=params[number - 1]: b.system.codec.decode(w.frozen, x, quantize=q)  # noqa: E731
+                wanted = {**_shared(request, stage), **_handed_on(outputs[-1], before, stage, decode)}
+            end, more = self._end(number), {}
+            if end > 0:
+                more["end"] = end
             if stage.classifier is not None:
-                weights, more["guide"] = weights.network, _guide(stage, weights.classifier, wanted["label"])
+                more["guide"] = _guide(stage, weights.classifier, request["label"])
             key_of_stage = named(key, "stage", self.first + number)
-            outputs.append(stage.system.sample(weights, key_of_stage, wanted, indices, stage.sampling, end=end, **more))
+            outputs.append(stage.system.sample(weights.own, key_of_stage, wanted, indices, stage.sampling, **more))
         return outputs
 
     def _end(self, number: int) -> float:
@@ -141,12 +151,11 @@ class Cascade:
         if number + 1 == len(self.stages) or not self.stages[number + 1].sampling.truncated:
             return 0.0
         after = self.stages[number + 1]
-        return matching_time(_process(self.stages[number]), after.system, after.sampling.aug_level)
+        return matching_time(_process(self.stages[number]), previous_of(after.system), after.sampling.aug_level)
 
     def _check_end(self, number: int) -> None:
         stage, end = self.stages[number], self._end(number)
-        first = stage.sampling.build_grid()(_process(stage))[0]
-        if end >= first:
+        if end and end >= stage.sampling.build_grid()(_process(stage))[0]:
             raise ConfigError(
                 f"stage {number + 2} of the cascade is truncated at aug_level "
                 f"{self.stages[number + 1].sampling.aug_level:g}, as noisy as where stage {number + 1} starts: "
@@ -154,38 +163,44 @@ class Cascade:
             )
 
 
+def previous_of(system: Samples) -> Any:
+    """Return the conditioner through which a system takes an earlier stage's output; None if it takes none."""
+    return next((each for each in system.conditioners if each.takes_previous), None)
+
+
 def _process(stage: Stage) -> Process:
     """What the stage is sampled from, on the schedule that its sampling asks for."""
-    return stage.sampling.rebind(stage.system.process)
+    return stage.sampling.rebind(ability(stage.system, Denoises, "an earlier stage of the cascade").process)
 
 
-def matching_time(before: Process, after: SuperResolution, level: float) -> float:
-    """The time at which the process that the earlier stage is sampled from is as noisy as the later one's `level`."""
+def matching_time(before: Process, after: Any, level: float) -> float:
+    """Return the time at which an earlier stage's process is as noisy as a later one's conditioner at `level`."""
     if level == 0:
         return 0.0
     log_snr = after.aug_process.schedule.log_snr(float(level))
     return float(before.schedule.inverse(log_snr))
 
 
-def _handed_on(image: jax.Array, before: Process, stage: Stage) -> dict[str, jax.Array]:
-    """The low-resolution part of a later stage's request."""
-    system, sampling = stage.system, stage.sampling
+def _handed_on(image: jax.Array, before: Stage, after: Stage, decode: Callable[[Any, bool], Any]) -> dict[str, jax.Array]:
+    """The part of a later stage's request that is the earlier stage's output."""
+    sampling, taken = after.sampling, previous_of(after.system)
     if not sampling.truncated:
-        return {"low_res": quantize(image) if sampling.quantize else image}
-    end = matching_time(before, system, sampling.aug_level)
+        return {"low_res": decode(image, sampling.quantize)}
+    process = _process(before)
     # The chains may scale their signal differently (a variance-exploding base): same log-SNR, another alpha.
-    alpha_before = before.schedule.alpha_sigma(end)[0]
-    alpha_after = system.aug_process.schedule.alpha_sigma(float(sampling.aug_level))[0]
+    alpha_before = process.schedule.alpha_sigma(matching_time(process, taken, sampling.aug_level))[0]
+    alpha_after = taken.aug_process.schedule.alpha_sigma(float(sampling.aug_level))[0]
     return {"corrupted": image * jnp.float32(alpha_after / alpha_before)}
 
 
-def _shared(request: Request) -> dict[str, Any]:
-    """What every stage is told: labels and texts."""
-    return {name: value for name, value in request.items() if name in ("label", "negative_label") or "text" in name}
+def _shared(request: Request, stage: Stage) -> dict[str, Any]:
+    """What a later stage reads of the cascade's request."""
+    read = {name for each in stage.system.conditioners if not each.takes_previous for name in each.columns}
+    return {name: value for name, value in request.items() if name in read}
 
 
 def _guide(stage: Stage, params: Any, label: Any) -> Callable[[Denoiser], Denoiser]:
-    """A denoiser -> the same, tilted towards labels by the stage's classifier."""
+    """A denoiser -> the same, led towards labels by the gradient of the stage's classifier."""
 
     def guide(denoise: Denoiser) -> Denoiser:
         log_prob = stage.classifier.log_prob(params, label, denoise.process)
@@ -195,24 +210,24 @@ def _guide(stage: Stage, params: Any, label: Any) -> Callable[[Denoiser], Denois
 
 
 def _check_classifier(stage: Stage) -> None:
-    """Raise a `ConfigError` unless the stage's classifier looks at images such as the stage draws."""
+    """Raise a `ConfigError` unless the stage's classifier looks at what the stage draws."""
     if stage.classifier is None:
         return
-    drawn, seen = tuple(stage.system.image_shape), tuple(stage.classifier.image_shape)
-    if drawn != seen:
-        raise ConfigError(f"the classifier looks at images of the shape {seen}, but the model draws {drawn}")
+    ability(stage.system, Denoises)
+    if stage.system.spec != stage.classifier.spec:
+        raise ConfigError(f"the classifier looks at data of {stage.classifier.spec}, but the model draws {stage.system.spec}")
 
 
 def _check_pair(number: int, before: Stage, after: Stage) -> None:
     """Raise a `ConfigError` unless `after` takes what `before` draws."""
-    if not isinstance(after.system, SuperResolution):
+    taken = previous_of(after.system)
+    if taken is None:
         raise ConfigError(
-            f"stage {number} of the cascade is the system {after.system.name!r}: every stage after the first must be "
-            "'super_resolution'"
+            f"stage {number} of the cascade takes no earlier stage's images: every stage after the first must be conditioned "
+            "on 'low_res'"
         )
-    drawn, taken = tuple(before.system.image_shape), tuple(after.system.low_res_shape)
-    if drawn != taken:
+    if before.system.spec.shape != tuple(taken.shape):
         raise ConfigError(
-            f"stage {number - 1} of the cascade draws images of the shape {drawn}, but stage {number} takes "
-            f"low-resolution images of the shape {taken}: check the order and low_res_size"
+            f"stage {number - 1} of the cascade draws images of the shape {before.system.spec.shape}, but stage {number} takes "
+            f"low-resolution images of the shape {tuple(taken.shape)}: check the order and the size of low_res"
         )

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 
-from diffusion_jax import programs
-from diffusion_jax.errors import ConfigError, DiffusionError
+from diffusion_jax import processes, programs
+from diffusion_jax.errors import ConfigError, DiffusionError, check_choice
+from diffusion_jax.inference import requests
 from diffusion_jax.registry import known
+from diffusion_jax.training import config as configs
+from diffusion_jax.training.mesh import AXES
 from diffusion_jax.training.recipes import split_overrides
 
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -38,6 +42,8 @@ def define_run_flags(*, sweep: bool = False) -> None:
     Args:
       sweep: whether a setting may have several values, to go through.
     """
+    programs.define_process_flags()
+    flags.DEFINE_list("mesh", None, "Devices by axis, such as data=2,fsdp=4; the run's own mesh, or all for data, if left out.")
     flags.DEFINE_list("workdir", None, "Trained run; several, comma-separated, are a cascade's stages.")
     flags.DEFINE_string(
         "classifier", None, "Run of a noisy classifier, whose gradient guides the samples (of a cascade, its first stage)."
@@ -45,6 +51,41 @@ def define_run_flags(*, sweep: bool = False) -> None:
     several = " Several, comma-separated, are gone through." if sweep else ""
     for name, (_, text) in _SAMPLING.items():
         flags.DEFINE_list(name, None, f"{text} For all stages, or one for each as in A/B; the run's own if left out.{several}")
+
+
+def define_conditioning_flags(leave_out: Sequence[str] = ()) -> None:
+    """Define the flags of all registered conditioners: what samples are conditioned on.
+
+    Args:
+      leave_out: names that the program has for something else.
+    """
+    for name, flag in requests.flags().items():
+        if name not in leave_out:
+            flags.DEFINE_string(name, None, flag.help)
+
+
+def conditioning(values: Mapping[str, Any], leave_out: Sequence[str] = ()) -> dict[str, str]:
+    """Return the conditioners' flags that were given, and their values."""
+    return {name: values[name] for name in requests.flags() if name not in leave_out and values.get(name) is not None}
+
+
+def mesh_of(values: Mapping[str, Any]) -> dict[str, int] | None:
+    """Return the sizes of the mesh that --mesh gives; None without it.
+
+    >>> mesh_of({"mesh": ["data=2", "fsdp=4"]})
+    {'data': 2, 'fsdp': 4}
+
+    Raises:
+      ConfigError: an unknown axis, or no number.
+    """
+    if values["mesh"] is None:
+        return None
+    sizes = {}
+    for part in values["mesh"]:
+        axis, _, size = part.partition("=")
+        check_choice("--mesh", axis, AXES)
+        sizes[axis] = _parse("mesh", int, size)
+    return sizes
 
 
 def define_feature_flags() -> None:
@@ -117,6 +158,7 @@ def run_options(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict
         "checkpoints": checkpoints,
         "sampling": sampling,
         "overrides": dict(overrides),
+        "mesh": mesh_of(values),
     }
 
 
@@ -127,29 +169,51 @@ def _parse(name: str, parse: Callable[[str], Any], text: str) -> Any:
         raise ConfigError(f"--{name}: cannot read {text!r}") from error
 
 
-def run_program(name: str, work: Callable[[Mapping[str, Any], Mapping[str, Any]], str]) -> None:
+def run_program(
+    name: str, define_flags: Callable[[], None], work: Callable[[Mapping[str, Any], Mapping[str, Any]], str]
+) -> None:
     """Run a program and exit: with 0, or with 2 after one line on stderr that says what is wrong.
 
     Args:
-      work: (values of all flags, overrides of the configuration) -> what to print at the end.
+      define_flags: defines the program's flags, once the parts of their own that runs on the command line import are there.
+      work: (values of all flags, overrides of the configuration) -> what to print at the end, by the first process.
     """
 
     def fail(error: DiffusionError | str) -> int:
         sys.stderr.write(f"{name}: error: {error}\n")
         return 2
 
-    def main(argv: Sequence[str]) -> int:
+    def main(argv: Sequence[str]) -> None:
         if len(argv) > 1:
-            return fail(ConfigError(f"unknown argument {argv[1]!r}; see --help"))
+            programs.leave(fail(f"unknown argument {argv[1]!r}; see --help"))
+        programs.configure_logging()
         try:
-            result = work(flags.FLAGS.flag_values_dict(), overrides)
+            values = flags.FLAGS.flag_values_dict()
+            programs.join_processes(values)
+            result = work(values, overrides)
         except DiffusionError as error:
-            return fail(error)
-        sys.stdout.write(f"{result}\n")
-        return 0
+            programs.leave(fail(error))
+        except BaseException:
+            programs.leave_peers()
+            raise
+        if processes.is_first():
+            sys.stdout.write(f"{result}\n")
 
     try:
         argv, overrides = split_overrides(sys.argv)
-    except ConfigError as error:
+        _import_parts(argv)
+    except DiffusionError as error:
         sys.exit(fail(error))
+    define_flags()
     app.run(main, argv=argv, flags_parser=programs.flags_parser(fail))
+
+
+def _import_parts(argv: Sequence[str]) -> None:
+    """Import what the runs that a command line names import, so that parts of a person's own have their flags."""
+    for before, argument in zip(argv, argv[1:], strict=False):
+        text = argument.partition("=")[2] if argument.lstrip("-").startswith("workdir=") else argument
+        if text is argument and before.lstrip("-") != "workdir":
+            continue
+        for workdir in text.split(","):
+            if (Path(workdir) / "config.json").exists():
+                configs.read(workdir)  # imports what the run does

@@ -1,123 +1,124 @@
-"""The samples of a point, drawn to disk so that an interrupted evaluation goes on, and read from there."""
+"""The samples of an evaluation, drawn to disk so that one that was interrupted goes on, and read from there."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffusion_jax.inference.cascade import Cascade
+from diffusion_jax import identity
+from diffusion_jax.inference.cascade import Cascade, StageParams
 from diffusion_jax.inference.generator import Generator
-from diffusion_jax.inference.requests import Rows, requests_of
-from diffusion_jax.inference.runs import Runs
+from diffusion_jax.inference.requests import Requests
 from diffusion_jax.inference.sample_sets import SampleSet, open_samples
 from diffusion_jax.inference.samples import SampleFolder
 
 _LOG = logging.getLogger(__name__)
 
 EARLIER = "earlier_stages"
-"""Where images of a cascade's earlier stages lie, beside those of the points that share them."""
+"""Where images of a cascade's earlier stages lie, beside those of the cases that share them."""
 
 
-def requests(runs: Runs, num: int) -> Rows:
-    """Classes in turn; where more is needed (low-resolution images, texts), that of held-out images, with their classes."""
-    first, classes = runs.cascade.stages[0].system, runs.cascade.num_classes
-    columns = requests_of(first, runs.pipeline(0, "test"), num) if getattr(first, "needs_data", False) else {}
-    in_turn = (lambda indices: (indices % classes).astype(np.int32)) if classes and "label" not in columns else None
-    return Rows(columns, in_turn)
-
-
-def draw_stages(
-    runs: Runs,
-    params: Sequence[Any],
-    rows: Rows,
-    folder: Path,
-    settings: dict[str, Any],
-    *,
-    num: int,
-    batch_size: int,
-    seed: int,
-) -> list[SampleSet]:
-    """The finished images of every stage, below a folder; what is there already is not drawn again.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Drawing:
+    """The finished images of every stage of a cascade, to be drawn below a folder; what is there already is not drawn again.
 
     A stage before a truncated one never finishes in the cascade: it is drawn once more by itself. Where every later stage
     takes finished images of 8 bits (`quantize`), the stages are drawn one after the other from what is stored, and the
     earlier ones once for all settings of the later, beside the folder (`EARLIER`).
 
-    Args:
+    Attributes:
+      cascade, params: what is sampled.
+      requests: the conditioning.
+      folder: where.
       settings: what determines the samples, as JSON data.
+      num: how many samples of each stage.
+      batch_size: samples at a time.
+      seed: of all noise.
     """
-    stages = runs.cascade.stages
-    if len(stages) > 1 and all(stage.sampling.quantize and not stage.sampling.truncated for stage in stages[1:]):
-        return _draw_in_turn(runs, params, rows, folder, settings, num=num, batch_size=batch_size, seed=seed)
-    found: list[SampleSet] = []
-    for last in range(len(stages)):
-        if last + 1 < len(stages) and not stages[last + 1].sampling.truncated:
-            continue  # the pass over a later stage brings this one along
-        shown = range(len(found), last + 1)
-        with contextlib.ExitStack() as stack:
-            folders = [
-                stack.enter_context(
-                    SampleFolder(folder / f"stage{stage + 1}", settings, "npz", stages[stage].system.image_shape)
-                )
-                for stage in shown
-            ]
-            missing = sorted(set().union(*(each.missing(num) for each in folders)))
-            if 0 < len(missing) < num:
-                _LOG.info("%d of %d samples are there already", num - len(missing), num)
-            if missing:
-                chain, size = Cascade(stages[: last + 1]), min(batch_size, num)
-                generator = Generator(chain, params[: last + 1], seed=seed, batch_size=size, every_stage=True)
-                for drawn in generator(missing, rows):
-                    for each, stage in zip(folders, shown, strict=True):
-                        each.add(drawn.indices, drawn.images[stage])
-            for each in folders:
-                each.finish(num, rows.labels(num))
-        found += [open_samples(folder / f"stage{stage + 1}") for stage in shown]
-    return _named(found)
 
+    cascade: Cascade
+    params: Sequence[StageParams]
+    requests: Requests
+    folder: Path
+    settings: dict[str, Any]
+    num: int
+    batch_size: int
+    seed: int
 
-def _draw_in_turn(
-    runs: Runs,
-    params: Sequence[Any],
-    rows: Rows,
-    folder: Path,
-    settings: dict[str, Any],
-    *,
-    num: int,
-    batch_size: int,
-    seed: int,
-) -> list[SampleSet]:
-    """Each stage from the stored images of the one before; the earlier stages lie where other points find them."""
-    stages, found = runs.cascade.stages, []
-    for number, stage in enumerate(stages):
-        own = {**settings, "stages": settings["stages"][: number + 1]}
-        digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
-        last = number == len(stages) - 1
-        place = folder / f"stage{number + 1}" if last else folder.parent / EARLIER / digest
-        with SampleFolder(place, own, "npz", stage.system.image_shape) as samples:
-            missing = samples.missing(num)
-            if missing:
-                wanted = rows
-                if number:
-                    shared = {name: column for name, column in rows.columns.items() if name != "low_res"}
-                    wanted = Rows({**shared, "low_res": np.concatenate(list(found[-1].batches(num, num)))}, rows.rule)
-                chain = Cascade([stage], first=number)
-                generator = Generator(chain, params[number : number + 1], seed=seed, batch_size=min(batch_size, num))
-                for drawn in generator(missing, wanted):
-                    samples.add(drawn.indices, drawn.images[-1])
-            samples.finish(num, rows.labels(num))
-        found.append(open_samples(place))
-    return _named(found)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_generators", {})
 
+    @property
+    def _in_turn(self) -> bool:
+        later = self.cascade.stages[1:]
+        return bool(later) and all(stage.sampling.quantize and not stage.sampling.truncated for stage in later)
 
-def _named(found: Sequence[SampleSet]) -> list[SampleSet]:
-    return [dataclasses.replace(each, name=f"stage {number}" if len(found) > 1 else "the samples")
-            for number, each in enumerate(found, start=1)]  # fmt: skip
+    def _passes(self) -> list[range]:
+        """The stages that each pass over the cascade shows, in order."""
+        stages, found = self.cascade.stages, [0]
+        for last in range(len(stages)):
+            if self._in_turn or last + 1 == len(stages) or stages[last + 1].sampling.truncated:
+                found.append(last + 1)  # else the pass over a later stage brings this one along
+        return [range(start, stop) for start, stop in zip(found, found[1:], strict=False)]
+
+    def _generator(self, shown: range) -> Generator:
+        if shown not in self._generators:
+            first, last = (shown.start if self._in_turn else 0), shown.stop
+            chain = Cascade(self.cascade.stages[first:last], first=first)
+            self._generators[shown] = Generator(
+                chain, self.params[first:last], seed=self.seed, batch_size=min(self.batch_size, self.num), every_stage=True
+            )
+        return self._generators[shown]
+
+    def _place(self, stage: int) -> tuple[Path, dict[str, Any]]:
+        """Where the images of a stage lie, and their settings."""
+        if not self._in_turn:
+            return self.folder / f"stage{stage + 1}", self.settings
+        own = {**self.settings, "stages": self.settings["stages"][: stage + 1]}
+        last = stage == len(self.cascade.stages) - 1
+        return (self.folder / f"stage{stage + 1}" if last else self.folder.parent / EARLIER / identity.digest(own)), own
+
+    def compile_ahead(self) -> None:
+        """Begin to compile the first pass, while something else is prepared."""
+        self._generator(self._passes()[0]).compile_ahead(self.requests)
+
+    def __call__(self) -> list[SampleSet]:
+        """Draw what is missing, and return the images of every stage."""
+        found: list[SampleSet] = []
+        for shown in self._passes():
+            with contextlib.ExitStack() as stack:
+                folders = [stack.enter_context(self._folder(stage)) for stage in shown]
+                missing = sorted(set().union(*(each.missing(self.num) for each in folders)))
+                if 0 < len(missing) < self.num:
+                    _LOG.info("%d of %d samples are there already", self.num - len(missing), self.num)
+                for indices, images in self._drawn(shown, missing, found):
+                    for each, stage in zip(folders, images[-len(shown) :], strict=True):
+                        each.add(indices, stage)
+                for each in folders:
+                    each.finish(self.num, self.requests.labels(self.num))
+            found += [open_samples(self._place(stage)[0]) for stage in shown]
+        several = len(found) > 1
+        return [
+            dataclasses.replace(each, name=f"stage {number}" if several else "the samples")
+            for number, each in enumerate(found, start=1)
+        ]
+
+    def _folder(self, stage: int) -> SampleFolder:
+        place, settings = self._place(stage)
+        return SampleFolder(place, settings, "npz", self.cascade.stages[stage].system.spec)
+
+    def _drawn(self, shown: range, missing: list[int], found: list[SampleSet]) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+        if not missing:
+            return
+        requests = self.requests
+        if self._in_turn and shown.start:
+            stored = np.concatenate(list(found[-1].batches(self.num, self.num)))
+            requests = Requests({**requests.columns, "low_res": stored})
+        for drawn in self._generator(shown)(missing, requests):
+            yield drawn.indices, drawn.images

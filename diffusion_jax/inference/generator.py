@@ -1,21 +1,24 @@
-"""Many samples from a cascade: compiled once, sharded over the devices, image i the same whatever the batch."""
+"""Many samples from a cascade: compiled once, sharded over all devices, sample i the same whatever the batch."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
-from diffusion_jax.inference.cascade import Cascade
+from diffusion_jax.inference.cascade import Cascade, StageParams
 from diffusion_jax.rng import named
-from diffusion_jax.systems import to_uint8
+from diffusion_jax.training import mesh as meshes
 
 RequestRows = Callable[[np.ndarray], dict[str, np.ndarray]]
 """Sample indices int [N] -> their conditioning, [N, ...] each."""
+
+_COMPILERS = ThreadPoolExecutor(1, thread_name_prefix="compile")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Drawn:
     Attributes:
       indices: int [N], which samples these are.
       request: their conditioning.
-      images: of each stage, uint8 [N, H_k, W_k, C].
+      images: of each stage, as the data have them: uint8 [N, H_k, W_k, C] of images.
     """
 
     indices: np.ndarray
@@ -34,42 +37,50 @@ class Drawn:
 
 
 class Generator:
-    """Draws samples of a cascade by their index.
+    """Draws samples of a cascade by their index. Where there are several processes, all must draw the same samples.
 
     Args:
       cascade: what to sample.
-      params: of each stage.
+      params: of each stage. What lies on the mesh stays as it is, what does not is copied to every device.
       seed: of the run. Sample i depends on (seed, i) and its request alone: not on the batch, the devices or the order.
       batch_size: samples at a time over all devices; rounded up to a multiple of their number.
-      devices: those of this process by default.
+      mesh: that of the parameters by default, or all devices.
       every_stage: bring back the images of all stages; otherwise only those of the last.
     """
 
     def __init__(
         self,
         cascade: Cascade,
-        params: Sequence[Any],
+        params: Sequence[StageParams],
         *,
         seed: int = 0,
         batch_size: int = 64,
-        devices: Sequence[Any] | None = None,
+        mesh: Mesh | None = None,
         every_stage: bool = False,
     ) -> None:
-        devices = list(devices or jax.local_devices())
-        mesh = jax.sharding.Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
-        self._split, self._whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-        self.cascade = cascade
-        self.batch_size = -(-batch_size // len(devices)) * len(devices)
-        self._params = jax.device_put(list(params), self._whole)
+        mesh = mesh or mesh_of(params) or meshes.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+        self.cascade, self._rows, self._whole = cascade, meshes.batch_sharding(mesh), meshes.replicated(mesh)
+        shards = meshes.batch_shards(mesh)
+        self.batch_size = -(-batch_size // shards) * shards
+        self._params = on_mesh(list(params), mesh)
         self._key = jax.device_put(named(jax.random.key(seed), "sample"), self._whole)
+        self._compiling: Future | None = None
 
         def sample(params: Any, key: jax.Array, request: Any, indices: jax.Array) -> list[jax.Array]:
             images = cascade.sample(params, key, request, indices)
-            return [to_uint8(stage) for stage in (images if every_stage else images[-1:])]
+            drawn = list(zip(cascade.stages, params, images, strict=True))
+            return [stage.system.codec.decode(w.frozen, x) for stage, w, x in (drawn if every_stage else drawn[-1:])]
 
-        self._sample = jax.jit(sample, out_shardings=self._split)
+        # Every process has every sample: whoever writes or measures them needs no one else's.
+        self._sample = jax.jit(sample, out_shardings=self._rows if jax.process_count() == 1 else self._whole)
 
-    def __call__(self, indices: Sequence[int], rows: RequestRows) -> Iterator[Drawn]:
+    def compile_ahead(self, requests: RequestRows) -> None:
+        """Begin to compile in the background, while something else is prepared."""
+        args = self._arguments(np.zeros(1, np.int32), requests(np.zeros(1, np.int32)))
+        lowered = self._sample.lower(*args)
+        self._compiling = _COMPILERS.submit(lowered.compile)
+
+    def __call__(self, indices: Sequence[int], requests: RequestRows) -> Iterator[Drawn]:
         """Draw these samples in this order, a batch at a time; the next batch is computed while one is used.
 
         Raises:
@@ -78,21 +89,55 @@ class Generator:
         waiting: tuple[np.ndarray, dict[str, np.ndarray], list[jax.Array]] | None = None
         for start in range(0, len(indices), self.batch_size):
             part = np.asarray(indices[start : start + self.batch_size], np.int32)
-            request = rows(part)
+            request = requests(part)
             self.cascade.check_request(request)
-            images = self._dispatch(part, request)
+            sample = self._sample if self._compiling is None else self._compiling.result()
+            images = sample(*self._arguments(part, request))
             if waiting is not None:
                 yield _fetch(*waiting)
             waiting = part, request, images
         if waiting is not None:
             yield _fetch(*waiting)
 
-    def _dispatch(self, indices: np.ndarray, request: dict[str, np.ndarray]) -> list[jax.Array]:
-        """Start computing a batch; a short one is padded with its last row, so that one program serves all."""
+    def _arguments(self, indices: np.ndarray, request: dict[str, np.ndarray]) -> tuple[Any, ...]:
+        """Of the compiled program; a short batch is padded with its last row, so that one program serves all."""
         missing = self.batch_size - len(indices)
         padded = jax.tree.map(lambda rows: _pad(np.asarray(rows), missing), {"indices": indices, "request": request})
-        placed = jax.device_put(padded, self._split)
-        return self._sample(self._params, self._key, placed["request"], placed["indices"])
+        placed = place(padded, self._rows)
+        return self._params, self._key, placed["request"], placed["indices"]
+
+
+def mesh_of(params: Any) -> Mesh | None:
+    """Return the mesh on which arrays lie; None where they lie on none."""
+    for leaf in jax.tree.leaves(params):
+        if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
+            return leaf.sharding.mesh
+    return None
+
+
+def on_mesh(params: Any, mesh: Mesh) -> Any:
+    """Return arrays on a mesh: those that lie on it as they are, others copied to every device."""
+    whole = meshes.replicated(mesh)
+    there = lambda leaf: isinstance(leaf, jax.Array) and mesh_of(leaf) == mesh  # noqa: E731
+    return jax.tree.map(lambda leaf: leaf if there(leaf) else place(leaf, whole), params)
+
+
+def place(arrays: Any, sharding: NamedSharding) -> Any:
+    """Return host arrays, the same on every process, as arrays over the devices of all processes."""
+    if jax.process_count() == 1:
+        return jax.device_put(arrays, sharding)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda index, x=x: np.asarray(x)[index]), arrays
+    )
+
+
+def place_batch(batch: Any, params: Any) -> Any:
+    """Return a batch beside parameters: its rows split over their mesh where they divide, else whole on every device."""
+    mesh = mesh_of(params)
+    if mesh is None:
+        return batch
+    size = len(jax.tree.leaves(batch)[0])
+    return place(batch, meshes.batch_sharding(mesh) if size % meshes.batch_shards(mesh) == 0 else meshes.replicated(mesh))
 
 
 def _pad(rows: np.ndarray, missing: int) -> np.ndarray:

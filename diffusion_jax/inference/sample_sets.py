@@ -34,19 +34,19 @@ class SampleSet:
     Attributes:
       name: where they come from, for messages and reports.
       count: how many.
-      image_shape: (H, W, C), C = 1 or 3.
+      shape: (H, W, C), C = 1 or 3.
       read: () -> an iterator over all images in order, in blocks uint8 [n, H, W, C].
       labels: int [count], or None.
     """
 
     name: str
     count: int
-    image_shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     read: Callable[[], Iterator[np.ndarray]]
     labels: np.ndarray | None = None
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[np.ndarray]:
-        """The images in order, uint8 [size, H, W, C]; the last batch may be short.
+        """Yield the images in order, uint8 [size, H, W, C]; the last batch may be short.
 
         Args:
           limit: stop after this many images.
@@ -67,7 +67,7 @@ class SampleSet:
                 return
 
     def head(self, num: int) -> np.ndarray:
-        """The first images, uint8 [num, H, W, C]."""
+        """Return the first images, uint8 [num, H, W, C]."""
         return next(self.batches(min(num, self.count), limit=num))
 
 

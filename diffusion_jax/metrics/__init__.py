@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from diffusion_jax.metrics.clip_score import clip_score
-from diffusion_jax.metrics.frechet import Gaussian, Moments, frechet_distance, warn_if_few
+from diffusion_jax.metrics.feature_scores import Score, clip_score, cubic_mmd, inception_score, kid
+from diffusion_jax.metrics.frechet import (
+    Gaussian,
+    Moments,
+    add_features,
+    frechet_distance,
+    local_rows,
+    merge_processes,
+    warn_if_few,
+)
 from diffusion_jax.metrics.images import consistency, psnr, ssim
-from diffusion_jax.metrics.inception_score import inception_score
-from diffusion_jax.metrics.kid import Score, cubic_mmd, kid
-from diffusion_jax.metrics.moments import add_features, local_rows, merge_processes
 from diffusion_jax.metrics.precision_recall import PrecisionRecall, precision_recall
 from diffusion_jax.metrics.statistics_file import (
     Meta,

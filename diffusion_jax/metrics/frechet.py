@@ -1,4 +1,4 @@
-"""The Frechet distance between two sets of features, each summed up by its mean and covariance."""
+"""The Frechet distance between two sets of features, each summed up by its mean and covariance, over many hosts if need be."""
 
 from __future__ import annotations
 
@@ -7,11 +7,36 @@ import functools
 import logging
 from typing import Any
 
+import jax
 import numpy as np
 
+from diffusion_jax import processes
 from diffusion_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
+
+
+def feature_rows(features: Any, name: str = "features") -> np.ndarray:
+    """Features [N, D], floating: float64 and narrower types stay as they are, since 50,000 rows fill the memory.
+
+    Raises:
+      DataError: another shape, no rows, NaN or infinite values.
+    """
+    rows = np.asarray(features)
+    if not np.issubdtype(rows.dtype, np.floating):
+        rows = rows.astype(np.float64)
+    if rows.ndim != 2 or not rows.size:
+        raise DataError(f"{name} must be [N, D] with at least one row, got the shape {rows.shape}")
+    finite = np.isfinite(rows).all(1)
+    if not finite.all():
+        raise DataError(f"{int((~finite).sum())} of {len(rows)} rows of {name} are NaN or infinite")
+    return rows
+
+
+def same_width(first: np.ndarray, second: np.ndarray) -> None:
+    """Raise a `DataError` unless two sets of features come from one network."""
+    if first.shape[1] != second.shape[1]:
+        raise DataError(f"features of different widths: {first.shape[1]} and {second.shape[1]}; use one network for both")
 
 
 @dataclasses.dataclass
@@ -163,3 +188,69 @@ def frechet_distance(first: Moments | Gaussian, second: Moments | Gaussian, *, w
     offset = one.mean - two.mean
     total = offset @ offset + np.trace(one.covariance) + np.trace(two.covariance) - 2 * trace_of_root
     return float(max(total, 0.0))
+
+
+def local_rows(features: Any) -> np.ndarray:
+    """The rows of a batch that this process answers for, each row of the batch by exactly one process.
+
+    Args:
+      features: [N, ...]; numpy, or a `jax.Array` sharded over its first axis alone (replicas are fine), over any
+        number of devices and processes.
+
+    Returns:
+      numpy [n, ...], in order; all of them where there is one process.
+
+    Raises:
+      DataError: an array sharded over another axis.
+    """
+    if not isinstance(features, jax.Array) or features.is_fully_addressable:
+        return np.asarray(features)
+    parts = {}
+    for shard in features.addressable_shards:
+        if any(index != slice(None) for index in shard.index[1:]):
+            raise DataError(f"features must be sharded over their rows alone, got {features.sharding}")
+        if shard.replica_id == 0:
+            parts[shard.index[0].start or 0] = np.asarray(shard.data)
+    if not parts:
+        return np.zeros((0, *features.shape[1:]), features.dtype)
+    return np.concatenate([parts[start] for start in sorted(parts)])
+
+
+def add_features(moments: Moments, features: Any, mask: Any = None) -> Moments:
+    """Take in this process's rows of a batch.
+
+    Args:
+      moments: of this process; `merge_processes` adds those of all.
+      features: [N, D], as `local_rows` takes them.
+      mask: bool [N], sharded like the features: which rows count. The rest are padding.
+
+    Returns:
+      The moments, changed.
+    """
+    rows = local_rows(features)
+    return moments.add(rows if mask is None else rows[local_rows(mask).astype(bool)])
+
+
+def merge_processes(moments: Moments) -> Moments:
+    """The moments of what all processes have seen, the same on every process to the last bit.
+
+    Every process must call it. Scatter matrices travel in slices, so that the memory of a process does not grow with
+    their number.
+
+    Raises:
+      DataError: features of different widths, on every process.
+    """
+    if jax.process_count() == 1:
+        return moments
+    counts, widths = processes.gather(np.array([moments.count, np.size(moments.mean) if moments.count else 0], np.int64)).T
+    if len(set(widths[counts > 0])) > 1:
+        raise DataError(f"features of different widths on the processes: {sorted(set(widths[counts > 0].tolist()))}")
+    total, width = int(counts.sum()), int(widths.max())
+    if not total:
+        return Moments()
+    means = processes.gather(np.asarray(moments.mean, np.float64) if moments.count else np.zeros(width))
+    mean = (counts[:, None] / total * means).sum(0)
+    between = means - mean
+    scatter = (between * counts[:, None]).T @ between
+    scatter += processes.gather_rows(moments.scatter if moments.count else np.zeros((width, width)))
+    return Moments(total, mean, scatter)

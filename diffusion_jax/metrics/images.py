@@ -8,8 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from diffusion_jax.errors import DataError
-from diffusion_jax.metrics.checks import uint8_images
-from diffusion_jax.systems.images import downsample
+from diffusion_jax.systems.conditioners.low_res import downsample
 
 _BATCH = 64
 _SIGMA, _RADIUS = 1.5, 5  # of the window: 11 pixels a side
@@ -110,3 +109,17 @@ def _similarity(x: np.ndarray, y: np.ndarray) -> float:
     luminance = (2 * mean_x * mean_y + _C1) / (mean_x**2 + mean_y**2 + _C1)
     structure = (2 * covariance + _C2) / (var_x + var_y + _C2)
     return float((luminance * structure).mean())
+
+
+def uint8_images(images: Any, name: str = "images") -> np.ndarray:
+    """Images uint8 [N, H, W, C].
+
+    Raises:
+      DataError: another type or shape, or no image.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8:
+        raise DataError(f"{name} must be uint8 in 0..255, got {images.dtype}: for [-1, 1], round(127.5 * (x + 1))")
+    if images.ndim != 4 or not images.size:
+        raise DataError(f"{name} must be [N, H, W, C] with at least one image, got the shape {images.shape}")
+    return images

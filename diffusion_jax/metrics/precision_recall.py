@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import ConfigError, DataError, nearest
-from diffusion_jax.metrics import half_distances
-from diffusion_jax.metrics.checks import feature_rows, same_width
+from diffusion_jax.metrics.frechet import feature_rows, same_width
 
 VARIANTS = ("original", "adm")
 
@@ -65,7 +64,7 @@ def precision_recall(
     if min(len(generated), len(real)) <= k:
         raise DataError(f"precision and recall with k={k} need more than {k} samples, got {len(generated)} and {len(real)}")
     if variant == "adm":
-        real_in, generated_in = half_distances.inside_each_other(real, generated, k, tile or 10_000)
+        real_in, generated_in = _inside_each_other(real, generated, k, tile or 10_000)
     else:
         # Around a centre distances stay, and float32 keeps more of them: around its own within a set, be it collapsed.
         centres = [rows.mean(0, dtype=np.float64) for rows in (real, generated)]
@@ -177,3 +176,95 @@ def _inside(points: _Points, others: _Points, radii: np.ndarray) -> np.ndarray:
         for row in rows[unsure]:
             found[row] = (_exact(points, others, np.full(len(everyone), row), everyone) <= radii).any()
     return found
+
+
+_HALF_ROWS = 1000  # of a tile that are on the device at a time
+_SAFE = 65_000.0  # a little below the largest float16
+
+
+def _inside_each_other(real: np.ndarray, generated: np.ndarray, k: int, tile: int) -> tuple[np.ndarray, np.ndarray]:
+    """(bool [M]: which real points lie in a ball of the generated ones, bool [N]: and the other way round).
+
+    Distances are |u|^2 - 2 u.v + |v|^2, every step rounded to float16, in tiles; a tile in which one is not finite is
+    computed in float32. They are not quite symmetric, and those to oneself not quite 0, so the rows are the real
+    points, and the (k + 1)-th smallest distance, that to oneself among them, is the radius.
+
+    Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), the evaluator that was published with it.
+    """
+    radii_real, radii_generated = _radii(real, k, tile), _radii(generated, k, tile)
+    real_in, generated_in = np.zeros(len(real), bool), np.zeros(len(generated), bool)
+    for rows, columns, distances in _tiles(real, generated, tile):
+        real_in[rows] |= (distances <= radii_generated[columns]).any(1)
+        generated_in[columns] |= (distances <= radii_real[rows, None]).any(0)
+    return real_in, generated_in
+
+
+def _radii(points: np.ndarray, k: int, tile: int) -> np.ndarray:
+    """float32 [N], squared."""
+    smallest = np.full((len(points), k + 1), np.inf, np.float32)
+    for rows, _, distances in _tiles(points, points, tile):
+        smallest[rows] = np.partition(np.concatenate([smallest[rows], distances], axis=1), k, axis=1)[:, : k + 1]
+    return smallest.max(1)
+
+
+def _tiles(first: np.ndarray, second: np.ndarray, tile: int) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """(rows, columns, squared distances float32 [at most 1000, at most `tile`]) over all pairs."""
+    for top in range(0, len(first), tile):
+        u = first[top : top + tile].astype(np.float32)
+        for left in range(0, len(second), tile):
+            v = jnp.asarray(second[left : left + tile], jnp.float32)
+            half = _fits(u, v)
+            for start in range(0, len(u), _HALF_ROWS):
+                part = u[start : start + _HALF_ROWS]
+                rows = slice(top + start, top + start + len(part))
+                yield rows, slice(left, left + len(v)), np.asarray(_squared_distances(part, v, half))
+
+
+def _fits(u: np.ndarray, v: Any) -> bool:
+    """Whether all distances of a tile are finite in float16."""
+    norms = [np.sqrt(np.asarray((points**2).sum(1))) for points in (u, v)]
+    if (norms[0].max() + norms[1].max()) ** 2 < _SAFE:
+        return True  # by the triangle inequality, without looking
+    parts = (u[start : start + _HALF_ROWS] for start in range(0, len(u), _HALF_ROWS))
+    return all(bool(np.isfinite(np.asarray(_squared_distances(part, v, True))).all()) for part in parts)
+
+
+@functools.partial(jax.jit, static_argnames="half")
+def _squared_distances(u: jax.Array, v: jax.Array, half: bool) -> jax.Array:
+    """float32 [n, m]; with `half`, of values that float16 has. Products add up in float32, as on tensor cores."""
+
+    def rounded(x: jax.Array) -> jax.Array:
+        # Not a cast: compilers may leave out a cast to a narrower type and back.
+        return jax.lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10) if half else x
+
+    u, v = rounded(u), rounded(v)
+    square_u, square_v = (rounded(rounded(x**2).sum(1)) for x in (u, v))
+    product = rounded(2 * rounded(jnp.matmul(u, v.T, precision="highest")))
+    return jnp.maximum(rounded(rounded(square_u[:, None] - product) + square_v), 0.0)
+
+
+_TILE = 4096
+
+
+def nearest_rows(points: np.ndarray, others: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest rows of `others` to each point, nearest first.
+
+    Args:
+      points: [N, D].
+      others: [M, D], M at least `count`.
+
+    Returns:
+      (Euclidean distances float64 [N, count], indices int [N, count]).
+    """
+    points, others = (np.asarray(rows, np.float64) for rows in (points, others))
+    norms = (others**2).sum(1)
+    distances, indices = [], []
+    for start in range(0, len(points), _TILE):
+        part = points[start : start + _TILE]
+        scores = norms - 2 * part @ others.T
+        near = np.argpartition(scores, count - 1, axis=1)[:, :count] if count < len(others) else np.argsort(scores, 1)
+        found = np.linalg.norm(part[:, None] - others[near], axis=-1)
+        order = np.argsort(found, axis=1, kind="stable")
+        distances.append(np.take_along_axis(found, order, axis=1))
+        indices.append(np.take_along_axis(near, order, axis=1))
+    return np.concatenate(distances), np.concatenate(indices)

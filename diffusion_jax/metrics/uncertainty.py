@@ -10,8 +10,7 @@ import numpy as np
 from scipy import stats
 
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.metrics.checks import feature_rows
-from diffusion_jax.metrics.frechet import Gaussian, Moments, frechet_distance, gaussian
+from diffusion_jax.metrics.frechet import Gaussian, Moments, feature_rows, frechet_distance, gaussian
 
 _LOG = logging.getLogger(__name__)
 

@@ -26,9 +26,9 @@ import numpy as np
 from absl import app, flags
 
 from diffusion_jax.evaluation.reference import moments_of
-from diffusion_jax.features.classifier import Judge
-from diffusion_jax.features.extractor import Extractor, small
-from diffusion_jax.features.passes import BATCH
+from diffusion_jax.features.classifier import TrainedClassifier
+from diffusion_jax.features.extractor import BATCH, Extractor
+from diffusion_jax.features.networks import small
 from diffusion_jax.features.resizing import preprocessing
 from diffusion_jax.inference.sample_sets import SampleSet
 from diffusion_jax.models import small_classifier
@@ -46,7 +46,7 @@ def make_extractor(name: str, size: int) -> Extractor:
     """A network with random weights."""
     if name == "small":
         network = small_classifier(size, 3, 10)
-        return small(Judge(network, network.init(jax.random.key(0))))
+        return small(TrainedClassifier(network, network.init(jax.random.key(0))))
     network = inception_v3()
     params = jax.jit(network.init)(jax.random.key(0))
     chosen = preprocessing("tf1", network.spec.shape[0])

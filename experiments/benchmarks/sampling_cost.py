@@ -22,10 +22,10 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from diffusion_jax.inference import Cascade, Generator, SampleFolder, Stage, find
+from diffusion_jax.inference import Cascade, Generator, Requests, SampleFolder, Stage, StageParams, find
 from diffusion_jax.inference.generator import Drawn
-from diffusion_jax.inference.requests import Rows
-from diffusion_jax.systems import Generation, Sampling
+from diffusion_jax.spec import Spec
+from diffusion_jax.systems import Diffusion, Sampling
 
 _WORKDIR = flags.DEFINE_list("workdir", [], "Trained runs, the stages of a cascade; a fresh network if left out.")
 _NUM = flags.DEFINE_integer("num", 512, "Images a round.")
@@ -39,9 +39,10 @@ def fresh() -> tuple[Cascade, list]:
     network = {"name": "unet", "channels": 32, "multipliers": (1, 2, 2), "num_res_blocks": 1,
                "attention_resolutions": (4,), "num_heads": 2, "groups": 8}  # fmt: skip
     process = {"schedule": "cosine_continuous", "prediction": "v"}
-    system = Generation(image_size=16, channels=1, process=process, network=network, num_classes=10)
+    labels = {"labels": {"num_classes": 10}}
+    system = Diffusion(spec=Spec.image(16, 1), process=process, network=network, conditioners=labels)
     sampling = Sampling(solver="dpmpp_2m", steps=25, guidance=2.0)
-    return Cascade([Stage(system, sampling)]), [jax.jit(system.init)(jax.random.key(0))]
+    return Cascade([Stage(system, sampling)]), [StageParams(jax.jit(system.init)(jax.random.key(0)))]
 
 
 def seconds_per_image(drawn: Iterator[Drawn], use: Callable[[Drawn], None], finish: Callable[[], None]) -> np.ndarray:
@@ -58,12 +59,11 @@ def seconds_per_image(drawn: Iterator[Drawn], use: Callable[[Drawn], None], fini
 
 def measure(generator: Generator, num: int, rounds: int, format: str) -> np.ndarray:
     """Seconds per image, [rounds, (kept in memory, written to disk), (wall, processor)]."""
-    classes = generator.cascade.num_classes
-    rows = Rows({}, (lambda indices: (indices % classes).astype(np.int32)) if classes else None)
+    rows = Requests({name: x for each in generator.cascade.conditioners for name, x in each.default().items()})
     measured = []
     for _ in range(rounds):
         kept = seconds_per_image(generator(range(num), rows), lambda part: None, lambda: None)
-        with tempfile.TemporaryDirectory() as path, SampleFolder(path, {}, format, generator.cascade.image_shape) as folder:
+        with tempfile.TemporaryDirectory() as path, SampleFolder(path, {}, format, generator.cascade.spec) as folder:
             write = lambda part: folder.add(part.indices, part.images[-1])  # noqa: B023, E731  (used within the round)
             measured.append([kept, seconds_per_image(generator(range(num), rows), write, folder.flush)])
     return np.array(measured)

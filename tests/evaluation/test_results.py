@@ -1,4 +1,4 @@
-"""Rows of results: kept as they come, and shown on one page in a real browser."""
+"""Requests of results: kept as they come, and shown on one page in a real browser."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_nested_numbers():
 def test_the_page_names_the_best_and_what_cannot_be_told_from_it(results):
     pytest.importorskip("matplotlib", reason="charts need matplotlib")
     text = report.page(results, "A <run>")
-    assert "A &lt;run&gt;" in text and "3 points, of 500 samples each" in text
+    assert "A &lt;run&gt;" in text and "3 cases, of 500 samples each" in text
     verdict = re.search(r'<p id="verdict">(.*?)</p>', text)[1]
     assert "<b>step 200, guidance 1.0</b>" in verdict and "All others are worse" in verdict
     results.add(make_row(200, 3.0, 4.3, 0.5))

@@ -13,9 +13,10 @@ from jax.sharding import AxisType, Mesh
 
 from diffusion_jax import registry
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.features import extractor as features
-from diffusion_jax.features.classifier import Judge
-from diffusion_jax.features.extractor import Extractor, check_images, small
+from diffusion_jax.features import networks as features
+from diffusion_jax.features.classifier import TrainedClassifier
+from diffusion_jax.features.extractor import Extractor, check_images
+from diffusion_jax.features.networks import small
 from diffusion_jax.features.resizing import preprocessing
 from diffusion_jax.models import small_classifier
 from diffusion_jax.models.inception import inception_v3
@@ -29,11 +30,11 @@ def images(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def judge(size=8, channels=1):
+def classifier(size=8, channels=1):
     network = small_classifier(size, channels, 10, features=16)
     params = network.init(jax.random.key(0))
     params["logits"]["bias"] = np.linspace(-1, 1, 10, dtype=np.float32)
-    return Judge(network, params)
+    return TrainedClassifier(network, params)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,7 @@ def test_inception_is_torch_fidelitys(inception_file, caplog):
     assert relative(ours["logits_unbiased"], logits) < TOLERANCE
 
 
+@pytest.mark.slow  # Inception-v3 compiled for each
 def test_the_other_preprocessings_of_inception(inception_file):
     """pytorch-fid's own network with its resize, and the same network behind clean-fid's."""
     torch, resizer = peer("torch"), peer("cleanfid.resize").build_resizer("clean")
@@ -154,8 +156,8 @@ def test_bad_images(tiny, bad, message):
 
 def test_small_networks_are_extractors():
     """What the classifier itself says of the same images, less the bias of its logits."""
-    trained = judge()
-    extractor = registry.build("features", {"name": "small", "judge": trained})
+    trained = classifier()
+    extractor = registry.build("features", {"name": "small", "classifier": trained})
     x = images(5, 8, 8, 1)
     logits, vectors = trained.network.apply(trained.params, x / np.float32(127.5) - 1)
     found = extractor(x)
@@ -169,7 +171,7 @@ def test_small_networks_are_extractors():
 
 
 def test_the_checksum_of_a_small_network_is_that_of_its_parameters():
-    first, again, other = judge(), judge(), judge()
+    first, again, other = classifier(), classifier(), classifier()
     other.params["logits"]["bias"] = other.params["logits"]["bias"] + np.float32(1e-6)
     sums = [small(trained).identity()["checksum"] for trained in (first, again, other)]
     assert sums[0] == sums[1] != sums[2]

@@ -1,4 +1,4 @@
-"""Labels by rule, and low-resolution images from data and from files."""
+"""What samples are asked for: by flags, from held-out data and files, or by default."""
 
 from __future__ import annotations
 
@@ -6,16 +6,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax import data
+from diffusion_jax.data import Data
+from diffusion_jax.data.degradations import TASKS
+from diffusion_jax.data.files import masked_images
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.inference import Cascade, Stage
-from diffusion_jax.inference.requests import Rows, label_rule, low_res_from, requests_of
-from diffusion_jax.systems import Sampling
+from diffusion_jax.inference import Cascade, Requests, Stage
+from diffusion_jax.inference.requests import ask, flags
+from diffusion_jax.spec import Spec
+from diffusion_jax.systems import ImageAndMask, Labels, LowRes, Sampling
+from diffusion_jax.systems.conditioners.labels import label_column
+from diffusion_jax.systems.conditioners.low_res import low_res_from
 from tests.tiny_systems import make_super_resolution
+
+DIGITS = Data({"source": "digits", "image_size": 16, "channels": 1, "batch_size": 4, "resize": "bicubic"})
+LABELS, LOW_RES = Labels(num_classes=10), LowRes(size=8, spec=Spec.image(16, 1))
 
 
 @pytest.mark.parametrize(
-    ("spec", "num", "labels"),
+    ("text", "num", "labels"),
     [
         ("all", None, [0, 1, 2, 0, 1, 2, 0]),
         ("2", None, [2, 2, 2, 2, 2, 2, 2]),
@@ -23,50 +31,61 @@ from tests.tiny_systems import make_super_resolution
         ("2-per-class", 6, [0, 0, 1, 1, 2, 2, 0]),
     ],
 )
-def test_labels(spec, num, labels):
-    rule, wanted = label_rule(spec, 3)
-    assert wanted == num and rule(np.arange(7)).tolist() == labels
-    assert rule(np.array([4])).tolist() == [labels[4]]
+def test_labels(text, num, labels):
+    asked, wanted = ask([Labels(num_classes=3)], DIGITS, given={"labels": text})
+    assert wanted == num and asked(np.arange(7))["label"].tolist() == labels == asked.labels(7).tolist()
 
 
 @pytest.mark.parametrize(
-    ("spec", "classes", "message"),
+    ("text", "message"),
     [
-        ("3", 3, "label 3 is out of range: the model has 3 classes, 0 to 2"),
-        ("0,-1", 3, "label -1 is out of range"),
-        ("all", 0, "unconditional"),
-        ("cats", 3, "cannot read labels 'cats'"),
-        ("0-per-class", 3, "asks for nothing"),
+        ("3", "label 3 is out of range: the model has 3 classes, 0 to 2"),
+        ("0,-1", "label -1 is out of range"),
+        ("cats", "cannot read labels 'cats'"),
+        ("0-per-class", "asks for nothing"),
     ],
 )
-def test_bad_labels(spec, classes, message):
+def test_bad_labels(text, message):
     with pytest.raises(ConfigError, match=message):
-        label_rule(spec, classes)
+        label_column(text, 3)
 
 
-def test_requests_of_data_is_pils_box_resize_rounded():
-    pipeline = data.from_config({"source": "digits", "image_size": 16, "channels": 1, "batch_size": 4, "resize": "bicubic"})
-    columns = requests_of(make_super_resolution(), pipeline, 5)
-    (batch,) = pipeline.one_pass(5, limit=5)
-    assert columns["label"].tolist() == batch["label"].tolist()
-    for small, image in zip(columns["low_res"], batch["image"], strict=True):
+def test_what_nobody_spells_out():
+    assert ask([LABELS], DIGITS)[0].labels(12).tolist() == [*range(10), 0, 1]
+    asked, num = ask([LABELS, LOW_RES], DIGITS, 5)  # held-out images, with their labels
+    (batch,) = DIGITS.pipeline("test").one_pass(5, limit=5)
+    assert num is None and asked.labels(5).tolist() == batch["label"].tolist()
+    for small, image in zip(asked.columns["low_res"], batch["image"], strict=True):
         exact = np.asarray(Image.fromarray(image[..., 0].astype(np.float32)).resize((8, 8), Image.Resampling.BOX))
         assert np.abs(small[..., 0] - exact).max() <= 0.5 + 1e-4
+    assert ask([LABELS, LOW_RES], DIGITS, 5, {"labels": "7"})[0].labels(2).tolist() == [7, 7]
+    assert ask([], DIGITS)[0] == Requests({})
 
 
-def test_rows_repeat_and_a_rule_goes_before_a_column():
-    columns = {"low_res": np.arange(3), "label": np.array([7, 8, 9])}
-    assert Rows(columns)(np.array([3, 4]))["label"].tolist() == [7, 8]
-    assert Rows(columns, label_rule("1", 3)[0])(np.array([3, 4]))["label"].tolist() == [1, 1]
-    assert Rows(columns).labels(4).tolist() == [7, 8, 9, 7] and Rows({}).labels(4) is None
+def test_a_persons_images_bring_their_own_labels_or_none(tmp_path):
+    np.savez(tmp_path / "in.npz", arr_0=np.zeros((2, 8, 8, 1), np.uint8), arr_1=np.array([3, 4]))
+    given = {"input": str(tmp_path / "in.npz")}
+    assert ask([LABELS, LOW_RES], DIGITS, 5, given)[0].labels(3).tolist() == [3, 4, 3]
+    assert ask([LABELS, LOW_RES], DIGITS, 5, given | {"labels": "9"})[0].labels(3).tolist() == [9, 9, 9]
+    np.savez(tmp_path / "in.npz", arr_0=np.zeros((2, 8, 8, 1), np.uint8))
+    assert ask([LABELS, LOW_RES], DIGITS, 5, given)[0].labels(3) is None
 
 
-def test_labels_that_come_with_images_are_checked():
+def test_flags_of_conditioners_that_a_run_has_not():
+    assert {"labels", "negative_labels", "input", "text", "images", "masks", "task"} <= set(flags())
+    with pytest.raises(ConfigError, match="--input is for runs conditioned on 'low_res'; this one is conditioned on 'labels'"):
+        ask([LABELS], DIGITS, given={"input": "x"})
+    with pytest.raises(ConfigError, match="--labels is for runs conditioned on 'labels'.* it draws from noise alone"):
+        ask([], DIGITS, given={"labels": "3"})
+
+
+def test_requests_repeat_and_are_checked():
+    columns = {"low_res": np.zeros((3, 8, 8, 1), np.uint8), "label": np.array([0, 1, 4])}
+    assert Requests(columns)(np.array([3, 4]))["label"].tolist() == [0, 1] and Requests({}).labels(4) is None
     cascade = Cascade([Stage(make_super_resolution(), Sampling())])
-    low_res = np.zeros((3, 8, 8, 1), np.uint8)
-    Rows({"low_res": low_res, "label": np.array([0, 1, 4])}).check(cascade, 2)
+    Requests(columns).check(cascade, 2)
     with pytest.raises(ConfigError, match="label 4 is out of range"):
-        Rows({"low_res": low_res, "label": np.array([0, 1, 4])}).check(cascade, 3)
+        Requests(columns).check(cascade, 3)
 
 
 def test_low_res_from_an_npz_and_from_a_folder(tmp_path):
@@ -90,3 +109,91 @@ def test_bad_low_res(tmp_path):
     (tmp_path / "text.npz").write_text("not an archive")
     with pytest.raises(DataError, match="cannot read"):
         low_res_from(str(tmp_path / "text.npz"), (8, 8, 1))
+
+
+# Image to image -------------------------------------------------------------------------------------------------------
+
+PHOTOGRAPHS = Data({
+    "source": {"name": "photographs", "size": 16, "num_examples": 12}, "image_size": 16, "batch_size": 4,
+    "degradation": {"name": "mixture"},
+})  # fmt: skip
+IMAGE = ImageAndMask(spec=Spec.image(16, 3))
+
+
+@pytest.fixture
+def images(tmp_path):
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for index in range(12):
+        pixels = np.kron(rng.integers(0, 256, (16, 24, 3), np.uint8), np.ones((2, 2, 1), np.uint8))
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index:02d}.png")
+        mask = np.zeros((32, 48), np.uint8)
+        mask[:16] = 255
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{index:02d}.png")
+    return tmp_path
+
+
+def test_held_out_images_by_task():
+    mixed = ask([IMAGE], PHOTOGRAPHS, 12)[0].columns
+    assert mixed["degraded"].shape == (12, 16, 16, 3) and len(set(mixed["task"].tolist())) > 1
+    for task in TASKS:
+        asked = ask([IMAGE], PHOTOGRAPHS, 3, {"task": task})[0].columns
+        assert set(asked["task"].tolist()) == {TASKS.index(task)} and len(asked["degraded"]) == 3
+
+
+def test_all_of_a_users_images_are_taken(images):
+    asked = ask([IMAGE], PHOTOGRAPHS, 3, {"images": str(images / "images"), "task": "colorize"})[0].columns
+    assert asked["degraded"].shape == (12, 16, 16, 3) and (asked["degraded"][..., 0] == asked["degraded"][..., 1]).all()
+    # A user's compressed images are taken as they are: the centre, reduced by area.
+    asked = ask([IMAGE], PHOTOGRAPHS, 3, {"images": str(images / "images"), "task": "jpeg"})[0].columns
+    first = np.asarray(Image.open(images / "images" / "00.png"))[::2, 8:40:2]
+    np.testing.assert_array_equal(asked["degraded"][0], first)
+    assert set(asked["task"].tolist()) == {TASKS.index("jpeg")} and not asked["missing"].any()
+
+
+def test_masks_belong_to_images_by_name(images):
+    given = {"images": str(images / "images"), "masks": str(images / "masks")}
+    asked = ask([IMAGE], PHOTOGRAPHS, 3, given)[0].columns
+    assert (asked["missing"][:, :8] == 255).all() and (asked["missing"][:, 8:] == 0).all()
+    first = np.asarray(Image.open(images / "images" / "00.png"))[::2, 8:40:2]
+    np.testing.assert_array_equal(asked["degraded"][0, 8:], first[8:])
+    IMAGE.check_request(asked)
+
+
+def test_masks_may_lie_in_sub_folders_have_colour_channels_and_other_endings(tmp_path):
+    for number, folder in enumerate(("a", "b")):
+        for kind in ("images", "masks"):
+            (tmp_path / kind / folder).mkdir(parents=True)
+        Image.new("RGB", (6, 4), (10 * number, 0, 0)).save(tmp_path / "images" / folder / "one.png")
+        Image.new("RGB", (6, 4), (100 * number,) * 3).save(tmp_path / "masks" / folder / "one.webp", lossless=True)
+    found = list(masked_images(tmp_path / "images", tmp_path / "masks"))
+    assert [path for path, _, _ in found] == [tmp_path / "masks" / folder / "one.webp" for folder in ("a", "b")]
+    for number, (_, image, mask) in enumerate(found):
+        assert image.shape == (4, 6, 3) and (image[..., 0] == 10 * number).all()
+        assert mask.shape == (4, 6, 1) and (mask == 100 * number).all()
+
+
+def test_images_and_masks_that_do_not_fit_are_refused(images):
+    wanted = lambda **given: ask([IMAGE], PHOTOGRAPHS, 3, given)  # noqa: E731
+    both = {"images": str(images / "images"), "masks": str(images / "masks")}
+    with pytest.raises(ConfigError, match="task: unknown 'colourize'; did you mean 'colorize'"):
+        wanted(task="colourize")
+    with pytest.raises(ConfigError, match="--masks belong to --images"):
+        wanted(masks=both["masks"])
+    with pytest.raises(ConfigError, match="for inpainting, not for the task 'jpeg'"):
+        wanted(task="jpeg", **both)
+    Image.new("L", (24, 32), 255).save(images / "masks" / "03.png")
+    with pytest.raises(DataError, match=r"03.png: a mask of 24x32 for an image of 48x32: mask and image must have one size"):
+        wanted(**both)
+    Image.new("L", (48, 32), 0).save(images / "masks" / "03.png")
+    with pytest.raises(DataError, match=r"03.png: the mask marks nothing"):
+        wanted(**both)
+    (images / "masks" / "03.png").unlink()
+    with pytest.raises(DataError, match="no mask for the image '03'"):
+        wanted(**both)
+    with pytest.raises(DataError, match="there is no directory"):
+        wanted(images=both["images"], masks=str(images / "nowhere"))
+    (images / "empty").mkdir()
+    with pytest.raises(DataError, match="no images in"):
+        wanted(images=both["images"], masks=str(images / "empty"))

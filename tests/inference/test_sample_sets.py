@@ -12,6 +12,7 @@ from diffusion_jax.errors import DataError
 from diffusion_jax.inference import open_samples
 from diffusion_jax.inference.sample_sets import count_duplicates, from_arrays
 from diffusion_jax.inference.samples import SampleFolder
+from diffusion_jax.spec import Spec
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def write(folder, images, ending="png"):
 def test_a_folder_in_natural_order(images, tmp_path):
     write(tmp_path / "given", images)
     found = open_samples(tmp_path / "given")
-    assert (found.count, found.image_shape, found.labels) == (150, (6, 5, 3), None)
+    assert (found.count, found.shape, found.labels) == (150, (6, 5, 3), None)
     np.testing.assert_array_equal(np.concatenate(list(found.batches(40))), images)
     np.testing.assert_array_equal(found.head(3), images[:3])
 
@@ -54,7 +55,7 @@ def test_batches_are_whole_but_for_the_last(images, size, limit):
 
 @pytest.mark.parametrize("format", ["png", "npz"])
 def test_folders_of_the_sampling_program(images, tmp_path, format):
-    with SampleFolder(tmp_path, {"seed": 0}, format, (6, 5, 3)) as folder:
+    with SampleFolder(tmp_path, {"seed": 0}, format, Spec.image((6, 5), 3)) as folder:
         folder.add(np.arange(100), images[:100])
         folder.flush()
         with pytest.raises(DataError, match="was interrupted: give the same sample command again"):

@@ -12,13 +12,14 @@ from PIL import Image
 from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.inference import SampleFolder
 from diffusion_jax.inference.samples import differences
+from diffusion_jax.spec import Spec
 
-SHAPE = (4, 5, 3)
-IMAGES = np.random.default_rng(0).integers(0, 256, (12, *SHAPE), np.uint8)
+SPEC = Spec.image((4, 5), 3)
+IMAGES = np.random.default_rng(0).integers(0, 256, (12, *SPEC.shape), np.uint8)
 
 
 def _fill(path, format: str, indices, num: int = 12, labels=None) -> None:
-    with SampleFolder(path, {"seed": 0}, format, SHAPE) as folder:
+    with SampleFolder(path, {"seed": 0}, format, SPEC) as folder:
         for part in np.array_split(np.asarray(indices), 3):
             if len(part):
                 folder.add(part, IMAGES[part])
@@ -27,7 +28,7 @@ def _fill(path, format: str, indices, num: int = 12, labels=None) -> None:
 
 
 def _missing(path, format: str, num: int = 12) -> list[int]:
-    with SampleFolder(path, {"seed": 0}, format, SHAPE) as folder:
+    with SampleFolder(path, {"seed": 0}, format, SPEC) as folder:
         return folder.missing(num)
 
 
@@ -70,7 +71,7 @@ def test_a_finished_npz_can_grow_(tmp_path):
 
 def test_a_bit_that_flipped_in_a_large_npz_is_found(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), np.uint8)
-    with SampleFolder(tmp_path, {}, "npz", (128, 128, 3)) as folder:
+    with SampleFolder(tmp_path, {}, "npz", Spec.image(128, 3)) as folder:
         folder.add(np.arange(3), images)
         folder.finish(3)
         assert folder.missing(3) == []
@@ -82,7 +83,7 @@ def test_a_bit_that_flipped_in_a_large_npz_is_found(tmp_path):
 
 def test_grey_images_come_back_with_one_channel(tmp_path):
     grey = IMAGES[:2, ..., :1]
-    with SampleFolder(tmp_path, {}, "png", (4, 5, 1)) as folder:
+    with SampleFolder(tmp_path, {}, "png", Spec.image((4, 5), 1)) as folder:
         folder.add(np.arange(2), grey)
         folder.finish(2)
         assert folder.missing(2) == []
@@ -90,15 +91,15 @@ def test_grey_images_come_back_with_one_channel(tmp_path):
 
 
 def test_other_settings_are_refused_and_named(tmp_path):
-    SampleFolder(tmp_path, {"seed": 0, "stages": [{"steps": 10}]}, "png", SHAPE).close()
+    SampleFolder(tmp_path, {"seed": 0, "stages": [{"steps": 10}]}, "png", SPEC).close()
     before = (tmp_path / "samples.json").read_text()
     with pytest.raises(ConfigError, match=r"seed was 0, now 1; stages\[0\].steps was 10, now 20"):
-        SampleFolder(tmp_path, {"seed": 1, "stages": [{"steps": 20}]}, "png", SHAPE)
+        SampleFolder(tmp_path, {"seed": 1, "stages": [{"steps": 20}]}, "png", SPEC)
     with pytest.raises(ConfigError, match="format was 'png', now 'npz'"):
-        SampleFolder(tmp_path, {"seed": 0, "stages": [{"steps": 10}]}, "npz", SHAPE)
+        SampleFolder(tmp_path, {"seed": 0, "stages": [{"steps": 10}]}, "npz", SPEC)
     assert (tmp_path / "samples.json").read_text() == before
     with pytest.raises(ConfigError, match="did you mean 'png'"):
-        SampleFolder(tmp_path / "new", {}, "pgn", SHAPE)
+        SampleFolder(tmp_path / "new", {}, "pgn", SPEC)
     assert differences([1, 2], [1]) == [" was [1, 2], now [1]"]
 
 
@@ -106,8 +107,21 @@ def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with SampleFolder(tmp_path, {}, "png", SHAPE) as folder:
-        monkeypatch.setattr("diffusion_jax.inference.stores.write_image", full)
+    with SampleFolder(tmp_path, {}, "png", SPEC) as folder:
+        monkeypatch.setattr("diffusion_jax.inference.samples.write_image", full)
         folder.add(np.arange(2), IMAGES[:2])
         with pytest.raises(DataError, match="No space left on device"):
             folder.finish(2)
+
+
+def test_what_is_no_image_is_written_as_numbers(tmp_path):
+    values = np.random.default_rng(0).standard_normal((5, 7, 2)).astype(np.float32)
+    spec = Spec((7, 2), "points")
+    for part in (slice(0, 2), slice(2, 5)):
+        with SampleFolder(tmp_path, {}, None, spec) as folder:
+            folder.add(np.arange(5)[part], values[part])
+            assert folder.finish(5) == tmp_path
+    with np.load(tmp_path / "samples.npz") as whole:
+        np.testing.assert_array_equal(whole["arr_0"], values)
+    with pytest.raises(ConfigError, match="format of points samples: unknown 'png'"):
+        SampleFolder(tmp_path / "new", {}, "png", spec)

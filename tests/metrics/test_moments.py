@@ -25,9 +25,10 @@ import sys
 import jax, numpy as np
 port, rank, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
-from tests.evaluation.test_moments import rows, summed_up
-from diffusion_jax.metrics import moments
-moments._GATHERED_BYTES = 4096  # several slices
+from tests.metrics.test_moments import rows, summed_up
+from diffusion_jax import processes
+from diffusion_jax.metrics import frechet as moments
+processes._BYTES = 4096  # several slices
 found = moments.merge_processes(summed_up(rows(), jax.device_count()))
 # One process has seen nothing, and then none has.
 one_sided = moments.Moments().add(rows()[:100]) if rank else moments.Moments()

@@ -126,7 +126,6 @@ def test_the_bound_of_draws(world):
     parts = compiled(lambda key: likelihood.bits_per_dim(world.denoiser(), x0, key, STEPS))(jax.random.key(0))
     drawn = np.asarray(parts.terms, np.float64)
     assert (np.abs(drawn.mean(0) - terms) < 5 * drawn.std(0) / count**0.5 + 1e-5).all()
-    np.testing.assert_allclose(parts.total, parts.terms.sum(-1) + parts.prior, rtol=1e-5)
 
     table, fed = jnp.asarray(world.logits), process.network_inputs(jnp.arange(world.size)[:, None], 1.0)[0][:, 0]
 
@@ -146,6 +145,17 @@ def test_the_bound_of_draws(world):
         weight, right = world.together(world.between(0, t))[world.data[1]], world.clean(t)[:, np.arange(world.elements), clean]
         auxiliary.append((weight * -np.log2(np.where(weight[:, None] > 0, right, 1)).mean(-1)).sum())
     np.testing.assert_allclose(more - plain, 0.5 * np.mean(auxiliary), rtol=0.04)
+
+
+def test_what_is_left_of_the_data_is_the_prior_term():
+    """KL(q(x_1 | x0) || noise) on a short chain that keeps an eighth of the data; it counts in the total."""
+    process = Categorical(3, "uniform", {"name": "betas", "betas": [0.5, 0.5, 0.5]})
+    marginal = np.array([1 / 8 + 7 / 24, 7 / 24, 7 / 24])
+    x0 = jnp.array([[0, 2], [1, 1]])
+    network = process.bind(lambda params, x, level, cond: jnp.zeros((2, 6)), {})
+    parts = process.bits_per_dim(network, x0, jax.random.key(0), 3)
+    np.testing.assert_allclose(parts.prior, (marginal * np.log2(3 * marginal)).sum(), rtol=1e-4)
+    np.testing.assert_allclose(parts.total, parts.terms.sum(-1) + parts.prior, rtol=1e-5)
 
 
 @pytest.mark.parametrize("noise", ["uniform", "absorbing"])
@@ -191,7 +201,8 @@ def all_states(values, noise):
     return compiled(function)
 
 
-times = st.tuples(st.integers(0, 999), st.integers(1, 1000)).map(sorted).filter(lambda pair: pair[0] < pair[1])
+# At t = 1 what is not masked is impossible under absorbing noise; the enumeration above has it.
+times = st.tuples(st.integers(0, 998), st.integers(1, 999)).map(sorted).filter(lambda pair: pair[0] < pair[1])
 
 
 @hypothesis.given(st.sampled_from([2, 5]), st.sampled_from(["uniform", "absorbing"]), times, st.integers(0, 2**31 - 1))

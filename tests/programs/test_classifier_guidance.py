@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_jax import evaluation
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.inference.runs import find
+from diffusion_jax.inference.run import find
 from diffusion_jax.sample import Options, sample
 from tests.tiny_systems import make_run
 
@@ -27,8 +27,9 @@ def classifier(tmp_path_factory) -> str:
 
 
 def _draw(workdir: str, out: Path, num: int = 4, negative: str | None = None, **sampling) -> tuple[np.ndarray, np.ndarray]:
+    given = {} if negative is None else {"negative_labels": negative}
     runs = find([workdir], sampling={name: [value] for name, value in sampling.items()})
-    sample(runs, Options(str(out), num=num, format="npz", batch_size=4, negative_labels=negative))
+    sample(runs, Options(str(out), num=num, format="npz", batch_size=4, conditioning=given))
     with np.load(out / "samples.npz") as arrays:
         return arrays["arr_0"], arrays.get("arr_1")
 
@@ -65,9 +66,9 @@ def test_a_classifier_is_evaluated_by_its_accuracy_alone(classifier, tmp_path):
 
 
 def test_what_programs_refuse(runs, classifier, tmp_path):
-    with pytest.raises(ConfigError, match="draws no images.*--classifier=WORKDIR"):
+    with pytest.raises(ConfigError, match="is of the system NoisyClassifier, which draws nothing.*--classifier=WORKDIR"):
         sample(find([classifier]), Options(str(tmp_path)))
-    with pytest.raises(ConfigError, match="is a run of the system 'generation', not of 'noisy_classifier'"):
+    with pytest.raises(ConfigError, match="is of the system Diffusion, which is no classifier: train one"):
         find([runs["base"]], sampling={"classifier": [runs["base"]]})
     with pytest.raises(ConfigError, match="name one with --classifier=WORKDIR"):
         find([runs["base"]], sampling={"classifier_scale": [2.0]})

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from diffusion_jax import convert, evaluation, sample, training
 from diffusion_jax.errors import CheckpointError, ConfigError, DataError, DiffusionError
-from diffusion_jax.inference import find, load_run
+from diffusion_jax.inference import Run, find
 from diffusion_jax.interop.convert import export
 from diffusion_jax.registry import build
 from diffusion_jax.training.given_weights import system_of
@@ -77,9 +77,10 @@ def test_a_converted_run_is_sampled_and_exported(recipe, weights, tensors, tmp_p
     assert program.returncode == 0 and out.strip() == str(workdir), err
 
     for kind in ("raw", "ema"):
-        run = load_run(workdir, weights=kind)
-        assert run.step == 0
-        np.testing.assert_array_equal(run.params["stem"]["kernel"], tensors["input_blocks.0.0.weight"].transpose(2, 3, 1, 0))
+        params, step = Run(workdir).load(weights=kind)
+        assert step == 0
+        stem = tensors["input_blocks.0.0.weight"].transpose(2, 3, 1, 0)
+        np.testing.assert_array_equal(params["network"]["stem"]["kernel"], stem)
 
     grid = sample.sample(find([str(workdir)]), sample.Options(out=str(tmp_path / "samples"), num=2, batch_size=2))
     assert grid.exists()
@@ -95,10 +96,10 @@ def test_a_converted_run_is_evaluated_and_trained_on(recipe, weights, tmp_path):
     assert np.isfinite(metrics["held_out_loss"])
     assert load_recipe(str(workdir / "config.json")) == load_recipe(recipe)
 
-    given = load_run(workdir, weights="raw").params["stem"]["kernel"]
+    given = Run(workdir).params(weights="raw")["network"]["stem"]["kernel"]
     result = training.train(load_recipe(str(workdir / "config.json")), workdir)
     assert result["step"] == 2 and np.isfinite(result["loss"])
-    moved = load_run(workdir, weights="raw", step=2).params["stem"]["kernel"] - given
+    moved = Run(workdir).params(2, "raw")["network"]["stem"]["kernel"] - given
     assert 0 < np.abs(moved).max() < 1e-5  # by the tiny learning rate, from the given weights
 
 
@@ -111,10 +112,10 @@ def test_averages_from_a_file_of_their_own_at_a_step(recipe, weights, tensors, t
     save_file({name: 2 * tensor for name, tensor in tensors.items()}, tmp_path / "ema.safetensors")
     made = options(tmp_path / "run", weights=weights, config=recipe, ema=str(tmp_path / "ema.safetensors"), step=7000)
     convert.convert(made, UNSEEN)
-    raw, ema = (load_run(tmp_path / "run", weights=kind) for kind in ("raw", "ema"))
-    assert raw.step == ema.step == 7000
+    (raw, step), (ema, _) = (Run(tmp_path / "run").load(weights=kind) for kind in ("raw", "ema"))
+    assert step == 7000
     assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["source"]["path"] == "/nowhere"
-    for one, other in zip(jax.tree.leaves(raw.params), jax.tree.leaves(ema.params), strict=True):
+    for one, other in zip(jax.tree.leaves(raw), jax.tree.leaves(ema), strict=True):
         np.testing.assert_array_equal(2 * one, other)
 
 
@@ -130,7 +131,7 @@ def test_a_folder_of_diffusers_says_what_its_network_is(recipe, tmp_path):
     changed = UNSEEN | {"system.num_classes": 0, "system.network.dropout": 0.1}
     made = {"layout": "diffusers", "config": recipe, "weights": str(tmp_path / "theirs")}
     convert.convert(options(tmp_path / "run", **made), changed)
-    run = load_run(tmp_path / "run")
+    run = Run(tmp_path / "run")
     network = run.config["system"]["network"]
     assert network["num_res_blocks"] == 2 and network["embedding"] == "ddpm" and network["dropout"] == 0.1
     assert run.system.network.num_params() == sum(p.numel() for p in model.parameters())
@@ -170,7 +171,7 @@ def test_a_noisy_classifier_is_a_run_too(tmp_path):
     network = system_of(load_recipe(recipe)).network
     save_file(export(halves(network), build("layout", "guided_diffusion").weight_maps(network)), tmp_path / "c.safetensors")
     made = options(tmp_path / "run", layout="guided_diffusion", config=recipe, weights=str(tmp_path / "c.safetensors"))
-    found = load_run(convert.convert(made)).params
+    found = Run(convert.convert(made)).params()["network"]
     assert found["pool"]["positions"].shape == (17, 16) and np.all(found["pool"]["positions"] == 0.5)
 
 
@@ -185,9 +186,9 @@ def test_the_fourier_frequencies_of_an_edm_checkpoint_become_the_networks(tmp_pa
     tensors["map_noise.freqs"] = np.linspace(-7, 7, len(network.module.frequencies)).astype(np.float32)
     save_file({f"model.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "e.safetensors")
     made = options(tmp_path / "run", layout="edm", config=recipe, weights=str(tmp_path / "e.safetensors"))
-    found = load_run(convert.convert(made))
+    found = Run(convert.convert(made))
     np.testing.assert_array_equal(np.float32(found.system.network.module.frequencies), tensors["map_noise.freqs"])
-    assert np.all(found.params["stem"]["kernel"] == 0.5)
+    assert np.all(found.params()["network"]["stem"]["kernel"] == 0.5)
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------

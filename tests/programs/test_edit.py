@@ -12,7 +12,7 @@ from PIL import Image
 from diffusion_jax.data.files import read_image
 from diffusion_jax.edit import Options, edit
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.inference.runs import find
+from diffusion_jax.inference.run import find
 from tests.tiny_systems import make_run, start_program
 
 
@@ -62,14 +62,14 @@ def test_what_the_mask_keeps_is_kept(runs, given, tmp_path, method):
 
 def test_ilvr_and_labels(runs, given, tmp_path):
     found = find([runs["base"]], sampling={"steps": [3]})
-    edit(found, options(given, tmp_path, "ilvr", factor=2, labels="3"))
+    edit(found, options(given, tmp_path, "ilvr", factor=2, conditioning={"labels": "3"}))
     held = read(tmp_path, 3).astype(float)
     means = lambda x: x.reshape(3, 2, 4, 2, 4).mean((2, 4)).ravel()  # noqa: E731
     assert np.corrcoef(means(held), means(inputs(given).astype(float)))[0, 1] > 0.8
 
 
 def test_interpolation_shows_both_ends_and_what_lies_between(runs, given, tmp_path):
-    found = find([runs["base"]], sampling={"steps": [30], "solver": ["ddim"]})
+    found = find([runs["base"]], sampling={"steps": [12], "solver": ["ddim"]})
     edit(found, options(given, tmp_path, "interpolate", between=2))
     out = read(tmp_path, 8).astype(float)  # two pairs of four
     assert (np.abs(out[3] - out[4]) <= 1).all()  # the second image ends one row and begins the next
@@ -78,7 +78,7 @@ def test_interpolation_shows_both_ends_and_what_lies_between(runs, given, tmp_pa
 @pytest.mark.parametrize(
     ("fields", "sampling", "error", "message"),
     [
-        ({"method": "paint"}, {}, ConfigError, "unknown method 'paint'.*did you mean 'repaint'"),
+        ({"method": "paint"}, {}, ConfigError, "method: unknown 'paint'; did you mean 'repaint'"),
         ({"method": "sdedit", "strength": 1.5}, {}, ConfigError, r"--strength must lie in \[0, 1\], got 1.5"),
         ({"method": "repaint"}, {}, ConfigError, "needs --masks=DIR"),
         ({"method": "ilvr", "masks": "masks"}, {}, ConfigError, "takes no --masks"),
@@ -106,8 +106,8 @@ def test_classifiers_neither_edit_nor_guide_edits(runs, given, tmp_path):
         "head_channels": 8, "groups": 4,
     }  # fmt: skip
     classifier = make_run(tmp_path / "classifier", name="noisy_classifier", network=network)
-    chosen = options(given, tmp_path / "out", "sdedit", labels="3")
-    with pytest.raises(ConfigError, match="draws no images"):
+    chosen = options(given, tmp_path / "out", "sdedit", conditioning={"labels": "3"})
+    with pytest.raises(ConfigError, match="is of the system NoisyClassifier, which"):
         edit(find([classifier]), chosen)
     with pytest.raises(ConfigError, match="leave out --classifier"):
         edit(find([runs["base"]], sampling={"classifier": [classifier]}), chosen)

@@ -30,7 +30,7 @@ def test_a_cascade_has_the_metrics_of_its_stages(runs, tmp_path):
     assert picture.size == (2 * (10 * 66 + 2) + 12, 4 * 66 + 2)
 
 
-def test_the_base_of_a_truncated_cascade_is_judged_by_its_finished_images(runs, tmp_path):
+def test_the_base_of_a_truncated_cascade_is_measured_by_its_finished_images(runs, tmp_path):
     plain = evaluate_run([runs["base"], runs["sr"]], tmp_path / "plain", QUICK)
     truncated = evaluate_run([runs["base"], runs["sr"]], tmp_path / "cut", QUICK, sampling={"truncated": [True]})
     for name in ("base_agreement", "base_frechet_distance"):
@@ -63,13 +63,10 @@ def test_bad_settings(runs, tmp_path):
         evaluate_run(runs["unconditional"], tmp_path, QUICK, sampling={"guidance": [3.0]})
 
 
-def test_the_program_prints_metrics_and_bad_input_is_one_line(runs, tmp_path):
+def test_the_program_prints_metrics(runs, tmp_path):
     good = start_program(
         f"--workdir={runs['base']}", "--num=10", "--classifier_steps=30", f"--out={tmp_path}", program="evaluate"
     )
-    bad = start_program(f"--workdir={runs['base']}", "--checkpoints=9", program="evaluate")
-    printed, _ = good.communicate(timeout=120)
-    assert good.returncode == 0 and json.loads(printed)["num_samples"] == 10
-    _, errors = bad.communicate(timeout=120)
-    assert bad.returncode == 2
-    assert errors.startswith("evaluate: error: ") and errors.count("\n") == 1 and "(it has: 1)" in errors
+    printed, errors = good.communicate(timeout=120)
+    assert good.returncode == 0, errors
+    assert json.loads(printed)["num_samples"] == 10

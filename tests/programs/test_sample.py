@@ -15,9 +15,11 @@ from PIL import Image
 
 from diffusion_jax import sample
 from diffusion_jax.data.files import read_image
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.errors import ConfigError, DiffusionError
 from diffusion_jax.inference import Generator, find
-from diffusion_jax.inference.requests import Rows
+from diffusion_jax.inference.requests import Requests
+from diffusion_jax.training.mesh import make_mesh
+from tests.programs.in_process import call
 from tests.tiny_systems import start_program
 
 
@@ -74,9 +76,11 @@ def test_npz_holds_the_same_images_and_the_labels(runs, drawn, tmp_path):
 def test_image_i_is_the_same_whatever_the_batch_and_the_devices(runs, drawn, batch_size, devices):
     found = find([runs["base"], runs["sr"]])
     params, _ = found.load()
-    generator = Generator(found.cascade, params, batch_size=batch_size, devices=jax.devices()[:devices])
-    rows = Rows({}, lambda indices: (indices % 10).astype(np.int32))
-    images = np.concatenate([part.images[-1] for part in generator(range(10), rows)])
+    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:devices])
+    host = jax.tree.map(np.asarray, params)
+    generator = Generator(found.cascade, host, batch_size=batch_size, mesh=mesh)
+    asked = Requests({"label": np.arange(10, dtype=np.int32)})
+    images = np.concatenate([part.images[-1] for part in generator(range(10), asked)])
     assert off_by(images, images_in(drawn, 10)) <= 1
 
 
@@ -85,7 +89,8 @@ def test_other_seeds_and_labels_are_other_images(runs, drawn, tmp_path):
     options = sample.Options(out=str(tmp_path / "a"), num=2, batch_size=4, seed=1)
     sample.sample(found, options)
     assert off_by(images_in(tmp_path / "a", 2), images_in(drawn, 2)) > 5
-    sample.sample(found, dataclasses.replace(options, out=str(tmp_path / "b"), seed=0, labels="1-per-class", num=None))
+    each = {"labels": "1-per-class"}
+    sample.sample(found, dataclasses.replace(options, out=str(tmp_path / "b"), seed=0, conditioning=each, num=None))
     assert len(list((tmp_path / "b").glob("0*.png"))) == 10
     assert off_by(images_in(tmp_path / "b", 10), images_in(drawn, 10)) == 0  # the same labels, said otherwise
 
@@ -95,13 +100,14 @@ def test_super_resolution_alone_takes_held_out_or_given_images(runs, tmp_path):
     sample.sample(found, sample.Options(out=str(tmp_path / "own"), num=3, batch_size=4))
     low_res = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "in.npz", arr_0=low_res, arr_1=np.array([3, 4]))
-    options = sample.Options(out=str(tmp_path / "given"), input=str(tmp_path / "in.npz"), num=3, batch_size=4)
+    options = sample.Options(out=str(tmp_path / "given"), conditioning={"input": str(tmp_path / "in.npz")}, num=3, batch_size=4)
     sample.sample(found, options)
     assert json.loads((tmp_path / "given" / "labels.json").read_text()) == [3, 4, 3]
-    with pytest.raises(ConfigError, match="draws from noise alone"):
+    with pytest.raises(ConfigError, match="--input is for runs conditioned on 'low_res'"):
         sample.sample(find([runs["base"]]), options)
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues(runs, tmp_path):
     arguments = [f"--workdir={runs['base']}", f"--out={tmp_path}", "--num=3000", "--batch_size=50"]
     process = start_program(*arguments)
@@ -118,13 +124,13 @@ def test_a_killed_run_continues(runs, tmp_path):
     assert all((tmp_path / name).read_bytes() == content for name, content in before.items())
 
 
-# Bad input: the program itself, every case at once -------------------------------------------------------------------
+# Bad input -------------------------------------------------------------------
 
 BAD = {
-    "guidance": (
-        ["--workdir={unconditional}", "--guidance=2"],
-        "guidance 2 on an unconditional model",
-    ),
+    "guidance": (["--workdir={unconditional}", "--guidance=2"], "guidance 2 on an unconditional model"),
+    "text": (["--workdir={base}", "--text=x.npz"], "--text is for runs conditioned on 'text'; this one"),
+    "mesh": (["--workdir={base}", "--mesh=data=3"], "data x fsdp x tensor = 3 x 1 x 1 = 3, but there are 8 devices"),
+    "axis": (["--workdir={base}", "--mesh=fdsp=2"], "--mesh: unknown 'fdsp'; did you mean 'fsdp'"),
     "labels": (["--workdir={base}", "--labels=3,10"], "label 10 is out of range: the model has 10 classes, 0 to 9"),
     "workdir": (["--workdir={base}/nothing"], "holds no run"),
     "step": (["--workdir={base}", "--step=7"], "has no checkpoint of step 7 (it has: 1)"),
@@ -141,34 +147,24 @@ BAD = {
 }
 
 
-@pytest.fixture(scope="module")
-def bad(runs, drawn, tmp_path_factory) -> dict[str, tuple[int, str, Path]]:
-    """(exit status, stderr, out) of each case, run two at a time."""
-    results = {}
-    waiting = list(BAD)
-    while waiting:
-        running = {}
-        for name in [waiting.pop(0) for _ in range(min(2, len(waiting)))]:
-            out = tmp_path_factory.mktemp("bad") / "out"
-            arguments = [text.format(drawn=drawn, **runs) for text in BAD[name][0]]
-            running[name] = start_program(f"--out={out}", *arguments), out  # a later --out wins
-        for name, (process, out) in running.items():
-            _, errors = process.communicate(timeout=120)
-            results[name] = process.returncode, errors, out
-    return results
-
-
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_clear_line(bad, name):
-    status, errors, out = bad[name]
-    assert status == 2
-    assert BAD[name][1] in errors
-    assert errors.startswith("sample: error: ") and errors.count("\n") == 1
-    assert not out.exists()
+def test_bad_input_is_one_clear_line(runs, drawn, tmp_path, name):
+    arguments, message = BAD[name]
+    with pytest.raises(DiffusionError) as caught:
+        given = (text.format(drawn=drawn, **runs) for text in arguments)  # a later --out wins
+        call(sample, f"--out={tmp_path / 'out'}", *given)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
-def test_help_reads_like_a_manual(runs):
-    process = start_program("--help")
-    text, _ = process.communicate(timeout=120)
+def test_the_program_itself(runs, tmp_path):
+    """One launch that draws, one that is refused, one that asks for help."""
+    good = start_program(f"--workdir={runs['base']}", "--num=2", f"--out={tmp_path}")
+    bad, manual = start_program(f"--workdir={tmp_path}/no", "--out=x"), start_program("--help")
+    printed, errors = good.communicate(timeout=120)
+    assert good.returncode == 0 and printed == f"{tmp_path / 'grid.png'}\n", errors
+    _, errors = bad.communicate(timeout=120)
+    assert bad.returncode == 2 and errors.startswith("sample: error: ") and errors.count("\n") == 1
+    text, _ = manual.communicate(timeout=120)
     for wanted in ("python -m diffusion_jax.sample --workdir=DIR --num=64 --out=DIR2", "--labels", "--guidance", "cascade"):
         assert wanted in text

@@ -10,7 +10,7 @@ import pytest
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Process
 from diffusion_jax.sampling import grids, invert, sample, solvers
-from diffusion_jax.sampling.solvers.pndm import ADAMS_BASHFORTH
+from diffusion_jax.sampling.solvers.multistep import ADAMS_BASHFORTH
 from tests.oracles import BIMODAL, GAUSSIAN, LINE, QUICK, no_noise
 
 

@@ -12,8 +12,7 @@ from scipy import ndimage
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Denoised, Denoiser, Process
 from diffusion_jax.sampling import grids, sample, solvers
-from diffusion_jax.sampling.editing import ilvr, low_pass, repaint, sdedit, visits
-from diffusion_jax.sampling.editing.repaint import forward
+from diffusion_jax.sampling.editing import forward, ilvr, low_pass, repaint, sdedit, visits
 from tests.oracles import CORRELATED, GAUSSIAN, Mixture
 
 PROCESSES = {
@@ -239,7 +238,7 @@ def test_bad_input():
         (lambda: ilvr(denoise, solvers.ddpm(), grid, key, image, 2, 1.0), "stop must lie in"),
         (lambda: repaint(denoise, solvers.ddpm(), grid, key, image, np.ones((1, 1, 1))), "height and width must be"),
         (lambda: repaint(denoise, solvers.ddpm(), grid, key, image, np.ones((8, 8, 1)), 0), "must be at least 1"),
-        (lambda: repaint(denoise, solvers.ddpm(), grid, key, image, np.ones((8, 8, 1)), indices=[1]), "2 images need indices"),
+        (lambda: repaint(denoise, solvers.ddpm(), grid, key, image, np.ones((8, 8, 1)), indices=[1]), "2 samples need indices"),
     ]:  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             call()

@@ -84,7 +84,7 @@ def test_the_tables_name_all_schedules_predictions_and_solvers() -> None:
     assert set(known("prediction")) - elsewhere == set(PREDICTIONS)
     # The first two are the step of ddim: see test_deterministic and test_stochastic; the last, test_edm_sampler.
     others = {"euler", "euler_ancestral", "in_time"}
-    learnt = {"lcm", "consistency"}  # exact with a network that learnt to jump: see test_serving
+    learnt = {"lcm", "consistency", "categorical"}  # exact with a network that learnt to jump: test_serving; test_categorical
     assert set(known("solver")) - others - learnt == set(DETERMINISTIC) | set(STOCHASTIC) - {"heun_churn"}
 
 

@@ -11,24 +11,26 @@ import time
 import numpy as np
 import pytest
 
+from diffusion_jax import evaluate
 from diffusion_jax.data.files import write_image
-from diffusion_jax.errors import CheckpointError, ConfigError
-from diffusion_jax.evaluation import Evaluator, Point, Settings, evaluate_samples, expand
-from diffusion_jax.evaluation.watch import wait_for_run
-from diffusion_jax.inference import find, open_samples
+from diffusion_jax.errors import CheckpointError, ConfigError, DiffusionError
+from diffusion_jax.evaluation import Case, Evaluator, Settings, evaluate_samples, expand
+from diffusion_jax.evaluation.sweep import wait_for_run
+from diffusion_jax.inference import Run, open_samples
+from tests.programs.in_process import call
 from tests.tiny_systems import start_program
 from tests.training import tiny
 
 QUICK = Settings(num=20, classifier_steps=20, batch_size=20, metrics=("fid", "agreement"))
 
 
-def test_points_are_every_checkpoint_with_every_setting(runs):
+def test_cases_are_every_checkpoint_with_every_setting(runs):
     found = expand([runs["base"]], "latest,1", {"guidance": [[1.0], [3.0]], "steps": [[2]]})
-    assert [(point.checkpoints, point.sampling) for point in found] == [
+    assert [(case.checkpoints, case.sampling) for case in found] == [
         ((step,), {"guidance": [scale], "steps": [2]}) for step in (None, 1) for scale in (1.0, 3.0)
     ]
-    assert expand([runs["base"]], "all") == [Point((1,))]
-    assert expand(["a", "b"], "700/600") == [Point((700, 600))]
+    assert expand([runs["base"]], "all") == [Case((1,))]
+    assert expand(["a", "b"], "700/600") == [Case((700, 600))]
     with pytest.raises(ConfigError, match="'all' of a cascade"):
         expand(["a", "b"], "all")
     with pytest.raises(ConfigError, match="cannot read checkpoints 'newest'"):
@@ -37,23 +39,23 @@ def test_points_are_every_checkpoint_with_every_setting(runs):
         expand(["a"], "1/2")
 
 
-def test_points_are_evaluated_once_and_other_settings_anew(runs, tmp_path, caplog):
+def test_cases_are_evaluated_once_and_other_settings_anew(runs, tmp_path, caplog):
     caplog.set_level("INFO")
     evaluator = Evaluator([runs["base"]], tmp_path, QUICK)
-    rows = [evaluator.evaluate(Point((1,), {"guidance": [scale]})) for scale in (1.0, 3.0)]
+    rows = [evaluator.evaluate(Case((1,), {"guidance": [scale]})) for scale in (1.0, 3.0)]
     assert rows[0]["metrics"]["frechet_distance"] != rows[1]["metrics"]["frechet_distance"]
     again = Evaluator([runs["base"]], tmp_path, QUICK)
-    assert again.evaluate(Point((None,), {"guidance": [3.0]}))["metrics"] == rows[1]["metrics"]
+    assert again.evaluate(Case((None,), {"guidance": [3.0]}))["metrics"] == rows[1]["metrics"]
     assert "is evaluated already" in caplog.text and len(again.results.rows) == 2
     more = Evaluator([runs["base"]], tmp_path, Settings(num=30, classifier_steps=20, metrics=("duplicates",)))
-    assert more.evaluate(Point())["metrics"] == {"duplicates": 0} and len(more.results.rows) == 3
+    assert more.evaluate(Case())["metrics"] == {"duplicates": 0} and len(more.results.rows) == 3
     assert not (tmp_path / "samples").exists()
 
 
 def test_given_images_are_measured_like_drawn_ones(runs, tmp_path):
-    """The samples of a point, kept and given back: the same numbers."""
+    """The samples of a case, kept and given back: the same numbers."""
     kept = Settings(num=20, classifier_steps=20, metrics=("fid", "agreement", "kid"), keep_samples=True)
-    row = Evaluator([runs["base"]], tmp_path / "drawn", kept).evaluate(Point())
+    row = Evaluator([runs["base"]], tmp_path / "drawn", kept).evaluate(Case())
     drawn = tmp_path / "drawn" / "samples" / row["key"] / "stage1"
     found = evaluate_samples(drawn, tmp_path / "given", kept, runs["base"])
     for name in ("frechet_distance", "agreement", "kid"):
@@ -68,10 +70,9 @@ def test_given_images_are_measured_like_drawn_ones(runs, tmp_path):
 def test_what_is_real_lies_nearer_than_noise(runs, tmp_path):
     """Training images as samples, held-out ones, and noise: in order by every distance, and copies are seen."""
     settings = Settings(num=180, classifier_steps=150, metrics=("fid", "kid", "pr", "neighbours"), kid_subset_size=100)
-    found = find([runs["base"]])
+    run = Run(runs["base"])
     images = {
-        split: np.concatenate([part["image"] for part in found.pipeline(0, split).one_pass(64, 180)])
-        for split in ("train", "test")
+        split: np.concatenate([part["image"] for part in run.pipeline(split).one_pass(64, 180)]) for split in ("train", "test")
     }
     images["noise"] = np.random.default_rng(0).integers(0, 256, images["test"].shape, np.uint8)
     found = {}
@@ -87,7 +88,7 @@ def test_what_is_real_lies_nearer_than_noise(runs, tmp_path):
 
 BAD = {
     "nothing": ([], "--workdir=DIR (a trained run) or --samples=DIR (images) is needed"),
-    "metric": (["--workdir={base}", "--metrics=fdi"], "unknown metric 'fdi'; did you mean 'fid'"),
+    "metric": (["--workdir={base}", "--metrics=fdi"], "metrics: unknown 'fdi'; did you mean 'fid'"),
     "spatial": (
         ["--workdir={base}", "--metrics=sfid", "--num=4"],
         "needs the output spatial, which the network 'small' has not",
@@ -99,6 +100,7 @@ BAD = {
     "drawn": (["--samples={base}", "--out={base}/x", "--guidance=2"], "--guidance says how to draw some"),
     "alone": (["--samples={images}", "--out={base}/x"], "samples alone need a network"),
     "watch": (["--workdir={base},{sr}", "--watch"], "--watch follows one run"),
+    "checkpoints": (["--workdir={base}", "--checkpoints=9", "--num=4"], "has no checkpoint of step 9 (it has: 1)"),
     "num": (["--workdir={base}", "--num=1"], "num must be at least 2"),
 }
 
@@ -108,17 +110,16 @@ def test_bad_input_is_one_clear_line(runs, tmp_path, name):
     arguments, message = BAD[name]
     np.savez(tmp_path / "images.npz", np.zeros((4, 8, 8, 1), np.uint8))
     given = {**runs, "images": tmp_path / "images.npz"}
-    process = start_program(*(text.format(**given) for text in arguments), "--classifier_steps=20", program="evaluate")
-    _, errors = process.communicate(timeout=120)
-    last = errors.strip().splitlines()[-1]
-    assert process.returncode == 2 and "Traceback" not in errors, errors
-    assert last.startswith("evaluate: error: ") and message in last
+    with pytest.raises(DiffusionError) as caught:
+        call(evaluate, *(text.format(**given) for text in arguments), "--classifier_steps=20", "--noreport")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow  # three evaluations of 600 samples
 def test_a_killed_evaluation_goes_on(runs, tmp_path):
     """Killed with a part of its samples on disk: they are not drawn again, and the row is that of an undisturbed run."""
     settings = Settings(num=600, classifier_steps=20, metrics=("fid",), batch_size=20)
-    expected = Evaluator([runs["base"]], tmp_path / "whole", settings).evaluate(Point())["metrics"]
+    expected = Evaluator([runs["base"]], tmp_path / "whole", settings).evaluate(Case())["metrics"]
     arguments = [f"--workdir={runs['base']}", f"--out={tmp_path / 'killed'}", "--num=600", "--batch_size=20"]
     arguments += ["--classifier_steps=20", "--metrics=fid", "--noreport"]
     process = start_program(*arguments, program="evaluate")
@@ -135,6 +136,7 @@ def test_a_killed_evaluation_goes_on(runs, tmp_path):
     assert json.loads(printed)["frechet_distance"] == pytest.approx(expected["frechet_distance"], rel=1e-9)
 
 
+@pytest.mark.slow  # two programs, six evaluations
 def test_beside_a_training_job(tmp_path):
     """Every checkpoint is evaluated as it appears, and the watch ends with the job."""
     pytest.importorskip("matplotlib", reason="charts need matplotlib")

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import train as program
 from diffusion_jax import training
 from diffusion_jax.registry import register
 from diffusion_jax.rng import named
@@ -212,6 +211,8 @@ def run(program: str, *arguments: Any, devices: int = 1, timeout: float = 300) -
 
 def work(recipe: Any, workdir: Any, *arguments: str, **flags: Any) -> None:
     """What the program `train` does with its arguments, in this process."""
+    from diffusion_jax import train as program  # recipes import this file in programs that define the same flags
+
     _, overrides = split_overrides(["train", *arguments])
     values = {"config": str(recipe), "workdir": str(workdir), "dry_run": False, "distributed": False, "coordinator": None}
     program._work({**values, **flags}, overrides)

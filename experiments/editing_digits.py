@@ -44,15 +44,15 @@ def edits(variant: str) -> dict[str, Work]:
     """What is done to images [B, 8, 8, 1], by name."""
     key, ancestral = jax.random.key(0), solvers.ddpm()
     grid = grids.trailing(50 if variant == "full" else 4)
-    mask = jnp.zeros((8, 8, 1)).at[:4].set(1.0)
+    missing = jnp.zeros((8, 8, 1)).at[4:].set(1.0)
     found: dict[str, Work] = {}
     for strength in STRENGTHS:
         found[f"SDEdit {strength}"] = lambda d, x, s=strength: editing.sdedit(d, ancestral, grid, key, x, s)
     for factor in FACTORS:
         found[f"ILVR {factor}"] = lambda d, x, f=factor: editing.ilvr(d, ancestral, grid, key, x, f)
-    found["masked"] = lambda d, x: mask * x
+    found["masked"] = lambda d, x: (1 - missing) * x
     for name, resamples in (("replace", 1), ("RePaint", 5)):
-        found[name] = lambda d, x, r=resamples: editing.repaint(d, ancestral, grid, key, x, mask, 5, r)
+        found[name] = lambda d, x, r=resamples: editing.repaint(d, ancestral, grid, key, x, missing, 5, r)
     found["between"] = lambda d, x: _between(d, grid, x)
     return found
 

@@ -266,7 +266,7 @@ def draw(
 
 
 def _sdedit(denoise: Denoiser, solver: Any, grid: Any, key: jax.Array, rows: Any, indices: Any, given: Options) -> jax.Array:
-    mask = 1 - rows["mask"] if "mask" in rows else None
+    mask = rows.get("mask")
     return editing.sdedit(denoise, solver, grid, key, rows["image"], given.strength, mask, given.repeats, indices=indices)
 
 
@@ -276,7 +276,7 @@ def _ilvr(denoise: Denoiser, solver: Any, grid: Any, key: jax.Array, rows: Any, 
 
 def _repaint(denoise: Denoiser, solver: Any, grid: Any, key: jax.Array, rows: Any, indices: Any, given: Options) -> jax.Array:
     return editing.repaint(
-        denoise, solver, grid, key, rows["image"], 1 - rows["mask"], given.jump, given.resamples, indices=indices
+        denoise, solver, grid, key, rows["image"], rows["mask"], given.jump, given.resamples, indices=indices
     )
 
 

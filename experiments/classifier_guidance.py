@@ -5,7 +5,7 @@
 On the 8x8 digits of scikit-learn three small runs are trained: an unconditional model, a class-conditional one with condition
 dropout, and a noisy classifier. The unconditional model is then guided by the classifier (Dhariwal & Nichol 2021, arXiv
 2105.05233), and the conditional one without it (Ho & Salimans 2022, arXiv 2207.12598), at several scales. A small classifier
-of clean digits, that guidance never saw, judges: the share of samples in which it sees the digit that was asked for, and the
+of clean digits, that guidance never saw, measures the share of samples in which it sees the digit of their label, and the
 mean distance between the features of two samples of one digit.
 
 Interrupted, it goes on where it was when run again. What it found is in docs/systems.md.
@@ -45,9 +45,11 @@ _NETWORK = {"name": "unet", "channels": 16, "multipliers": (1, 2), "num_res_bloc
 _CLASSIFIER = {**_NETWORK, "name": "unet_classifier", "head_channels": 16}
 _SYSTEMS: dict[str, dict[str, Any]] = {
     "classifier": {"name": "noisy_classifier", "process": _PROCESS, "network": _CLASSIFIER, "num_classes": 10},
-    "unconditional": {"name": "generation", "process": _PROCESS, "network": _NETWORK},
-    "conditional": {"name": "generation", "process": _PROCESS, "network": _NETWORK, "num_classes": 10, "cond_drop": 0.15},
-}
+    "unconditional": {"process": _PROCESS, "network": _NETWORK},
+    "conditional": {
+        "process": _PROCESS, "network": _NETWORK, "conditioners": {"labels": {"num_classes": 10, "drop": 0.15}},
+    },
+}  # fmt: skip
 
 
 def recipe(name: str, steps: int) -> dict[str, Any]:
@@ -79,9 +81,9 @@ def recipe(name: str, steps: int) -> dict[str, Any]:
     }
 
 
-def judged(judge: TrainedClassifier, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def measured(clean: TrainedClassifier, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Agreement with the labels, and the mean distance between features of two images of one label."""
-    seen, features = judge.look(images)
+    seen, features = clean.look(images)
     distances = []
     for label in np.unique(labels):
         own = features[labels == label]
@@ -99,7 +101,7 @@ def draw(workdir: Path, num: int, **sampling: Any) -> np.ndarray:
 
 
 def study(out: Path, picture: Path, steps: int, num: int) -> dict[str, Any]:
-    """Train, guide, judge; returns what is written to out/metrics.json."""
+    """Train, guide, measure; returns what is written to out/metrics.json."""
     for name in _SYSTEMS:
         training.train(recipe(name, steps), out / name)
     config = training.complete(recipe("classifier", steps))
@@ -107,9 +109,9 @@ def study(out: Path, picture: Path, steps: int, num: int) -> dict[str, Any]:
     params = Run(out / "classifier").params()
     found: dict[str, Any] = {"accuracy": accuracy_by_time(from_config(config), params, test, bins=BINS)}
     plain = training.complete(recipe("conditional", steps))["data"]
-    judge = classifier_of_data(out, data.Data(plain))
+    clean = classifier_of_data(out, data.Data(plain))
     real = next(data.from_config(plain, split="test").one_pass(1000))
-    found["judge"] = {"accuracy": judge.accuracy, **judged(judge, real["image"], real["label"])}
+    found["clean_classifier"] = {"accuracy": clean.accuracy, **measured(clean, real["image"], real["label"])}
     labels, rows = np.arange(num) % 10, []
     ways = [("classifier", "unconditional", "classifier_scale", CLASSIFIER_SCALES),
             ("classifier_free", "conditional", "guidance", GUIDANCE_SCALES)]  # fmt: skip
@@ -118,7 +120,7 @@ def study(out: Path, picture: Path, steps: int, num: int) -> dict[str, Any]:
         for scale in scales:
             more = {"classifier": str(out / "classifier")} if way == "classifier" else {}
             images = draw(out / run, num, **{field: scale}, **more)
-            found[way][f"{scale:g}"] = judged(judge, images, labels)
+            found[way][f"{scale:g}"] = measured(clean, images, labels)
             sheet = tile(images[np.arange(0, min(num, 160), 10)[:16] + 3], columns=16, scale=3)
             rows.append(labelled(sheet, f"{way.replace('_', '-')} {scale:g}"))
     write_image(picture, np.concatenate(rows))
@@ -132,8 +134,8 @@ def report(found: dict[str, Any]) -> str:
     tops = {key: value for key, value in accuracy.items() if key.startswith("accuracy_top1_t_")}
     lines = ["noisy classifier, top-1 accuracy on held-out digits, by t:"]
     lines += [f"  {key.removeprefix('accuracy_top1_t_').replace('_', ' '):>16s}  {value:.3f}" for key, value in tops.items()]
-    judge = found["judge"]
-    lines += ["", f"held-out digits: agreement {judge['agreement']:.3f}, diversity {judge['diversity']:.2f}"]
+    clean = found["clean_classifier"]
+    lines += ["", f"held-out digits: agreement {clean['agreement']:.3f}, diversity {clean['diversity']:.2f}"]
     for way in ("classifier", "classifier_free"):
         lines += ["", f"{way}: scale, agreement, diversity"]
         lines += [f"  {scale:>4s}  {row['agreement']:.3f}  {row['diversity']:.2f}" for scale, row in found[way].items()]

@@ -54,7 +54,8 @@ def samplers(column: str, evaluations: int) -> dict[str, dict[str, Any]]:
 def train(column: str, out: Path, steps: int) -> None:
     """The network of a column; nothing is done where it is trained already."""
     config = load_recipe(f"{_RECIPE}:digits", {"training.steps": steps})
-    config["system"].update(edm_design.column(column))
+    parts = edm_design.column(column)
+    config["system"].update(process=parts.pop("process"), objective=parts)
     training.train(config, out / column)
 
 
@@ -68,7 +69,7 @@ def real_images(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def draw(workdir: Path, sampling: dict[str, Any], num: int) -> np.ndarray:
     """Samples uint8 [num, 8, 8, 1] of the classes 0 to 9 in turn; sample i has the same noise in every row."""
-    run = Run(workdir)
+    run = Run.open(workdir)
     settings = Sampling.from_config(sampling)
     run.system.check_sampling(settings)
     labels = np.arange(num, dtype=np.int32) % 10
@@ -76,10 +77,10 @@ def draw(workdir: Path, sampling: dict[str, Any], num: int) -> np.ndarray:
     return np.asarray(to_uint8(draw(run.params())))
 
 
-def judged(judge: TrainedClassifier, images: np.ndarray, labels: np.ndarray, real: Moments) -> Row:
-    """How often the judge sees the class, and how far its features are from the real ones."""
-    moments = Moments().add(judge.look(images)[1])
-    return {"agreement": agreement(judge, images, labels), "frechet": frechet_distance(moments, real, warn=False)}
+def measured(classifier: TrainedClassifier, images: np.ndarray, labels: np.ndarray, real: Moments) -> Row:
+    """How often the classifier sees the class, and how far its features are from the real ones."""
+    moments = Moments().add(classifier.look(images)[1])
+    return {"agreement": agreement(classifier, images, labels), "frechet": frechet_distance(moments, real, warn=False)}
 
 
 def picture(rows: list[np.ndarray], path: Path, scale: int = 5) -> None:
@@ -93,14 +94,15 @@ def picture(rows: list[np.ndarray], path: Path, scale: int = 5) -> None:
 
 
 def study(out: Path, steps: int, num: int, budgets: list[int]) -> list[Row]:
-    """Train, sample and judge; returns the rows of the table."""
+    """Train, sample and measure; returns the rows of the table."""
     out.mkdir(parents=True, exist_ok=True)
     for column in ("vp", "edm"):
         train(column, out, steps)
     (images, labels), (held_out, held_labels) = real_images("train"), real_images("test")
-    judge = train_classifier(images, labels, 10, held_out=(held_out, held_labels))
-    real = Moments().add(judge.look(images)[1])
-    table = [{"network": "real, held out", "sampler": "", "evaluations": 0, **judged(judge, held_out, held_labels, real)}]
+    classifier = train_classifier(images, labels, 10, held_out=(held_out, held_labels))
+    real = Moments().add(classifier.look(images)[1])
+    row = measured(classifier, held_out, held_labels, real)
+    table = [{"network": "real, held out", "sampler": "", "evaluations": 0, **row}]
     shown = [held_out[np.concatenate([np.flatnonzero(held_labels == digit)[:2] for digit in range(10)])]]
     classes = np.arange(num) % 10
     order = np.concatenate([[digit, digit + 10] for digit in range(10)])
@@ -108,7 +110,8 @@ def study(out: Path, steps: int, num: int, budgets: list[int]) -> list[Row]:
         for column in ("vp", "edm"):
             for name, sampling in samplers(column, evaluations).items():
                 drawn = draw(out / column, sampling, num)
-                row = {"network": column, "sampler": name, "evaluations": evaluations, **judged(judge, drawn, classes, real)}
+                found = measured(classifier, drawn, classes, real)
+                row = {"network": column, "sampler": name, "evaluations": evaluations, **found}
                 table.append(row)
                 sys.stdout.write(shown_row(row) + "\n")
                 sys.stdout.flush()

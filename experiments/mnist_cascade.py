@@ -24,7 +24,7 @@ from experiments import command
 
 _OUT = flags.DEFINE_string("out", "runs/mnist", "Where runs, pictures and metrics.json go.")
 _VARIANT = flags.DEFINE_enum("variant", "full", ["full", "tiny"], "tiny: seconds, to see that everything works.")
-_NUM = flags.DEFINE_integer("num", 1000, "Samples that are judged.")
+_NUM = flags.DEFINE_integer("num", 1000, "Samples that are evaluated.")
 _RECIPE = Path(__file__).resolve().parent.parent / "configs" / "mnist.py"
 
 

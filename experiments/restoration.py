@@ -19,7 +19,7 @@ from diffusion_jax.training.recipes import load_recipe
 def trained(recipe: str, workdir: str) -> Run:
     """The run of a recipe, trained first (or to its end) where it is not finished."""
     training.train(load_recipe(recipe), workdir)
-    return inference.Run(workdir)
+    return Run.open(workdir)
 
 
 def held_out(config: Mapping[str, Any], num: int, **fields: Any) -> dict[str, np.ndarray]:
@@ -52,7 +52,7 @@ class Drawer:
         return np.asarray(self._sample(self._params, jax.random.key(seed), request))
 
     def regress(self, request: Any) -> np.ndarray:
-        """The model's mean of x0 seen from pure noise, averaged over noises: what a regression would answer, uint8."""
+        """The model's mean of x0 seen from pure noise, averaged over noises: what a regression would give, uint8."""
         found = [self._regress(self._params, jax.random.key(number), request) for number in range(self._draws)]
         return np.asarray(to_uint8(sum(found) / len(found)))
 

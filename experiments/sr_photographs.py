@@ -2,10 +2,10 @@
 
     python -m experiments.sr_photographs
 
-Trains configs/sr3.py:photographs (continuous noise levels, piecewise uniform), and judges held-out parts of the photographs:
-PSNR of the model's mean seen from pure noise against bicubic enlargement; sharpness (gradient energy, the real images' being
-1) of single samples; consistency (MSE in [-1, 1] between the reduced sample and what was asked); and one checkpoint on several
-inference schedules. What it found is in docs/systems.md.
+Trains configs/sr3.py:photographs (continuous noise levels, piecewise uniform), and measures on held-out parts of the
+photographs: PSNR of the model's mean seen from pure noise against bicubic enlargement; sharpness (gradient energy, the real
+images' being 1) of single samples; consistency (MSE in [-1, 1] between the reduced sample and the low-resolution image); and
+one checkpoint on several inference schedules. What it found is in docs/systems.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from absl import flags
 
 from diffusion_jax.data.degradations import resize
 from diffusion_jax.data.files import write_image
-from diffusion_jax.systems import Sampling
+from diffusion_jax.systems import Sampling, to_float
 from experiments import command
 from experiments.restoration import Drawer, held_out, psnr, sharpness, trained
 
@@ -42,10 +42,11 @@ def _consistency(images: np.ndarray, low_res: np.ndarray) -> float:
 
 
 def study(out: Path, variant: str, num: int) -> dict:
-    """Train, judge, and write metrics.json and sr_photographs.png."""
+    """Train, measure, and write metrics.json and sr_photographs.png."""
     run = trained(f"{_RECIPE}:photographs{',tiny' if variant == 'tiny' else ''}", str(out / "run"))
     real = held_out(run.config, num)["image"]
-    request = {name: np.asarray(value) for name, value in run.system.request({"image": real}).items()}
+    (low_res,) = run.system.conditioners
+    request = {"low_res": np.asarray(low_res.reduce(to_float(real)))}  # not rounded to bytes
     bicubic, draws = enlarged(request["low_res"], real.shape[1]), {}
     for name, last in _LISTS.items():
         steps = int(name.split()[0])
@@ -62,7 +63,7 @@ def study(out: Path, variant: str, num: int) -> dict:
         "consistency": {
             name: _consistency(images, request["low_res"]) for name, images in {"bicubic": bicubic, **draws}.items()
         },
-        "step": run.step,
+        "step": run.steps()[-1],
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     low = np.stack([np.kron(np.clip((i + 1) * 127.5, 0, 255), np.ones((real.shape[1] // i.shape[0],) * 2 + (1,)))

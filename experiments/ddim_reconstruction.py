@@ -24,15 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from diffusion_jax import training
 from diffusion_jax.data.files import tile, write_image, write_json
 from diffusion_jax.evaluation.held_out import bound_terms, terms_table
-from diffusion_jax.inference.run import Run
 from diffusion_jax.process import Denoised, Denoiser, Process, likelihood
 from diffusion_jax.sampling import grids, latents
 from diffusion_jax.systems import to_float, to_uint8
-from diffusion_jax.training.recipes import load_recipe
-from experiments import command
+from experiments import common
 
 _OUT = flags.DEFINE_string("out", "runs/ddim_digits", "Where the run, the pictures and metrics.json go.")
 _VARIANT = flags.DEFINE_enum("variant", "full", ["full", "tiny"], "tiny: seconds, to see that everything works.")
@@ -75,11 +72,10 @@ def study(out: Path, variant: str) -> dict[str, Any]:
     """Train, measure, draw; returns what is written to out/metrics.json."""
     tiny = variant == "tiny"
     recipe = f"{_RECIPE}:tiny" if tiny else str(_RECIPE)
-    config = load_recipe(recipe, {**CHANGES, **({"training.steps": 4, "system.network.channels": 8} if tiny else {})})
-    training.train(config, out / "run")
-    run = Run.open(out / "run")  # a run so short is ahead of its average
-    system, params = run.system, run.params(weights="raw")
-    real, held_out = (next(iter(run.pipeline(split).one_pass(5000)))["image"] for split in ("train", "test"))
+    changes = {**CHANGES, **({"training.steps": 4, "system.network.channels": 8} if tiny else {})}
+    run = common.trained(recipe, out / "run", changes)
+    system, params = run.system, run.params(weights="raw")  # a run so short is ahead of its average
+    (real, _), (held_out, _) = common.digits("train"), common.digits("test")
     chain = system.process.num_steps
     denoise = system.process.bind(system.network.apply, params["network"], {})
 
@@ -145,4 +141,4 @@ def main() -> str:
 
 
 if __name__ == "__main__":
-    command.run("ddim_reconstruction", main)
+    common.run_program("ddim_reconstruction", main)

@@ -32,7 +32,7 @@ def checked_mask(mask: Any, images: jax.Array) -> jax.Array:
     """Return a mask in the images' dtype, that broadcasts against them.
 
     Args:
-      mask: [B, ...] or [...] with as many axes as the images, or as one image; 1 is kept, 0 is drawn.
+      mask: [B, ...] or [...] with as many axes as the images, or as one image; 1 is to be filled, 0 is kept.
 
     Raises:
       ConfigError: of another size than the images.
@@ -64,8 +64,8 @@ def snapped(process: Process, t: float) -> float:
 
 
 def mixed(mask: jax.Array, kept: jax.Array, drawn: jax.Array) -> jax.Array:
-    """Return `kept` where the mask is 1, to the last bit, and `drawn` where it is 0."""
-    return jnp.where(mask == 1, kept, jnp.where(mask == 0, drawn, mask * kept + (1 - mask) * drawn))
+    """Return `kept` where the mask is 0, to the last bit, and `drawn` where it is 1."""
+    return jnp.where(mask == 0, kept, jnp.where(mask == 1, drawn, (1 - mask) * kept + mask * drawn))
 
 
 def sdedit(
@@ -88,7 +88,7 @@ def sdedit(
       guide: [B, ...], float.
       strength: the time t0 in [0, 1], on a chain its nearest step: 0 returns the guide, 1 forgets it as far as the process
         does. The paper's are 0.3 to 0.6.
-      mask: 1 where the guide is kept, exactly, and 0 where it may change, [B, ...] or [...]; after every step the kept
+      mask: 1 where the guide may change, and 0 where it is kept, exactly, [B, ...] or [...]; after every step the kept
         part is the guide with the same noise n.
       repeats: how often the result becomes the next guide; 1 to 3 in the paper.
       indices: int [B]; image i's noise is a function of (key, indices[i]).
@@ -243,8 +243,8 @@ def repaint(
     Args:
       solver: DDPM's, or any other; one that remembers earlier steps forgets them at each return.
       grid: of N steps; the paper's has 250 of a chain of 1000.
-      image: [B, ...], float; what it holds where the mask is 0 does not matter.
-      mask: 1 is known, 0 is drawn; [B, ...] or [...], channels the image's or 1.
+      image: [B, ...], float; what it holds where the mask is 1 does not matter.
+      mask: 1 is to be filled, 0 is known; [B, ...] or [...], channels the image's or 1.
       jump: how many steps each return goes back: j.
       resamples: how often each stretch is walked: r. 1 is plain replacement, which costs N evaluations, and fills in what
         fits locally; with j = r = 10, 250 steps cost 2,410.

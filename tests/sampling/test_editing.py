@@ -88,11 +88,11 @@ def test_sdedit_at_its_ends():
 
 def test_sdedit_keeps_what_the_mask_keeps_and_repeats_move_on():
     denoise, grid = white(PROCESSES["vp"]), grids.trailing(10)
-    guide, mask = jnp.asarray(photograph(8)).repeat(2, 0), np.zeros((8, 8, 1))
-    mask[2:5, 1:6] = 1
+    guide, mask = jnp.asarray(photograph(8)).repeat(2, 0), np.ones((8, 8, 1))
+    mask[2:5, 1:6] = 0
     run = lambda **more: sdedit(denoise, solvers.ddpm(), grid, jax.random.key(1), guide, 0.4, **more)  # noqa: E731
     once, twice, masked = run(), run(repeats=2), run(mask=mask)
-    kept = np.broadcast_to(mask == 1, guide.shape)
+    kept = np.broadcast_to(mask == 0, guide.shape)
     assert (np.asarray(masked)[kept] == np.asarray(guide)[kept]).all()
     assert (np.abs(np.asarray(masked) - guide)[~kept] > 1e-4).mean() > 0.99
     correlation = lambda x: np.corrcoef(np.ravel(x), np.ravel(guide))[0, 1]  # noqa: E731
@@ -206,7 +206,7 @@ def test_resampling_comes_nearer_to_the_true_conditional_than_plain_replacement(
 
     def draw(resamples: int) -> np.ndarray:
         run = lambda key: repaint(  # noqa: E731
-            CORRELATED.denoiser(process), solvers.ddpm(), grids.trailing(50), key, given, [1.0, 0.0], 5, resamples
+            CORRELATED.denoiser(process), solvers.ddpm(), grids.trailing(50), key, given, [0.0, 1.0], 5, resamples
         )
         out = np.asarray(jax.jit(run)(jax.random.key(0)), np.float64)
         assert (out[:, 0] == np.float32(known)).all()  # exactly
@@ -223,7 +223,7 @@ def test_resampling_comes_nearer_to_the_true_conditional_than_plain_replacement(
 def test_known_pixels_are_returned_exactly_by_any_solver(solver):
     image, mask = jnp.asarray(photograph(8)), np.random.default_rng(0).integers(0, 2, (1, 8, 8, 1))
     out = repaint(white(PROCESSES["vp"]), solver, grids.trailing(8), jax.random.key(0), image, mask, 2, 2)
-    kept = np.broadcast_to(mask == 1, image.shape)
+    kept = np.broadcast_to(mask == 0, image.shape)
     assert (np.asarray(out)[kept] == np.asarray(image)[kept]).all()
     assert np.isfinite(out).all() and (np.asarray(out)[~kept] != np.asarray(image)[~kept]).all()
 

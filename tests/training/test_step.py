@@ -112,7 +112,7 @@ def test_sums_on_the_device():
     log_snr = np.array([-40.0, -10.0, -9.9, 0.0, 0.1, 9.9, 40.0, np.inf], np.float32)
     expected_sum, expected_count = np.zeros(steps.NUM_BINS), np.zeros(steps.NUM_BINS)
     totals = None
-    for finite in (True, False, True):
+    for finite in (True, False, True, False):
         losses = rng.random(8, np.float32)
         bins = steps._bins({"per_example": jnp.asarray(losses), "log_snr": jnp.asarray(log_snr)})
         found = {"loss": jnp.mean(losses) if finite else jnp.nan, "grad_norm": jnp.float32(2.0)}

@@ -38,9 +38,9 @@ def test_a_trained_model_beats_independent_pixels_in_bits_per_dim(tmp_path):
     trainer = start_program(f"--config={RECIPE}", f"--workdir={tmp_path}", *fields, program="train")  # on one device
     _, errors = trainer.communicate()
     assert trainer.returncode == 0, errors
-    run = inference.load_run(tmp_path)
+    run = inference.Run(tmp_path)
     train, test = (data.from_config(config["data"], seed=0, split=split) for split in ("train", "test"))
-    found = bits_per_dim(run.system, run.params, test, limit=180)
+    found = bits_per_dim(run.system, run.params(), test, limit=180)
     real, held_out = (np.asarray(to_float(next(iter(part.one_pass(5000)))["image"])) for part in (train, test))
     log_variance = 2 * np.log(np.maximum(real.std(0), 1 / 255))
     log_p = jax.jit(likelihood.discretized_gaussian_log_likelihood)(jnp.asarray(held_out), real.mean(0), log_variance)

@@ -16,6 +16,7 @@ from PIL import Image, ImageFile
 from diffusion_jax import data, evaluation
 from diffusion_jax.data import config as data_config
 from diffusion_jax.errors import CheckpointError
+from diffusion_jax.evaluation.results import flat
 from diffusion_jax.inference import Generator, Run, find
 from diffusion_jax.inference.requests import ask
 from diffusion_jax.systems import from_config
@@ -138,5 +139,7 @@ def test_two_processes_draw_and_measure_as_one_does(tmp_path):
     for index in range(20):
         one, two = ((tmp_path / f"sample{n}" / f"{index:06d}.png").read_bytes() for n in (1, 2))
         assert one == two
-    one, two = (json.loads((tmp_path / f"evaluate{n}" / "metrics.json").read_text()) for n in (1, 2))
-    assert {k: v for k, v in one.items() if k != "settings"} == {k: v for k, v in two.items() if k != "settings"}
+    one, two = (flat(json.loads((tmp_path / f"evaluate{n}" / "metrics.json").read_text())) for n in (1, 2))
+    assert one.keys() == two.keys() and {"frechet_distance", "agreement", "bits_per_dim"} <= one.keys()
+    for name, value in one.items():  # sums over processes may differ in the last digit of float32
+        assert two[name] == (value if name.startswith("settings") else pytest.approx(value, rel=1e-6)), name

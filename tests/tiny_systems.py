@@ -118,12 +118,12 @@ class FunctionNetwork:
     """A network without parameters: any function (x, noise, cond) -> output."""
 
     function: Callable[..., jax.Array]
-    image_shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     cond_spec: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def spec(self) -> Spec:
-        return Spec(self.image_shape)
+        return Spec(self.shape)
 
     def init(self, key: jax.Array) -> dict:
         return {}

@@ -108,7 +108,7 @@ def unet_classifier(
     groups: int = 32,
     norm_epsilon: float = 1e-5,
 ) -> Network:
-    """A classifier of noisy images: logits [B, classes] of x_t [B, H, W, C] and its noise level [B].
+    """Build a classifier of noisy images: logits [B, classes] of x_t [B, H, W, C] and its noise level [B].
 
     Args:
       num_classes: the length of the logits.
@@ -169,7 +169,7 @@ class Classifier:
     spec: Spec
 
     def init(self, key: jax.Array) -> dict[str, Any]:
-        """Fresh parameters, a plain nested dict of float32 arrays."""
+        """Return fresh parameters, a plain nested dict of float32 arrays."""
         return self.module.init(key, jnp.zeros((1, *self.spec.shape)), train=False)["params"]
 
     def apply(
@@ -183,7 +183,7 @@ class Classifier:
 
 @register("network", "small_classifier")
 def small_classifier(image_size: Size, channels: int, num_classes: int, features: int = 128) -> Classifier:
-    """A small convolutional classifier: 58,000 parameters for 8 pixels, 193,000 for 32, 304,000 for 256.
+    """Build a small convolutional classifier: 58,000 parameters for 8 pixels, 193,000 for 32, 304,000 for 256.
 
     Args:
       image_size: H = W, or (H, W), at least 8; the image is halved until some 4 pixels of its smaller side are left.

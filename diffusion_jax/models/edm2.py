@@ -147,11 +147,11 @@ class EDM2Network(Network):
     """A magnitude-preserving network: its stored weights are kept normalised, and it knows how uncertain it is."""
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh parameters, normalised."""
+        """Return fresh parameters, normalised."""
         return self.project(super().init(key))
 
     def project(self, params: Params) -> Params:
-        """Every kernel's columns brought back to root mean square 1; training does so after each step.
+        """Bring every kernel's columns back to root mean square 1; training does so after each step.
 
         What the network computes stays the same, and the effective learning rate does not decay as weights grow: the
         paper's forced weight normalization.
@@ -160,7 +160,7 @@ class EDM2Network(Network):
         return jax.tree_util.tree_map_with_path(kernel, params)
 
     def log_variance(self, params: Params, noise: jax.Array) -> jax.Array:
-        """The learned logarithm of the loss at noise levels [B]: u in (lambda / exp(u)) err^2 + u; float32 [B]."""
+        """Return the learned logarithm of the loss at noise levels [B]: u in (lambda / exp(u)) err^2 + u; float32 [B]."""
         head = MPConv(1, 0).apply({"params": params["uncertainty"]}, mp_fourier(noise, _UNCERTAINTY_FEATURES))
         return head[:, 0]
 
@@ -181,7 +181,7 @@ def edm2(
     remat: bool = False,
     dtype: str = "float32",
 ) -> Network:
-    """EDM2's U-Net: normalised weights, no biases, no group normalisation, every activation at unit magnitude.
+    """Build EDM2's U-Net: normalised weights, no biases, no group normalisation, every activation at unit magnitude.
 
     The noise level it is told is c_noise = ln(sigma) / 4, as the process with the prediction "edm" gives it. Published
     sizes differ in `channels` alone: see `CHANNELS`; from M up they have dropout 0.1 where that helps.

@@ -81,7 +81,7 @@ class EfficientUNet(nn.Module):
         attention = nn.remat(TextAttention) if self.remat else TextAttention
 
         def stage(h: jax.Array, level: int, name: str) -> jax.Array:
-            """The embedding added, residual blocks, attention."""
+            """Add the embedding, and apply residual blocks and attention."""
             injected = nn.Dense(h.shape[-1], kernel_init=layers.dense_init(), name=f"{name}_emb")(emb)
             h = h + injected[:, None, None].astype(self.dtype)
             for i in range(self.num_res_blocks[level]):
@@ -140,7 +140,7 @@ def efficient_unet(
     groups: int = 32,
     norm_epsilon: float = 1e-5,
 ) -> Network:
-    """Imagen's Efficient U-Net: most blocks at low resolutions, shrinking before and enlarging after each level's blocks.
+    """Build Imagen's Efficient U-Net: most blocks at low resolutions, shrinking before and enlarging after a level's blocks.
 
     Without self-attention it is fully convolutional in the image: trained on crops, it runs on images of any size that the
     strides divide. What the paper leaves open (how embeddings are projected: here once a level; whether every level has a
@@ -201,7 +201,7 @@ def _text_spec(length: int, features: int) -> dict[str, Any]:
 
 @register("network", "text_unet")
 def text_unet(**fields: Any) -> Network:
-    """`unet` of text embeddings, which it also pools by attention, where `unet` would be given the pooled vector.
+    """Build `unet` of text embeddings, which it also pools by attention, where `unet` would be given the pooled vector.
 
     Takes every field of `unet` but pooled_dim; context_dim must be above 0.
 

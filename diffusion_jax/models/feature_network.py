@@ -34,25 +34,25 @@ class FeatureNetwork:
     spec: Spec
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh parameters: a plain nested dict of float32 arrays."""
+        """Return fresh parameters: a plain nested dict of float32 arrays."""
         zeros = jnp.zeros((1, *self.spec.shape))
         return jax.jit(lambda key: self.module.init(key, zeros)["params"])(key)
 
     def shapes(self) -> Params:
-        """The parameters' shapes and dtypes, at no memory."""
+        """Return the parameters' shapes and dtypes, at no memory."""
         return jax.eval_shape(self.init, jax.random.key(0))
 
     def num_params(self) -> int:
-        """The number of parameters, at no memory."""
+        """Return the number of parameters, at no memory."""
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.shapes()))
 
     def dims(self) -> dict[str, int]:
-        """The width D of each output, at no memory."""
+        """Return the width D of each output, at no memory."""
         x = jax.ShapeDtypeStruct((1, *self.spec.shape), jnp.float32)
         return {name: found.shape[-1] for name, found in jax.eval_shape(self.apply, self.shapes(), x).items()}
 
     def apply(self, params: Params, x: jax.Array) -> dict[str, jax.Array]:
-        """The outputs by name, float32 [B, D] each, for images float32 [B, H, W, C].
+        """Return the outputs by name, float32 [B, D] each, for images float32 [B, H, W, C].
 
         Raises:
           ConfigError: images of another shape.
@@ -88,7 +88,7 @@ class VGG(nn.Module):
 
 @functools.cache
 def vgg16() -> FeatureNetwork:
-    """VGG-16 without its last layer.
+    """Return VGG-16 without its last layer.
 
     It takes images [B, 224, 224, 3], normalised by the mean and deviation of ImageNet, and gives "fc2" [B, 4096], the
     second fully connected layer, and "fc2_relu", the same after its ReLU, which precision and recall are measured on.

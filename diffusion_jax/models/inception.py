@@ -193,7 +193,7 @@ class Head(nn.Module):
 
 @functools.cache
 def inception_v3(num_classes: int = 1008) -> FeatureNetwork:
-    """Inception-v3 as TensorFlow's file of 2015-12-05 defines it, the network of the published FID numbers.
+    """Return Inception-v3 as TensorFlow's file of 2015-12-05 defines it, the network of the published FID numbers.
 
     It takes images [B, 299, 299, 3] in [-1, 1] and gives "pool" [B, 2048] (pool_3: FID, KID, precision and recall),
     "logits_unbiased" [B, 1008] (the last layer without its bias: the Inception Score) and "spatial" [B, 2023] (sFID: the

@@ -16,7 +16,7 @@ Dtype = Any
 
 
 def sinusoidal_embedding(values: jax.Array, dim: int, flavour: Flavour) -> jax.Array:
-    """Sines and cosines of a number at geometrically spaced frequencies.
+    """Return sines and cosines of a number at geometrically spaced frequencies.
 
     Args:
       values: [B], usually a timestep in 0..1000.
@@ -37,7 +37,7 @@ def sinusoidal_embedding(values: jax.Array, dim: int, flavour: Flavour) -> jax.A
 
 
 def draw(sample: Callable[..., jax.Array], key: jax.Array, shape: Sequence[int], **kwargs: Any) -> jax.Array:
-    """`sample(key, shape=shape)` of `jax.random`; on a CPU the same numbers are drawn along one axis.
+    """Draw `sample(key, shape=shape)` of `jax.random`; on a CPU the same numbers are drawn along one axis.
 
     XLA's CPU compiler takes up to three seconds for a draw along four axes inside a program, and a tenth of one along
     one. Elsewhere the axes stay, so that a sharded array is drawn where it lives, never whole.
@@ -47,7 +47,7 @@ def draw(sample: Callable[..., jax.Array], key: jax.Array, shape: Sequence[int],
 
 
 def dense_init(scale: float = 1.0) -> initializers.Initializer:
-    """DDPM's initialiser: variance scaling, fan average, uniform; scale 0 gives zeros."""
+    """Return DDPM's initialiser: variance scaling, fan average, uniform; scale 0 gives zeros."""
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> jax.Array:
         fan_average = math.prod(shape[:-2]) * (shape[-2] + shape[-1]) / 2
@@ -57,7 +57,7 @@ def dense_init(scale: float = 1.0) -> initializers.Initializer:
 
 
 def normal_init(deviation: float = 1.0) -> initializers.Initializer:
-    """Normal numbers, as for a table of embeddings."""
+    """Return the initialiser of normal numbers, as for a table of embeddings."""
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> jax.Array:
         return draw(jax.random.normal, key, shape, dtype=dtype) * deviation
@@ -128,20 +128,20 @@ class GroupNorm(nn.Module):
 def conv(
     features: int, kernel: int, name: str, dtype: Dtype, *, zero: bool = False, init: float = 1.0, **kwargs: Any
 ) -> nn.Conv:
-    """A square convolution with DDPM's initialiser (at the scale `init`), float32 parameters and `dtype` compute."""
+    """Return a square convolution with DDPM's initialiser (at the scale `init`), float32 parameters and `dtype` compute."""
     kernel_init = dense_init(0.0 if zero else init)
     return nn.Conv(features, (kernel, kernel), kernel_init=kernel_init, dtype=dtype, name=name, **kwargs)
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, 2H, 2W, C] by repeating pixels."""
+    """Enlarge [B, H, W, C] to [B, 2H, 2W, C] by repeating pixels."""
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
 def downsample_average(x: jax.Array) -> jax.Array:
-    """[B, 2H, 2W, C] -> [B, H, W, C] by 2x2 means."""
+    """Shrink [B, 2H, 2W, C] to [B, H, W, C] by 2x2 means."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 

@@ -23,28 +23,28 @@ CLIP = 256.0
 
 
 def normalize(x: jax.Array, axes: int | tuple[int, ...] = -1) -> jax.Array:
-    """x over its root mean square along `axes`, in float32, and back in x's dtype."""
+    """Return x over its root mean square along `axes`, in float32, and back in x's dtype."""
     wide = x.astype(jnp.float32)
     return (wide / (EPSILON + jnp.sqrt(jnp.mean(wide * wide, axes, keepdims=True)))).astype(x.dtype)
 
 
 def normalize_kernel(kernel: jax.Array) -> jax.Array:
-    """A kernel [..., in, out] whose column for each output has the root mean square 1."""
+    """Return a kernel [..., in, out] whose column for each output has the root mean square 1."""
     return normalize(kernel, tuple(range(kernel.ndim - 1)))
 
 
 def mp_silu(x: jax.Array) -> jax.Array:
-    """SiLU over its magnitude on standard normal input, 0.596."""
+    """Return SiLU over its magnitude on standard normal input, 0.596."""
     return nn.silu(x) / 0.596
 
 
 def mp_sum(a: jax.Array, b: jax.Array, t: float = 0.5) -> jax.Array:
-    """(1 - t) a + t b, over the magnitude that this has for independent a and b."""
+    """Return (1 - t) a + t b, over the magnitude that this has for independent a and b."""
     return ((1 - t) * a + t * b) / math.hypot(1 - t, t)
 
 
 def mp_cat(a: jax.Array, b: jax.Array, t: float = 0.5) -> jax.Array:
-    """Channels of a and of b side by side, so scaled that b contributes the share t whatever their numbers."""
+    """Put channels of a and of b side by side, so scaled that b contributes the share t whatever their numbers."""
     channels_a, channels_b = a.shape[-1], b.shape[-1]
     scale = math.sqrt((channels_a + channels_b) / ((1 - t) ** 2 + t**2))
     parts = (a * (scale * (1 - t) / math.sqrt(channels_a)), b * (scale * t / math.sqrt(channels_b)))
@@ -52,7 +52,7 @@ def mp_cat(a: jax.Array, b: jax.Array, t: float = 0.5) -> jax.Array:
 
 
 def mp_fourier(values: jax.Array, features: int) -> jax.Array:
-    """Random Fourier features sqrt(2) cos(2 pi (f c + phase)) of [B] numbers: float32 [B, features].
+    """Return random Fourier features sqrt(2) cos(2 pi (f c + phase)) of [B] numbers: float32 [B, features].
 
     f ~ N(0, 1) and phase ~ U(0, 1) are fixed: they are constants of the architecture, the same in every network.
     """

@@ -41,28 +41,28 @@ class Network:
         return frozenset(self.cond_spec)
 
     def example_inputs(self, batch: int = 1) -> tuple[Any, Any, Any]:
-        """Abstract (x, noise, cond) for a batch."""
+        """Return abstract (x, noise, cond) for a batch."""
         shape = lambda s: jax.ShapeDtypeStruct((batch, *s.shape), s.dtype)  # noqa: E731
         x = jax.ShapeDtypeStruct((batch, *self.spec.shape), jnp.float32)
         noise = jax.ShapeDtypeStruct((batch,), jnp.float32)
         return x, noise, jax.tree.map(shape, dict(self.cond_spec))
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh parameters: a plain nested dict of float32 arrays."""
+        """Return fresh parameters: a plain nested dict of float32 arrays."""
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.example_inputs())
         # One program instead of thousands of small ones; inside another jit this is inlined.
         return jax.jit(lambda key: self.module.init(key, *zeros, train=False)["params"])(key)
 
     def project(self, params: Params) -> Params:
-        """Parameters as training keeps them after each step; a network may hold its weights to a norm."""
+        """Return parameters as training keeps them after each step; a network may hold its weights to a norm."""
         return params
 
     def shapes(self) -> Params:
-        """The parameters' shapes and dtypes, at no memory."""
+        """Return the parameters' shapes and dtypes, at no memory."""
         return jax.eval_shape(self.init, jax.random.key(0))
 
     def num_params(self) -> int:
-        """The number of parameters, at no memory."""
+        """Return the number of parameters, at no memory."""
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.shapes()))
 
     def apply(

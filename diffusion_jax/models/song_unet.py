@@ -26,7 +26,7 @@ _EPSILON = 1e-6
 
 
 def fourier_frequencies(width: int, scale: float = 16.0) -> tuple[float, ...]:
-    """The default frequencies of the Fourier features, width / 2 of them: normal numbers of a fixed seed, times `scale`."""
+    """Return the default frequencies of the Fourier features, width / 2 normal numbers of a fixed seed, times `scale`."""
     return tuple(float(f) for f in np.float32(scale * np.random.default_rng(0).standard_normal(width // 2)))
 
 
@@ -137,7 +137,7 @@ def song_unet(
     remat: bool = False,
     dtype: str = "float32",
 ) -> Network:
-    """DDPM++ and NCSN++ (Song et al. 2021, arXiv 2011.13456) in the form of EDM (Karras et al. 2022, arXiv 2206.00364).
+    """Build DDPM++ and NCSN++ (Song et al. 2021, arXiv 2011.13456) as EDM has them (Karras et al. 2022, arXiv 2206.00364).
 
     Unlike in `unet`, sums with branches and attention are scaled by 1/sqrt(2), label and augmentation enter before the
     layers of the embedding, attention has one head, and on the way up it follows only the last block of a level.

@@ -102,7 +102,7 @@ class UNet(nn.Module):
         return list(zip(widths, attends, strict=True))
 
     def encode(self, x: jax.Array, noise: jax.Array, cond: dict[str, Any], train: bool) -> tuple[list[jax.Array], Embedded]:
-        """From the image to the middle: the features after each part, the middle's last, and what was embedded."""
+        """Run from the image to the middle: the features after each part, the middle's last, and what was embedded."""
         checks.check_sizes(x, cond, 2 ** (len(self.multipliers) - 1))
         emb = self._embed(noise, cond)
         embedded = Embedded(emb, cond["text"] if "tokens" in cond.get("text", {}) else None)
@@ -194,7 +194,7 @@ def unet(
     skip_scale: float = 1.0,
     down_padding: Literal["same", "symmetric"] = "symmetric",
 ) -> Network:
-    """The U-Net of DDPM (arXiv 2006.11239), improved DDPM (2102.09672), ADM (2105.05233) and their descendants.
+    """Build the U-Net of DDPM (arXiv 2006.11239), improved DDPM (2102.09672), ADM (2105.05233) and their descendants.
 
     Attention projects to [q, k, v][head][width]. Of ADM's published weights only ImageNet-64's and the classifiers' pools are
     packed so (the "new" order); the others are [head][q, k, v][width] ("legacy") and are rearranged when they are converted.

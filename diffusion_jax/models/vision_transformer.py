@@ -20,12 +20,12 @@ Activation = Literal["gelu", "quick_gelu"]
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """x sigmoid(1.702 x), the approximation that OpenAI's CLIP was trained with."""
+    """Return x sigmoid(1.702 x), the approximation that OpenAI's CLIP was trained with."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 def cubic_matrix(old: int, new: int, scale: float | None = None) -> np.ndarray:
-    """Cubic convolution of `old` samples at `new` places, without antialiasing: float32 [new, old].
+    """Return the cubic convolution of `old` samples at `new` places, without antialiasing: float32 [new, old].
 
     The kernel has a = -0.75 and the ends are repeated, as in PyTorch's interpolation.
 
@@ -151,7 +151,7 @@ class VisionTransformer(nn.Module):
 
 
 def vision_transformer(image_size: int, **fields: Any) -> FeatureNetwork:
-    """A vision transformer of square images [B, image_size, image_size, 3]; the fields are `VisionTransformer`'s.
+    """Build a vision transformer of square images [B, image_size, image_size, 3]; the fields are `VisionTransformer`'s.
 
     It gives "pool" [B, width], the class token after the last norm, and with a projection "embedding" [B, projection].
 
@@ -183,7 +183,7 @@ CLIP = {  # size, patch, image size, projection
 
 @functools.cache
 def dinov2(variant: str = "vit_l14") -> FeatureNetwork:
-    """The backbone of DINOv2 for images [B, 224, 224, 3]: "pool" is the class token, 1024 wide in "vit_l14".
+    """Return the backbone of DINOv2 for images [B, 224, 224, 3]: "pool" is the class token, 1024 wide in "vit_l14".
 
     Its positions are stored for 518 pixels and interpolated as the release does.
 
@@ -201,7 +201,7 @@ def dinov2(variant: str = "vit_l14") -> FeatureNetwork:
 
 @functools.cache
 def clip_vision(variant: str = "vit_b32") -> FeatureNetwork:
-    """The image tower of OpenAI's CLIP: "embedding" is in the space shared with text, not normalised.
+    """Return the image tower of OpenAI's CLIP: "embedding" is in the space shared with text, not normalised.
 
     Args:
       variant: "vit_b32", "vit_b16", "vit_l14" or "vit_l14_336".

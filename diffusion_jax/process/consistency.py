@@ -65,7 +65,7 @@ class Consistency:
         return Edm(self.sigma_data).input_scale(alpha, sigma)
 
     def target(self, x0: jax.Array, eps: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
-        """What makes f equal to x0; 0 at the boundary, where f is x_t whatever the output."""
+        """Return what makes f equal to x0; 0 at the boundary, where f is x_t whatever the output."""
         c_skip, c_out = self._coefficients(alpha, sigma)
         inside = c_out > 0
         return jnp.where(inside, x0 - c_skip * (x0 + sigma / alpha * eps), 0.0) / jnp.where(inside, c_out, 1.0)
@@ -76,7 +76,7 @@ class Consistency:
         return x0, (x_t - alpha * x0) / sigma
 
     def x0_error_scale(self, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
-        """Bounded near the boundary, where no output makes an error."""
+        """Return a factor that is bounded near the boundary, where no output makes an error."""
         return 1 / jnp.maximum(self._coefficients(alpha, sigma)[1], self.sigma_min * _SNAP)
 
 
@@ -182,7 +182,7 @@ class Doubling:
 
 
 def target_decay(initial: float, levels: Any, step: Any) -> jax.Array:
-    """mu(k) = exp(s0 ln(mu0) / N(k)): how much the target network keeps of itself; mu0 where N is fixed.
+    """Return mu(k) = exp(s0 ln(mu0) / N(k)): how much the target network keeps of itself; mu0 where N is fixed.
 
     Args:
       initial: mu0 in [0, 1).
@@ -209,12 +209,12 @@ class Ladder:
         return self.low ** (1 / self.rho), self.high ** (1 / self.rho)
 
     def level(self, index: Any, count: Any) -> jax.Array:
-        """The level of index 0 (`low`) to count - 1 (`high`), shaped like index."""
+        """Return the level of index 0 (`low`) to count - 1 (`high`), shaped like index."""
         first, last = self._ends()
         return (first + index / (count - 1) * (last - first)) ** self.rho
 
     def below(self, level: Any, count: Any) -> jax.Array:
-        """The index in 0..count-2 of the nearest level at or below; int32."""
+        """Return the index in 0..count-2 of the nearest level at or below; int32."""
         first, last = self._ends()
         place = (level ** (1 / self.rho) - first) / (last - first) * (count - 1)
         return jnp.clip(jnp.floor(place).astype(jnp.int32), 0, count - 2)
@@ -226,13 +226,13 @@ Draw = Callable[[jax.Array, int, Ladder, Any], jax.Array]
 
 @register("pairs", "uniform")
 def uniform_pairs() -> Draw:
-    """Every pair of neighbouring levels alike (Song et al. 2023, algorithms 2 and 3, arXiv 2303.01469)."""
+    """Draw every pair of neighbouring levels alike (Song et al. 2023, algorithms 2 and 3, arXiv 2303.01469)."""
     return lambda key, count, ladder, levels: jax.random.randint(key, (count,), 0, levels - 1)
 
 
 @register("pairs", "log_normal")
 def log_normal_pairs(mean: float = -1.1, std: float = 2.0) -> Draw:
-    """Pairs drawn by the mass that ln(level) ~ normal(mean, std) has between their levels.
+    """Draw pairs by the mass that ln(level) ~ normal(mean, std) has between their levels.
 
     Source: Song & Dhariwal 2023, section 3.5 (arXiv 2310.14189).
     """
@@ -248,7 +248,7 @@ def log_normal_pairs(mean: float = -1.1, std: float = 2.0) -> Draw:
 
 
 def time_of(process: Process, level: Any) -> PerExample:
-    """The time at which sigma / alpha is `level`."""
+    """Return the time at which sigma / alpha is `level`."""
     return process.schedule.inverse(-2 * jnp.log(level))
 
 

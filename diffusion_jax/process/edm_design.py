@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process.schedules import Family, Schedule, namespace, vp_sde
 from diffusion_jax.process.tables import LogSnrTable
 from diffusion_jax.process.time_samplers import Draw, Stateless
@@ -59,7 +59,7 @@ COLUMNS = tuple(_COLUMNS)
 
 
 def column(name: str) -> dict[str, Any]:
-    """What a column trains with, as fields of a system: "process", "times" and "weighting", to be changed at will.
+    """Return what a column trains with, as fields of a system: "process", "times" and "weighting", to be changed at will.
 
     Args:
       name: "vp" and "ve" (the score SDEs), "iddpm" (improved DDPM, sampled with DDIM) or "edm".
@@ -67,8 +67,7 @@ def column(name: str) -> dict[str, Any]:
     >>> column("edm")["times"]
     {'name': 'log_normal'}
     """
-    if name not in _COLUMNS:
-        raise ConfigError(f"the design table has no column {name!r} (known: {', '.join(COLUMNS)})")
+    check_choice("the design table: column", name, COLUMNS)
     parts = _COLUMNS[name]
     process = {key: dict(part) if isinstance(part, dict) else part for key, part in parts["process"].items()}
     return {"process": process, "times": dict(parts["times"]), "weighting": parts["weighting"]}
@@ -79,7 +78,7 @@ def column(name: str) -> dict[str, Any]:
 
 @register("schedule", "ve")
 def ve(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Schedule:
-    """The variance-exploding SDE: sigma = sigma_max sqrt(t), in which the variance grows evenly.
+    """Return the variance-exploding SDE: sigma = sigma_max sqrt(t), in which the variance grows evenly.
 
     Args:
       sigma_min: the smallest level that time samplers draw (the schedule itself reaches 0).
@@ -103,7 +102,7 @@ def ve(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Schedule:
 
 @functools.cache
 def iddpm_table(num_levels: int = 1000, c1: float = 0.001, c2: float = 0.008) -> np.ndarray:
-    """The levels u_0 > u_1 > ... > u_M = 0 of improved DDPM, float64 [M + 1].
+    """Return the levels u_0 > u_1 > ... > u_M = 0 of improved DDPM, float64 [M + 1].
 
     u_{j-1} = sqrt((u_j^2 + 1) / max(abar_{j-1} / abar_j, c1) - 1), with abar_j = sin^2(pi/2 j / (M (c2 + 1))).
 
@@ -122,7 +121,7 @@ def iddpm_table(num_levels: int = 1000, c1: float = 0.001, c2: float = 0.008) ->
 def iddpm_levels(
     num_levels: int = 1000, c1: float = 0.001, c2: float = 0.008, family: Family = "ve", rounded: bool = True
 ) -> Schedule:
-    """A chain of the M levels of improved DDPM: its step i (from 0) is the paper's u_{M-1-i}.
+    """Return a chain of the M levels of improved DDPM: its step i (from 0) is the paper's u_{M-1-i}.
 
     Args:
       family: "ve" as in the table (alpha = 1), or "vp".
@@ -189,60 +188,6 @@ class EdmVe(_Noise):
 
     def input_scale(self, alpha, sigma):
         return 1 / alpha
-
-
-# What the network is told ---------------------------------------------------------------------------------------------
-
-# (process, times [B]) -> the numbers [B] that tell the network the noise level. All are functions of the level alone,
-# whatever the schedule, and values: equal settings compare equal, as a student's must with its teacher's.
-
-
-@register("noise_input", "vp_time")
-@dataclasses.dataclass(frozen=True)
-class VpTime:
-    """c_noise = (M - 1) times the time at which the VP SDE has this level."""
-
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    num_levels: int = 1000
-
-    of_level = True
-
-    def __post_init__(self) -> None:
-        vp_sde(self.beta_min, self.beta_max)  # bad values fail here
-
-    def __call__(self, process: Process, t: jax.Array) -> jax.Array:
-        return (self.num_levels - 1) * vp_sde(self.beta_min, self.beta_max).inverse(process.log_snr(t))
-
-
-@register("noise_input", "log_half_sigma")
-@dataclasses.dataclass(frozen=True)
-class LogHalfSigma:
-    """c_noise = ln(sigma / 2): the column VE, whose network sees it through Fourier features."""
-
-    of_level = True
-
-    def __call__(self, process: Process, t: jax.Array) -> jax.Array:
-        return -0.5 * process.log_snr(t) - math.log(2.0)
-
-
-@register("noise_input", "nearest_level")
-@dataclasses.dataclass(frozen=True)
-class NearestLevel:
-    """c_noise = M - 1 - argmin_j |u_j - sigma|: the step of improved DDPM's chain with the nearest level."""
-
-    num_levels: int = 1000
-    c1: float = 0.001
-    c2: float = 0.008
-
-    of_level = True
-
-    def __post_init__(self) -> None:
-        iddpm_levels(self.num_levels, self.c1, self.c2)  # bad values fail here
-
-    def __call__(self, process: Process, t: jax.Array) -> jax.Array:
-        reference = iddpm_levels(self.num_levels, self.c1, self.c2)
-        return jnp.round(reference.inverse(process.log_snr(t)) * self.num_levels) - 1
 
 
 # How training draws levels --------------------------------------------------------------------------------------------

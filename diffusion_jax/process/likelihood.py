@@ -28,14 +28,14 @@ def _per_example(values: jax.Array) -> PerExample:
 
 
 def normal_kl(mean_p: jax.Array, log_var_p: jax.Array, mean_q: jax.Array, log_var_q: jax.Array) -> jax.Array:
-    """KL(p || q) of diagonal Gaussians in nats, elementwise."""
+    """Return KL(p || q) of diagonal Gaussians in nats, elementwise."""
     gap = log_var_p - log_var_q
     # exp(gap) - 1 - gap keeps its digits near 0, and the distance its range where the variance is below 1e-38.
     return 0.5 * (jnp.expm1(gap) - gap + ((mean_p - mean_q) * jnp.exp(-0.5 * log_var_q)) ** 2)
 
 
 def tanh_cdf(x: jax.Array) -> jax.Array:
-    """The standard normal distribution function, to 3e-4 by a tanh, as published likelihoods have it."""
+    """Return the standard normal distribution function, to 3e-4 by a tanh, as published likelihoods have it."""
     return 0.5 * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
@@ -90,7 +90,7 @@ def vlb_term(
 
 
 def prior_term(process: Process, x0: Data) -> PerExample:
-    """KL(q(x_1 | x0) || prior) in bits per dimension, [B]; the prior has the noise's variance at t = 1 (1 for VP)."""
+    """Return KL(q(x_1 | x0) || prior) in bits per dimension, [B]; the prior has the noise's variance at t = 1 (1 for VP)."""
     alpha, sigma = process.alpha_sigma(jnp.float32(1.0))
     log_prior = 0.0 if process.schedule.family == "vp" else 2 * jnp.log(sigma)
     kl = normal_kl(alpha * x0, 2 * jnp.log(sigma), jnp.zeros_like(x0), jnp.asarray(log_prior))
@@ -104,7 +104,8 @@ class BitsPerDim(NamedTuple):
       total: [B].
       terms: [B, T], from data (the decoder) to noise.
       prior: [B].
-      x0_mse, eps_mse: [B, T], the mean squared errors of the predicted x0 and eps.
+      x0_mse, eps_mse: [B, T], the mean squared errors of the predicted x0 and eps. Of categories, the probability of another
+        value than x0's, and the share of elements that were replaced.
     """
 
     total: PerExample

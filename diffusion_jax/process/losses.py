@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import ConfigError, nearest
+from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process import weightings
 from diffusion_jax.process.likelihood import check_data, vlb_term
 from diffusion_jax.process.process import Process
@@ -60,8 +60,7 @@ def check(process: Process, weighting: Any, distance: str, vlb_weight: float, ma
       masked: whether only some positions count; the bound is over all.
     """
     weigh = build("weighting", "simple" if weighting is None else weighting)
-    if distance not in DISTANCES:
-        raise ConfigError(f"unknown distance {distance!r}{nearest(str(distance), DISTANCES)} (known: {', '.join(DISTANCES)})")
+    check_choice("loss: distance", distance, DISTANCES)
     if vlb_weight < 0:
         raise ConfigError(f"vlb_weight must not be negative, got {vlb_weight}")
     if masked and (vlb_weight or weigh is weightings.bound_only):
@@ -99,7 +98,7 @@ def denoising(
     apply_kwargs: Mapping[str, Any] | None = None,
     where: jax.Array | None = None,
 ) -> tuple[jax.Array, LossOutput]:
-    """The training loss of a batch.
+    """Compute the training loss of a batch.
 
     Args:
       apply: (params, x [B, ...], noise level [B], cond, **apply_kwargs) -> output.

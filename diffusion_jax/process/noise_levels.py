@@ -1,4 +1,4 @@
-"""Networks that are told the noise level itself: gamma, drawn continuously in training, from any schedule in sampling.
+"""What networks are told of the noise: functions of the noise level alone, so that any schedule can be sampled.
 
 gamma is the share of the data in the variance of a variance-preserving process, alpha^2 (alpha-bar of a chain).
 """
@@ -6,6 +6,7 @@ gamma is the share of the data in the variance of a variance-preserving process,
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.process.schedules import alpha_sigma_from_log_snr
-from diffusion_jax.process.time_samplers import Draw, Stateless
+from diffusion_jax.process.edm_design import iddpm_levels
+from diffusion_jax.process.schedules import alpha_sigma_from_log_snr, vp_sde
 from diffusion_jax.registry import build, register
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class _Level:
 
 
 def on_schedule(process: Process, schedule: Any) -> Process:
-    """The process on another schedule: the same network, asked at other levels.
+    """Return the process on another schedule: the same network, asked at other levels.
 
     Args:
       schedule: a `Schedule`, its name or its configuration, such as {"name": "betas", "betas": [...]}.
@@ -81,50 +82,55 @@ def on_schedule(process: Process, schedule: Any) -> Process:
     return dataclasses.replace(process, schedule=built)
 
 
-@register("times", "piecewise_uniform")
+# The columns of EDM's design space -------------------------------------------------------------------------------------
+
+# (process, times [B]) -> the numbers [B] that tell the network the noise level. All are functions of the level alone,
+# whatever the schedule, and values: equal settings compare equal, as a student's must with its teacher's.
+
+
+@register("noise_input", "vp_time")
 @dataclasses.dataclass(frozen=True)
-class PiecewiseUniform(Stateless):
-    """A step i of the chain drawn uniformly, then a level uniform between its gamma and that of the step before, 1 at first.
+class VpTime:
+    """c_noise = (M - 1) times the time at which the VP SDE has this level."""
 
-    Args:
-      of: "sqrt_gamma" draws uniformly in the square root, as published ports do; "gamma" as the paper has it.
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    num_levels: int = 1000
 
-    Levels before a hundredth of the first step are not drawn: in float32 there would be no noise to predict.
-
-    Source: Saharia et al. 2021, section 2.1 (arXiv 2104.07636); Chen et al. 2021, algorithm 1 (arXiv 2009.00713).
-    """
-
-    of: str = "sqrt_gamma"
+    of_level = True
 
     def __post_init__(self) -> None:
-        if self.of not in ("gamma", "sqrt_gamma"):
-            raise ConfigError(f"times 'piecewise_uniform': of must be 'gamma' or 'sqrt_gamma', got {self.of!r}")
+        vp_sde(self.beta_min, self.beta_max)  # bad values fail here
 
-    def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
-        steps = process.num_steps
-        if steps is None or process.schedule.family != "vp":
-            raise ConfigError(
-                "times 'piecewise_uniform' needs a variance-preserving chain, such as the schedule 'betas' or 'linear'; "
-                f"{process.schedule.name!r} is none"
-            )
-        for_step, within = jax.random.split(key)
-        later = jax.random.randint(for_step, (count,), 1, steps + 1)
-        u = 1.0 - jax.random.uniform(within, (count,))  # in (0, 1]: 1 is the later, noisier end
-        u = jnp.where(later == 1, jnp.maximum(u, 0.01), u)
-        log_snr = self._between(process.log_snr((later - 1) / steps), process.log_snr(later / steps), u)
-        return process.schedule.inverse(log_snr), jnp.ones(count)
+    def __call__(self, process: Process, t: jax.Array) -> jax.Array:
+        return (self.num_levels - 1) * vp_sde(self.beta_min, self.beta_max).inverse(process.log_snr(t))
 
-    def _between(self, early: jax.Array, late: jax.Array, u: jax.Array) -> jax.Array:
-        """log-SNR where gamma, or its root, is the mean of two levels' with weight u on the late one.
 
-        The noise variance is interpolated as well as gamma: near data, and near noise, only one of them has digits left.
-        """
-        (a, sigma_a), (b, sigma_b) = (alpha_sigma_from_log_snr(level, "vp") for level in (early, late))
-        if self.of == "gamma":
-            kept, noise = (1 - u) * a**2 + u * b**2, (1 - u) * sigma_a**2 + u * sigma_b**2
-        else:
-            root = (1 - u) * a + u * b
-            # 1 - root = (1 - u)(1 - a) + u (1 - b), and 1 - a = sigma_a^2 / (1 + a).
-            lost = (1 - u) * sigma_a**2 / (1 + a) + u * sigma_b**2 / (1 + b)
-            kept, noise = root**2, lost * (1 + root)
-        return jnp.log(kept) - jnp.log(noise)
+@register("noise_input", "log_half_sigma")
+@dataclasses.dataclass(frozen=True)
+class LogHalfSigma:
+    """c_noise = ln(sigma / 2): the column VE, whose network sees it through Fourier features."""
+
+    of_level = True
+
+    def __call__(self, process: Process, t: jax.Array) -> jax.Array:
+        return -0.5 * process.log_snr(t) - math.log(2.0)
+
+
+@register("noise_input", "nearest_level")
+@dataclasses.dataclass(frozen=True)
+class NearestLevel:
+    """c_noise = M - 1 - argmin_j |u_j - sigma|: the step of improved DDPM's chain with the nearest level."""
+
+    num_levels: int = 1000
+    c1: float = 0.001
+    c2: float = 0.008
+
+    of_level = True
+
+    def __post_init__(self) -> None:
+        iddpm_levels(self.num_levels, self.c1, self.c2)  # bad values fail here
+
+    def __call__(self, process: Process, t: jax.Array) -> jax.Array:
+        reference = iddpm_levels(self.num_levels, self.c1, self.c2)
+        return jnp.round(reference.inverse(process.log_snr(t)) * self.num_levels) - 1

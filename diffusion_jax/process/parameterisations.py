@@ -28,16 +28,16 @@ class Parameterisation(Protocol):
     """Whether decoding divides by alpha, so that zero terminal SNR is out of reach."""
 
     def input_scale(self, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
-        """The factor on x_t before it enters the network."""
+        """Return the factor on x_t before it enters the network."""
 
     def target(self, x0: jax.Array, eps: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
-        """What the network should output."""
+        """Return what the network should output."""
 
     def decode(self, output: jax.Array, x_t: jax.Array, alpha: jax.Array, sigma: jax.Array) -> Pair:
-        """(x0, eps) from the network's output."""
+        """Return (x0, eps) from the network's output."""
 
     def x0_error_scale(self, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
-        """k >= 0 with |target - output| = k * |x0 - predicted x0|, at fixed x_t."""
+        """Return k >= 0 with |target - output| = k * |x0 - predicted x0|, at fixed x_t."""
 
 
 class _Unscaled:
@@ -211,7 +211,7 @@ class Mu(_Unscaled):
     name = "mu"
 
     def on(self, schedule: Schedule) -> Mu:
-        """This parameterisation on a chain.
+        """Return this parameterisation on a chain.
 
         Raises:
           ConfigError: a continuous schedule, in which no step is the one before.

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import ConfigError, nearest
+from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process.parameterisations import Mu, Parameterisation
 from diffusion_jax.process.schedules import Schedule
 from diffusion_jax.process.types import PIXELS, Data, DataRange, Denoised, Denoiser, Time, expand
@@ -18,12 +18,6 @@ from diffusion_jax.registry import build, known, register
 
 VARIANCES = ("fixed_small", "fixed_large", "learned_range", "learned_diagonal")
 NOISE_INPUTS = ("auto", "timestep", "rescaled_timestep", "log_snr", "log_sigma")
-
-
-def _check_known(field: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        hint = nearest(str(value), known)
-        raise ConfigError(f"process: unknown {field} {value!r}{hint} (known: {', '.join(known)})")
 
 
 def gaussian(process: Any, what: str, instead: str) -> Process:
@@ -41,7 +35,7 @@ def gaussian(process: Any, what: str, instead: str) -> Process:
 
 
 def log1mexp(x: Any) -> jax.Array:
-    """log(1 - exp(x)) for x < 0, to float32 precision at both ends; -inf gives 0."""
+    """Return log(1 - exp(x)) for x < 0, to float32 precision at both ends; -inf gives 0."""
     return jnp.where(x > -0.6931472, jnp.log(-jnp.expm1(x)), jnp.log1p(-jnp.exp(x)))
 
 
@@ -81,10 +75,10 @@ class Process:
         prediction: Parameterisation = build("prediction", self.prediction)
         if isinstance(prediction, Mu):
             prediction = prediction.on(schedule)
-        _check_known("variance", self.variance, VARIANCES)
+        check_choice("process: variance", self.variance, VARIANCES)
         noise_input = self.noise_input
         if isinstance(noise_input, str) and noise_input not in NOISE_INPUTS:
-            _check_known("noise_input", noise_input, (*NOISE_INPUTS, *known("noise_input")))
+            check_choice("process: noise_input", noise_input, (*NOISE_INPUTS, *known("noise_input")))
             noise_input = {"name": noise_input}
         if not isinstance(noise_input, str):
             noise_input = build("noise_input", noise_input)
@@ -114,15 +108,15 @@ class Process:
         return self.variance.startswith("learned")
 
     def output_channels(self, channels: int) -> int:
-        """How many channels the network must output for data of `channels` channels."""
+        """Return how many channels the network must output for data of `channels` channels."""
         return 2 * channels if self.learns_variance else channels
 
     def log_snr(self, t: Time) -> jax.Array:
-        """log(alpha^2 / sigma^2), shaped like t."""
+        """Return log(alpha^2 / sigma^2), shaped like t."""
         return self.schedule.log_snr(jnp.asarray(t))
 
     def alpha_sigma(self, t: Time) -> tuple[jax.Array, jax.Array]:
-        """(alpha, sigma), shaped like t, float32."""
+        """Return (alpha, sigma), shaped like t, float32."""
         return self.schedule.alpha_sigma(jnp.asarray(t))
 
     def _coefficients(self, t: Time, x: Data) -> tuple[jax.Array, jax.Array]:
@@ -132,7 +126,7 @@ class Process:
     # Forward ----------------------------------------------------------------------------------------------------------
 
     def diffuse(self, x0: Data, t: Time, eps: Data) -> Data:
-        """A draw of q(x_t | x0): alpha * x0 + sigma * eps."""
+        """Return a draw of q(x_t | x0): alpha * x0 + sigma * eps."""
         alpha, sigma = self._coefficients(t, x0)
         return alpha * x0 + sigma * eps
 
@@ -152,7 +146,7 @@ class Process:
         return noise if self.schedule.family == "vp" else noise * float(self.schedule.alpha_sigma(np.float64(t))[1])
 
     def posterior(self, x0: Data, x_t: Data, s: Time, t: Time) -> tuple[jax.Array, jax.Array]:
-        """Mean and log-variance of q(x_s | x_t, x0) for s < t; the log-variance broadcasts against x and is clipped.
+        """Return mean and log-variance of q(x_s | x_t, x0) for s < t; the log-variance broadcasts against x and is clipped.
 
         With r = exp(L_t - L_s): mean = (alpha_t / alpha_s)(sigma_s / sigma_t)^2 x_t + (1 - r) alpha_s x0 and
         variance = (1 - r) sigma_s^2. At T neighbouring steps this is DDPM's posterior (Ho et al. 2020, equation 7).
@@ -181,7 +175,7 @@ class Process:
     # The network's side -----------------------------------------------------------------------------------------------
 
     def noise_level(self, t: Time) -> jax.Array:
-        """What the network is told of the noise level, shaped like t (see `noise_input`)."""
+        """Return what the network is told of the noise level, shaped like t (see `noise_input`)."""
         t = jnp.asarray(t, jnp.float32)
         if callable(self.noise_input):
             return self.noise_input(self, t)
@@ -195,17 +189,17 @@ class Process:
         return index if self.noise_input == "timestep" else index * (1000 / self.num_steps)
 
     def network_inputs(self, x_t: Data, t: Time) -> tuple[Data, jax.Array]:
-        """(scaled x_t, noise level [B]): what the network is fed."""
+        """Return (scaled x_t, noise level [B]): what the network is fed."""
         alpha, sigma = self._coefficients(t, x_t)
         noise = jnp.broadcast_to(self.noise_level(t), x_t.shape[:1])
         return self.prediction.input_scale(alpha, sigma) * x_t, noise
 
     def target(self, x0: Data, eps: Data, t: Time) -> Data:
-        """What the network is asked for."""
+        """Return what the network is asked for."""
         return self.prediction.target(x0, eps, *self._coefficients(t, x0))
 
     def split(self, output: jax.Array, x_t: Data) -> tuple[jax.Array, jax.Array | None]:
-        """The network's output [B, ..., C or 2C] as (prediction, variance channels or None), both shaped like x_t.
+        """Return the network's output [B, ..., C or 2C] as (prediction, variance channels or None), both shaped like x_t.
 
         Raises:
           ConfigError: another number of channels, or another shape than x_t's.
@@ -224,13 +218,13 @@ class Process:
         return output[..., :channels], output[..., channels:] if self.learns_variance else None
 
     def decode(self, output: jax.Array, x_t: Data, t: Time) -> Denoised:
-        """The network's output [B, ..., C or 2C] as (x0, eps, raw variance channels)."""
+        """Return the network's output [B, ..., C or 2C] as (x0, eps, raw variance channels)."""
         prediction, raw = self.split(output, x_t)
         x0, eps = self.prediction.decode(prediction, x_t, *self._coefficients(t, x_t))
         return Denoised(x0, eps, raw, prediction if isinstance(self.prediction, Mu) else None)
 
     def with_x0(self, denoised: Denoised, x0: Data, x_t: Data, t: Time) -> Denoised:
-        """Another x0 (guided, say), with eps derived anew so that the two stay consistent with x_t."""
+        """Put in another x0 (guided, say), and derive eps anew so that the two stay consistent with x_t."""
         alpha, sigma = self._coefficients(t, x_t)
         return denoised.moved(x0, (x_t - alpha * x0) / sigma)
 
@@ -240,12 +234,12 @@ class Process:
         return clipped._replace(mean=denoised.mean)
 
     def with_eps(self, denoised: Denoised, eps: Data, x_t: Data, t: Time) -> Denoised:
-        """Another eps (moved by a classifier, say), with x0 derived anew."""
+        """Put in another eps (moved by a classifier, say), and derive x0 anew."""
         alpha, sigma = self._coefficients(t, x_t)
         return denoised.moved((x_t - sigma * eps) / alpha, eps)
 
     def reverse_mean(self, denoised: Denoised, x_t: Data, s: Time, t: Time) -> jax.Array:
-        """Mean of the reverse step from t to s: the posterior's at the predicted x0.
+        """Return the mean of the reverse step from t to s: the posterior's at the predicted x0.
 
         Where the network predicts that mean itself ("mu") and s is one step of the chain before t, it is used as it is.
         """
@@ -256,7 +250,7 @@ class Process:
         return jnp.where(expand(one_step, x_t), denoised.mean, mean)
 
     def reverse_log_variance(self, denoised: Denoised, s: Time, t: Time, variance: str | None = None) -> jax.Array:
-        """Log-variance of the reverse step from t to s, broadcasting against x.
+        """Return the log-variance of the reverse step from t to s, broadcasting against x.
 
         Args:
           denoised: carries the variance channels where they are learned.
@@ -279,7 +273,7 @@ class Process:
         return fraction * large + (1 - fraction) * small
 
     def bind(self, apply: Callable[..., jax.Array], params: Any, cond: Any = None, **kwargs: Any) -> Denoiser:
-        """A `Denoiser` from a network's apply function, its parameters and its conditioning.
+        """Return a `Denoiser` from a network's apply function, its parameters and its conditioning.
 
         Args:
           apply: (params, x [B, ...], noise level [B], cond, **kwargs) -> output [B, ..., C or 2C].

@@ -10,39 +10,13 @@ import dataclasses
 import math
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from scipy import special
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.process import tables
+from diffusion_jax.process.tables import Family, LogSnrTable, alpha_sigma_from_log_snr, namespace
 from diffusion_jax.registry import build, register
-
-Family = Literal["vp", "ve", "linear"]
-
-
-def namespace(value: Any) -> tuple[ModuleType, Any, Any]:
-    """(numpy-like module, sigmoid, value as a floating array) for JAX or for numpy input."""
-    if isinstance(value, jax.Array):
-        return jnp, jax.nn.sigmoid, value.astype(jnp.promote_types(value.dtype, jnp.float32))
-    return np, special.expit, np.asarray(value, np.float64)
-
-
-def alpha_sigma_from_log_snr(log_snr: Any, family: Family) -> tuple[Any, Any]:
-    """(alpha, sigma) with alpha^2 / sigma^2 = exp(log_snr), shaped like `log_snr`.
-
-    Families: "vp" has alpha^2 + sigma^2 = 1, "ve" has alpha = 1, "linear" has alpha + sigma = 1 (flow matching).
-    Infinite log-SNR gives exactly (1, 0), and minus infinity (0, 1).
-    """
-    xp, sigmoid, log_snr = namespace(log_snr)
-    if family == "vp":
-        return xp.sqrt(sigmoid(log_snr)), xp.sqrt(sigmoid(-log_snr))
-    if family == "ve":
-        return xp.ones_like(log_snr), xp.exp(-0.5 * log_snr)
-    return sigmoid(0.5 * log_snr), sigmoid(-0.5 * log_snr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +40,13 @@ class Schedule:
     t_min: float = 0.0
 
     def alpha_sigma(self, t: Any) -> tuple[Any, Any]:
-        """(alpha, sigma) at times t, shaped like t."""
+        """Return (alpha, sigma) at times t, shaped like t."""
         return alpha_sigma_from_log_snr(self.log_snr(t), self.family)
 
 
 @register("schedule", "betas")
 def from_betas(betas: Any, name: str = "betas") -> Schedule:
-    """A variance-preserving chain of T given betas, exact at t = (i + 1) / T and interpolated in log-SNR between.
+    """Return a variance-preserving chain of T given betas, exact at t = (i + 1) / T and interpolated in log-SNR between.
 
     Args:
       betas: T values in (0, 1]; only the last may be 1 (zero terminal SNR).
@@ -82,13 +56,13 @@ def from_betas(betas: Any, name: str = "betas") -> Schedule:
 
     Source: Ho et al. 2020, section 2 (arXiv 2006.11239).
     """
-    table = tables.LogSnrTable.from_betas(np.asarray(betas, np.float64))
+    table = LogSnrTable.from_betas(np.asarray(betas, np.float64))
     return Schedule(name, "vp", table.log_snr, table.inverse, table.num_steps)
 
 
 @register("schedule", "linear")
 def linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """Betas evenly spaced; for T other than 1000 both ends are scaled by 1000 / T, so that the last alpha stays.
+    """Space betas evenly; for T other than 1000 both ends are scaled by 1000 / T, so that the last alpha stays.
 
     Source: Ho et al. 2020, section 4 (arXiv 2006.11239).
 
@@ -105,25 +79,25 @@ def _squared_linspace(num_steps: int, beta_start: float, beta_end: float, name: 
 
 @register("schedule", "scaled_linear")
 def scaled_linear(num_steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
-    """Square roots of the betas evenly spaced, with the ends of latent diffusion (arXiv 2112.10752)."""
+    """Space the square roots of betas evenly, with the ends of latent diffusion (arXiv 2112.10752)."""
     return _squared_linspace(num_steps, beta_start, beta_end, "scaled_linear")
 
 
 @register("schedule", "quadratic")
 def quadratic(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """Square roots of the betas evenly spaced, with the ends of DDPM (arXiv 2006.11239)."""
+    """Space the square roots of betas evenly, with the ends of DDPM (arXiv 2006.11239)."""
     return _squared_linspace(num_steps, beta_start, beta_end, "quadratic")
 
 
 @register("schedule", "constant")
 def constant(num_steps: int = 1000, beta: float = 0.02) -> Schedule:
-    """One beta throughout, as an option of DDPM's published code (arXiv 2006.11239)."""
+    """Use one beta throughout, as an option of DDPM's published code does (arXiv 2006.11239)."""
     return from_betas(np.full(num_steps, beta), "constant")
 
 
 @register("schedule", "warmup")
 def warmup(num_steps: int = 1000, fraction: float = 0.1, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """Betas evenly spaced over the first steps, then constant: options of DDPM's published code (arXiv 2006.11239).
+    """Space betas evenly over the first steps, then keep them: options of DDPM's published code (arXiv 2006.11239).
 
     Args:
       fraction: of the steps that rise: 0.1 is its "warmup10", 0.5 its "warmup50".
@@ -140,7 +114,7 @@ def warmup(num_steps: int = 1000, fraction: float = 0.1, beta_start: float = 1e-
 
 @register("schedule", "jsd")
 def jsd(num_steps: int = 1000) -> Schedule:
-    """Betas 1/T, 1/(T - 1), ..., 1: alpha_bar falls evenly to zero SNR (Sohl-Dickstein et al. 2015, arXiv 1503.03585).
+    """Take betas 1/T, 1/(T - 1), ..., 1: alpha_bar falls evenly to zero SNR (Sohl-Dickstein et al. 2015, arXiv 1503.03585).
 
     An option of DDPM's published code. As it ends in zero SNR, noise cannot be predicted: "x0", "v" and "mu" can.
     """
@@ -149,7 +123,7 @@ def jsd(num_steps: int = 1000) -> Schedule:
 
 @register("schedule", "cosine")
 def cosine(num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
-    """The discrete cosine schedule with capped betas (Nichol & Dhariwal 2021, section 3.2, arXiv 2102.09672)."""
+    """Return the discrete cosine schedule with capped betas (Nichol & Dhariwal 2021, section 3.2, arXiv 2102.09672)."""
     u = np.arange(num_steps + 1) / num_steps
     f = np.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
     return from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta), "cosine")
@@ -157,7 +131,7 @@ def cosine(num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999
 
 @register("schedule", "zero_terminal_snr")
 def zero_terminal_snr(schedule: Any = "linear") -> Schedule:
-    """A chain whose sqrt(alpha_bar) is shifted and scaled to end in 0 and to keep its first value.
+    """Return a chain whose sqrt(alpha_bar) is shifted and scaled to end in 0 and to keep its first value.
 
     Args:
       schedule: the chain to rescale (a `Schedule`, or its configuration).
@@ -182,7 +156,7 @@ def _at_data(xp: ModuleType, t: Any, log_snr: Any) -> Any:
 
 @register("schedule", "cosine_continuous")
 def cosine_continuous(shift: float = 0.0, limit: float = 20.0) -> Schedule:
-    """alpha = cos, sigma = sin of an angle linear in t, with log-SNR running from `limit` to `-limit`.
+    """Take alpha = cos, sigma = sin of an angle linear in t, with log-SNR running from `limit` to `-limit`.
 
     Args:
       shift: added to the log-SNR; 2 * ln(64 / size) keeps the noise of large images as destructive as at 64 pixels
@@ -215,7 +189,7 @@ def cosine_continuous(shift: float = 0.0, limit: float = 20.0) -> Schedule:
 
 @register("schedule", "edm")
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
-    """Variance exploding, sigma = sigma_max * t^rho: data at t = 0, and Karras' spacing is near uniform in t.
+    """Let the variance explode, sigma = sigma_max * t^rho: data at t = 0, and Karras' spacing is near uniform in t.
 
     Args:
       sigma_min: the smallest level that time samplers draw (the schedule itself reaches 0).
@@ -240,7 +214,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> 
 
 @register("schedule", "vp_sde")
 def vp_sde(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
-    """The variance-preserving SDE: ln alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2.
+    """Return the variance-preserving SDE: ln alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2.
 
     Source: Song et al. 2021, appendix C (arXiv 2011.13456).
     """
@@ -261,7 +235,7 @@ def vp_sde(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
 
 @register("schedule", "straight_line")
 def straight_line(shift: float = 1.0) -> Schedule:
-    """Flow matching: x_t = (1 - t) x0 + t eps, with t replaced by shift * t / (1 + (shift - 1) t).
+    """Match flows: x_t = (1 - t) x0 + t eps, with t replaced by shift * t / (1 + (shift - 1) t).
 
     Args:
       shift: above 1 spends more of [0, 1] on noise, for large images (Esser et al. 2024, arXiv 2403.03206).
@@ -288,7 +262,7 @@ def straight_line(shift: float = 1.0) -> Schedule:
 
 @register("schedule", "shifted")
 def shifted(schedule: Any, shift: float | None = None, size: int | None = None, base: int = 64) -> Schedule:
-    """Any schedule with its log-SNR moved, as larger images need.
+    """Move the log-SNR of any schedule, as larger images need.
 
     Args:
       schedule: the schedule to shift (a `Schedule`, or its configuration).

@@ -1,9 +1,10 @@
-"""Discrete chains as float64 tables of log-SNR, exact at their steps and interpolated between."""
+"""log-SNR as numbers: what families make of it, and the chains whose tables of it are exact at their steps."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,31 @@ from scipy import special
 
 from diffusion_jax.errors import ConfigError
 
+Family = Literal["vp", "ve", "linear"]
+
 # Times this close to a step (in units of a step) are the step: times carry rounding, tables are exact.
 _SNAP = {"float32": 2e-3, "float64": 1e-9}
+
+
+def namespace(value: Any) -> tuple[ModuleType, Any, Any]:
+    """Return (numpy-like module, sigmoid, value as a floating array) for JAX or for numpy input."""
+    if isinstance(value, jax.Array):
+        return jnp, jax.nn.sigmoid, value.astype(jnp.promote_types(value.dtype, jnp.float32))
+    return np, special.expit, np.asarray(value, np.float64)
+
+
+def alpha_sigma_from_log_snr(log_snr: Any, family: Family) -> tuple[Any, Any]:
+    """Return (alpha, sigma) with alpha^2 / sigma^2 = exp(log_snr), shaped like `log_snr`.
+
+    Families: "vp" has alpha^2 + sigma^2 = 1, "ve" has alpha = 1, "linear" has alpha + sigma = 1 (flow matching).
+    Infinite log-SNR gives exactly (1, 0), and minus infinity (0, 1).
+    """
+    xp, sigmoid, log_snr = namespace(log_snr)
+    if family == "vp":
+        return xp.sqrt(sigmoid(log_snr)), xp.sqrt(sigmoid(-log_snr))
+    if family == "ve":
+        return xp.ones_like(log_snr), xp.exp(-0.5 * log_snr)
+    return sigmoid(0.5 * log_snr), sigmoid(-0.5 * log_snr)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,7 +48,7 @@ class LogSnrTable:
 
     @classmethod
     def from_betas(cls, betas: np.ndarray) -> LogSnrTable:
-        """The table of the chain x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z."""
+        """Return the table of the chain x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z."""
         if betas.ndim != 1 or betas.size < 1:
             raise ConfigError(f"betas must be a one-dimensional table, got the shape {betas.shape}")
         may_be_one = np.arange(betas.size) == betas.size - 1
@@ -43,10 +67,9 @@ class LogSnrTable:
         return len(self.knots)
 
     def log_snr(self, t: Any) -> Any:
-        """log-SNR at times t in [0, 1]; +inf at 0. numpy: float64; JAX: float32."""
-        is_jax = isinstance(t, jax.Array)
-        xp = jnp if is_jax else np
-        sigmoid = jax.nn.sigmoid if is_jax else special.expit
+        """Return the log-SNR at times t in [0, 1]; +inf at 0. numpy: float64; JAX: float32."""
+        xp, sigmoid, _ = namespace(t)
+        is_jax = xp is jnp
         knots = xp.asarray(self.knots, jnp.float32 if is_jax else np.float64)
         u = xp.clip(xp.asarray(t, knots.dtype), 0.0, 1.0) * self.num_steps
         u = xp.where(xp.abs(u - xp.round(u)) < _SNAP["float32" if is_jax else "float64"], xp.round(u), u)
@@ -66,12 +89,10 @@ class LogSnrTable:
         return xp.where(u <= 0, xp.inf, value)
 
     def inverse(self, log_snr: Any) -> Any:
-        """The time of a log-SNR, in [0, 1]."""
-        is_jax = isinstance(log_snr, jax.Array)
-        xp = jnp if is_jax else np
-        sigmoid = jax.nn.sigmoid if is_jax else special.expit
+        """Return the time of a log-SNR, in [0, 1]."""
+        xp, sigmoid, _ = namespace(log_snr)
         finite = self.knots[np.isfinite(self.knots)]
-        knots = xp.asarray(finite, jnp.float32 if is_jax else np.float64)
+        knots = xp.asarray(finite, jnp.float32 if xp is jnp else np.float64)
         log_snr = xp.asarray(log_snr, knots.dtype)
         u = xp.interp(-log_snr, -knots, xp.arange(1, len(finite) + 1, dtype=knots.dtype))
         u = xp.where(log_snr > knots[0], sigmoid(-log_snr) / sigmoid(-knots[0]), u)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.process.tables import alpha_sigma_from_log_snr
 from diffusion_jax.process.types import PerExample
 from diffusion_jax.registry import register
 
@@ -30,17 +31,17 @@ class TimeSampler(Protocol):
     """The contract."""
 
     def init_state(self, process: Process) -> Any:
-        """What is carried from step to step; an empty dict for most."""
+        """Return what is carried from step to step; an empty dict for most."""
 
     def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
-        """(t [count], loss weight [count]); the weight is 1 unless the draw is biased."""
+        """Return (t [count], loss weight [count]); the weight is 1 unless the draw is biased."""
 
     def update(self, process: Process, state: Any, t: PerExample, losses: PerExample) -> Any:
-        """The state after seeing losses [count] at times t, without the weights of `sample`."""
+        """Return the state after seeing losses [count] at times t, without the weights of `sample`."""
 
 
 def snap(process: Process, t: PerExample) -> PerExample:
-    """Times rounded up to the steps of a discrete schedule; in continuous time, kept from the earliest.
+    """Return times rounded up to the steps of a discrete schedule; in continuous time, kept from the earliest.
 
     A schedule that names its own earliest time is trusted; a time may carry a rounding above its step.
     """
@@ -188,7 +189,7 @@ class Importance:
         return {"losses": jnp.zeros((bins, self.history)), "count": jnp.zeros(bins, jnp.int32)}
 
     def probabilities(self, state: dict[str, jax.Array]) -> Float[Array, " bins"]:
-        """Of each step or bin, summing to 1."""
+        """Return the probability of each step or bin, summing to 1."""
         bins = state["count"].shape[0]
         root = jnp.sqrt(jnp.mean(state["losses"] ** 2, axis=-1))
         mixed = (1 - self.uniform_mix) * root / jnp.maximum(root.sum(), 1e-30) + self.uniform_mix / bins
@@ -204,7 +205,7 @@ class Importance:
         return start + (1 - start) * (chosen + offset) / bins, 1 / (bins * p[chosen])
 
     def update(self, process: Process, state: dict[str, jax.Array], t: PerExample, losses: PerExample) -> dict:
-        """The last `history` losses of every step, in the order of the batch; those that are not finite are left out."""
+        """Return the last `history` losses of every step, in the order of the batch; those that are not finite are left out."""
         bins, start = self._bins(process), self._start(process)
         losses = jax.lax.stop_gradient(losses)
         place = jnp.ceil((t - start) / (1 - start) * bins - 1e-3).astype(int) - 1
@@ -218,3 +219,52 @@ class Importance:
         row = jnp.where(rank >= number[place] - self.history, place, bins)
         kept = state["losses"].at[row, slot].set(losses, mode="drop")
         return {"losses": kept, "count": state["count"] + number[:-1]}
+
+
+@register("times", "piecewise_uniform")
+@dataclasses.dataclass(frozen=True)
+class PiecewiseUniform(Stateless):
+    """A step i of the chain drawn uniformly, then a level uniform between its gamma and that of the step before, 1 at first.
+
+    Args:
+      of: "sqrt_gamma" draws uniformly in the square root, as published ports do; "gamma" as the paper has it.
+
+    Levels before a hundredth of the first step are not drawn: in float32 there would be no noise to predict.
+
+    Source: Saharia et al. 2021, section 2.1 (arXiv 2104.07636); Chen et al. 2021, algorithm 1 (arXiv 2009.00713).
+    """
+
+    of: str = "sqrt_gamma"
+
+    def __post_init__(self) -> None:
+        if self.of not in ("gamma", "sqrt_gamma"):
+            raise ConfigError(f"times 'piecewise_uniform': of must be 'gamma' or 'sqrt_gamma', got {self.of!r}")
+
+    def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
+        steps = process.num_steps
+        if steps is None or process.schedule.family != "vp":
+            raise ConfigError(
+                "times 'piecewise_uniform' needs a variance-preserving chain, such as the schedule 'betas' or 'linear'; "
+                f"{process.schedule.name!r} is none"
+            )
+        for_step, within = jax.random.split(key)
+        later = jax.random.randint(for_step, (count,), 1, steps + 1)
+        u = 1.0 - jax.random.uniform(within, (count,))  # in (0, 1]: 1 is the later, noisier end
+        u = jnp.where(later == 1, jnp.maximum(u, 0.01), u)
+        log_snr = self._between(process.log_snr((later - 1) / steps), process.log_snr(later / steps), u)
+        return process.schedule.inverse(log_snr), jnp.ones(count)
+
+    def _between(self, early: jax.Array, late: jax.Array, u: jax.Array) -> jax.Array:
+        """log-SNR where gamma, or its root, is the mean of two levels' with weight u on the late one.
+
+        The noise variance is interpolated as well as gamma: near data, and near noise, only one of them has digits left.
+        """
+        (a, sigma_a), (b, sigma_b) = (alpha_sigma_from_log_snr(level, "vp") for level in (early, late))
+        if self.of == "gamma":
+            kept, noise = (1 - u) * a**2 + u * b**2, (1 - u) * sigma_a**2 + u * sigma_b**2
+        else:
+            root = (1 - u) * a + u * b
+            # 1 - root = (1 - u)(1 - a) + u (1 - b), and 1 - a = sigma_a^2 / (1 + a).
+            lost = (1 - u) * sigma_a**2 / (1 + a) + u * sigma_b**2 / (1 + b)
+            kept, noise = root**2, lost * (1 + root)
+        return jnp.log(kept) - jnp.log(noise)

@@ -93,7 +93,7 @@ class Denoiser:
         return self.function(x_t, jnp.broadcast_to(t, x_t.shape[:1]))
 
     def replace(self, function: Callable[[Data, Time], Denoised]) -> Denoiser:
-        """The same process with another function: how guidance wraps a denoiser."""
+        """Return the same process with another function: how guidance wraps a denoiser."""
         return dataclasses.replace(self, function=function)
 
 

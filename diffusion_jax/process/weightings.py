@@ -38,7 +38,7 @@ def _squared_error_scale(process: Process, t: PerExample) -> PerExample:
 
 
 def in_target_space(weighting: Weighting, process: Process, t: PerExample) -> PerExample:
-    """w_x / k^2, the weight on the squared error of the network's own target: finite at every t in (0, 1]."""
+    """Return w_x / k^2, the weight on the squared error of the network's own target: finite at every t in (0, 1]."""
     return weighting(process, t) / _squared_error_scale(process, t)
 
 
@@ -49,13 +49,13 @@ def simple() -> Weighting:
 
 
 def bound_only(process: Process, t: PerExample) -> PerExample:
-    """No squared error at all: the loss is the variational bound."""
+    """Count no squared error at all: the loss is the variational bound."""
     return jnp.zeros_like(t)
 
 
 @register("weighting", "vlb")
 def vlb() -> Weighting:
-    """L_vlb: the discrete variational bound alone, in bits per dimension, for means and learned variances.
+    """Train L_vlb: the discrete variational bound alone, in bits per dimension, for means and learned variances.
 
     Source: Nichol & Dhariwal 2021, sections 3.1 and 3.3, where it is trained with times "importance" (arXiv 2102.09672).
     """
@@ -64,25 +64,25 @@ def vlb() -> Weighting:
 
 @register("weighting", "x0")
 def x0() -> Weighting:
-    """w_x = 1: the plain squared error of x0."""
+    """Weigh by w_x = 1: the plain squared error of x0."""
     return lambda process, t: jnp.ones_like(t)
 
 
 @register("weighting", "snr")
 def snr() -> Weighting:
-    """w_x = SNR: the plain squared error of eps."""
+    """Weigh by w_x = SNR: the plain squared error of eps."""
     return lambda process, t: jnp.exp(_log_snr(process, t))
 
 
 @register("weighting", "truncated_snr")
 def truncated_snr() -> Weighting:
-    """w_x = max(SNR, 1) (Salimans & Ho 2022, section 4, arXiv 2202.00512)."""
+    """Weigh by w_x = max(SNR, 1) (Salimans & Ho 2022, section 4, arXiv 2202.00512)."""
     return lambda process, t: jnp.exp(jnp.maximum(_log_snr(process, t), 0.0))
 
 
 @register("weighting", "min_snr")
 def min_snr(gamma: float = 5.0) -> Weighting:
-    """w_x = min(SNR, gamma), and 1 at zero SNR (Hang et al. 2023, arXiv 2303.09556)."""
+    """Weigh by w_x = min(SNR, gamma), and 1 at zero SNR (Hang et al. 2023, arXiv 2303.09556)."""
     if gamma <= 0:
         raise ConfigError(f"weighting 'min_snr': gamma must be positive, got {gamma}")
 
@@ -95,7 +95,7 @@ def min_snr(gamma: float = 5.0) -> Weighting:
 
 @register("weighting", "edm")
 def edm(sigma_data: float = 0.5) -> Weighting:
-    """w_x = SNR + 1 / sigma_data^2, with SNR = (alpha / sigma)^2 (Karras et al. 2022, table 1, arXiv 2206.00364)."""
+    """Weigh by w_x = SNR + 1 / sigma_data^2, with SNR = (alpha / sigma)^2 (Karras et al. 2022, table 1, arXiv 2206.00364)."""
     if sigma_data <= 0:
         raise ConfigError(f"weighting 'edm': sigma_data must be positive, got {sigma_data}")
     return lambda process, t: jnp.exp(_log_snr(process, t)) + 1 / sigma_data**2
@@ -117,7 +117,7 @@ def _snr_slope(process: Process, t: PerExample) -> PerExample:
 
 @register("weighting", "elbo")
 def elbo() -> Weighting:
-    """w_x = -(1/2) dSNR/dt: the variational bound in nats per dimension, as a weighted error.
+    """Weigh by w_x = -(1/2) dSNR/dt: the variational bound in nats per dimension, as a weighted error.
 
     In continuous time, or for a chain with the variance "fixed_small": its KL terms, times T.
 
@@ -128,7 +128,7 @@ def elbo() -> Weighting:
 
 @register("weighting", "sigmoid")
 def sigmoid(bias: float = 0.0) -> Weighting:
-    """w_x = -(1/2) dSNR/dt * sigmoid(bias - log_snr): the bound, reweighted towards noisier levels.
+    """Weigh by w_x = -(1/2) dSNR/dt * sigmoid(bias - log_snr): the bound, reweighted towards noisier levels.
 
     As -dSNR/dt = SNR * (-d log_snr/dt), it is sigmoid(bias - log_snr) on the squared error of eps, per log-SNR.
 

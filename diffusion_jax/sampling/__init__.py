@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from diffusion_jax.sampling import consistency, edm_design, grids, guidance, latents, solvers
+from diffusion_jax.sampling import editing, edm_design, grids, guidance, latents, solvers
 from diffusion_jax.sampling.sample import invert, sample
 from diffusion_jax.sampling.solvers import Solver
 
 times = grids
 
-__all__ = ["Solver", "consistency", "edm_design", "grids", "guidance", "invert", "latents", "sample", "solvers", "times"]
+__all__ = ["Solver", "editing", "edm_design", "grids", "guidance", "invert", "latents", "sample", "solvers", "times"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process.edm_design import COLUMNS, iddpm_table
 from diffusion_jax.process.schedules import vp_sde
 from diffusion_jax.process.types import Corruption
@@ -29,7 +29,7 @@ _SAMPLERS: dict[str, dict[str, Any]] = {
 
 
 def column(name: str) -> dict[str, Any]:
-    """How a column is sampled, as fields of `Sampling`: "solver" and "grid". Nothing is clipped.
+    """Return how a column is sampled, as fields of `Sampling`: "solver" and "grid". Nothing is clipped.
 
     Args:
       name: "vp", "ve", "iddpm" or "edm".
@@ -37,8 +37,7 @@ def column(name: str) -> dict[str, Any]:
     >>> column("edm")["solver"]["name"]
     'heun'
     """
-    if name not in _SAMPLERS:
-        raise ConfigError(f"the design table has no column {name!r} (known: {', '.join(COLUMNS)})")
+    check_choice("the design table: column", name, COLUMNS)
     return {field: dict(part) for field, part in _SAMPLERS[name].items()} | {"threshold": "none"}
 
 
@@ -73,7 +72,7 @@ def _check_range(name: str, sigma_min: float, sigma_max: float) -> None:
 
 @register("grid", "edm_vp")
 def edm_vp(num_steps: int, sigma_min: float | None = None, sigma_max: float | None = None, t_min: float = 1e-3) -> Grid:
-    """The column VP: evenly spaced times of the VP SDE from 1 to t_min.
+    """Visit the column VP: evenly spaced times of the VP SDE from 1 to t_min.
 
     Args:
       sigma_min, sigma_max: the levels at those ends; where one is given, the SDE's two constants are fitted to both, and
@@ -92,14 +91,14 @@ def edm_vp(num_steps: int, sigma_min: float | None = None, sigma_max: float | No
 
 @register("grid", "edm_ve")
 def edm_ve(num_steps: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Grid:
-    """The column VE: a geometric sequence of levels."""
+    """Visit the column VE: a geometric sequence of levels."""
     _check_range("edm_ve", sigma_min, sigma_max)
     return _of_levels("edm_ve", num_steps, sigma_max * (sigma_min / sigma_max) ** _fractions(num_steps))
 
 
 @register("grid", "edm_iddpm")
 def edm_iddpm(num_steps: int, first: int = 8, num_levels: int = 1000) -> Grid:
-    """The column of improved DDPM: evenly spaced indices of its levels, rounded half up.
+    """Visit the column of improved DDPM: evenly spaced indices of its levels, rounded half up.
 
     Args:
       first: the index of the noisiest level visited; 8 is the level 80.2.

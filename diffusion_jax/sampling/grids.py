@@ -54,7 +54,7 @@ def _need_chain(name: str, process: Corruption) -> int:
 
 @register("grid", "uniform")
 def uniform(num_steps: int) -> Grid:
-    """Evenly spaced from the last time to the first: 1, ..., 1/N, 0 in continuous time.
+    """Visit times evenly spaced from the last to the first: 1, ..., 1/N, 0 in continuous time.
 
     On a chain, indices evenly spaced from T - 1 to 0, both included, rounded to even: what respacing "N" gives
     (except that one step starts at T - 1, not at 0).
@@ -72,7 +72,7 @@ def uniform(num_steps: int) -> Grid:
 
 @register("grid", "leading")
 def leading(num_steps: int, offset: int = 0) -> Grid:
-    """Indices 0, c, 2c, ... with c = T // N: the last index is not visited (Song et al. 2021, arXiv 2010.02502).
+    """Visit indices 0, c, 2c, ... with c = T // N: the last index is not visited (Song et al. 2021, arXiv 2010.02502).
 
     In continuous time, evenly spaced from 1 - 1 / N to 0. Needs two steps: one would start at the data's end.
 
@@ -100,7 +100,7 @@ def leading(num_steps: int, offset: int = 0) -> Grid:
 
 @register("grid", "trailing")
 def trailing(num_steps: int) -> Grid:
-    """Indices round(T - k T / N) - 1: starts at the last index, as zero terminal SNR needs (arXiv 2305.08891)."""
+    """Visit indices round(T - k T / N) - 1: starts at the last index, as zero terminal SNR needs (arXiv 2305.08891)."""
     _check_steps("trailing", num_steps)
 
     def grid(process: Corruption) -> np.ndarray:
@@ -115,7 +115,7 @@ def trailing(num_steps: int) -> Grid:
 
 @register("grid", "quadratic")
 def quadratic(num_steps: int) -> Grid:
-    """Indices floor(linspace(0, sqrt(0.8 T), N)^2), duplicates left out (Song et al. 2021, arXiv 2010.02502).
+    """Visit indices floor(linspace(0, sqrt(0.8 T), N)^2), duplicates left out (Song et al. 2021, arXiv 2010.02502).
 
     In continuous time, 0.8 * (k / N)^2: most steps near the data. Needs two steps, as `leading` does.
     """
@@ -133,7 +133,7 @@ def quadratic(num_steps: int) -> Grid:
 
 @register("grid", "karras")
 def karras(num_steps: int, sigma_min: float | None = None, sigma_max: float | None = None, rho: float = 7.0) -> Grid:
-    """Noise levels sigma / alpha evenly spaced in their 1/rho power, then 0 (Karras et al. 2022, arXiv 2206.00364).
+    """Visit noise levels sigma / alpha evenly spaced in their 1/rho power, then 0 (Karras et al. 2022, arXiv 2206.00364).
 
     Args:
       sigma_min, sigma_max: the ends, by default the schedule's own range, within 0.002 and 80 where it is wider.
@@ -170,7 +170,7 @@ def karras(num_steps: int, sigma_min: float | None = None, sigma_max: float | No
 
 @register("grid", "log_snr")
 def log_snr(num_steps: int, lowest: float | None = None, highest: float | None = None) -> Grid:
-    """Evenly spaced in log-SNR, then 0: what DPM-Solver takes for small images.
+    """Visit times evenly spaced in log-SNR, then 0, as DPM-Solver does for small images.
 
     Args:
       lowest, highest: the ends, by default the schedule's own range from t = 1 to a chain's first time (1/1000, or the
@@ -202,7 +202,7 @@ def log_snr(num_steps: int, lowest: float | None = None, highest: float | None =
 
 @register("grid", "respaced")
 def respaced(spacing: str) -> Grid:
-    """Respacing strings: "25", "10,10,10" (counts for equal sections of the chain, from data to noise), or "ddim25".
+    """Read a respacing string: "25", "10,10,10" (counts for equal sections of the chain, from data to noise), or "ddim25".
 
     "ddimN" is the smallest stride that visits N indices, starting at 0.
 
@@ -258,3 +258,30 @@ def _evenly(count: int, length: int) -> list[int]:
     """
     stride = (length - 1) / (count - 1) if count > 1 else 0.0
     return [round(offset) for offset in itertools.accumulate([stride] * (count - 1), initial=0.0)]
+
+
+@register("grid", "levels")
+def levels(levels: Sequence[float]) -> Grid:
+    """Visit given noise levels sigma / alpha, such as (80.0, 0.661), and then 0.
+
+    Args:
+      levels: descending, positive; as many evaluations as levels.
+
+    Raises:
+      ConfigError: levels that do not descend, or (with the process) above the schedule's largest.
+    """
+    given = np.atleast_1d(np.asarray(levels, np.float64))
+    if given.ndim != 1 or not given.size or (given <= 0).any() or (np.diff(given) >= 0).any():
+        raise ConfigError(f"grid 'levels': needs positive noise levels in descending order, got {levels}")
+
+    def grid(process: Corruption) -> np.ndarray:
+        schedule = of_gaussian("levels", process).schedule
+        top = float(np.exp(-0.5 * schedule.log_snr(1.0)))
+        if given[0] > top * (1 + 1e-6):
+            raise ConfigError(
+                f"grid 'levels': {given[0]:g} lies above {top:g}, the largest level sigma / alpha of the schedule "
+                f"{schedule.name!r}"
+            )
+        return np.append(schedule.inverse(-2 * np.log(given)), 0.0)
+
+    return grid

@@ -22,7 +22,7 @@ from diffusion_jax.process.types import PIXELS, Data, DataRange, Denoised, Denoi
 
 
 def classifier_free(cond: Denoiser, uncond: Denoiser, scale: float | jax.Array) -> Denoiser:
-    """uncond + scale * (cond - uncond), in (x0, eps); the variance channels are the conditional ones.
+    """Return uncond + scale * (cond - uncond), in (x0, eps); the variance channels are the conditional ones.
 
     Args:
       cond: bound to the wanted conditioning.
@@ -43,7 +43,7 @@ def classifier_free(cond: Denoiser, uncond: Denoiser, scale: float | jax.Array) 
 
 
 def autoguidance(denoise: Denoiser, reference: Denoiser, scale: float | jax.Array) -> Denoiser:
-    """reference + scale * (denoise - reference): away from what another, worse network predicts.
+    """Return reference + scale * (denoise - reference): away from what another, worse network predicts.
 
     The reference may be a smaller or less trained network with the same conditioning (autoguidance), or one without
     conditioning; its process may predict something else, but must add noise as `denoise`'s does.
@@ -89,7 +89,7 @@ def rescale(guided: Denoiser, plain: Denoiser, phi: float = 0.7) -> Denoiser:
 
 
 def interval(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Denoiser:
-    """The guided prediction where low < sigma / alpha <= high, else the plain one.
+    """Return the guided prediction where low < sigma / alpha <= high, else the plain one.
 
     Args:
       low, high: noise levels sigma / alpha = exp(-log_snr / 2), in units of the data.

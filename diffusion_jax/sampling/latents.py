@@ -32,7 +32,7 @@ def _check_pair(first: jax.Array, second: jax.Array) -> None:
 
 
 def lerp(first: Data, second: jax.Array, share: Any) -> jax.Array:
-    """(1 - share) * first + share * second, [B, ...].
+    """Return (1 - share) * first + share * second, [B, ...].
 
     Args:
       share: of the second; one number, or one per example [B].
@@ -43,7 +43,7 @@ def lerp(first: Data, second: jax.Array, share: Any) -> jax.Array:
 
 
 def slerp(first: Data, second: jax.Array, share: Any) -> jax.Array:
-    """Spherical interpolation of each example, flattened: sin((1 - a) h) / sin h * first + sin(a h) / sin h * second.
+    """Interpolate each example, flattened, on a sphere: sin((1 - a) h) / sin h * first + sin(a h) / sin h * second.
 
     h is the angle between the two. Noises keep their length on the way, as a sample of the prior must; where they are
     parallel it is `lerp`.
@@ -71,17 +71,17 @@ def slerp(first: Data, second: jax.Array, share: Any) -> jax.Array:
 
 
 def encode(denoiser: Denoiser, grid: Grid | Any, x0: Data) -> jax.Array:
-    """The noise [B, ...] from which `decode` makes clean data x0 [B, ...] on the same grid: see `sample.invert`."""
+    """Return the noise [B, ...] from which `decode` makes clean data x0 [B, ...] on the same grid: see `sample.invert`."""
     return invert(denoiser, grid, x0)
 
 
 def decode(denoiser: Denoiser, grid: Grid | Any, noise: Data) -> jax.Array:
-    """The data [B, ...] that DDIM at eta = 0 makes of noise [B, ...] at the grid's first time; nothing is drawn."""
+    """Return the data [B, ...] that DDIM at eta = 0 makes of noise [B, ...] at the grid's first time; nothing is drawn."""
     return sample(denoiser, ddim(), grid, jax.random.key(0), noise.shape, initial=noise)
 
 
 def reconstruct(denoiser: Denoiser, grid: Grid | Any, x0: Data) -> tuple[jax.Array, jax.Array]:
-    """Clean data encoded and decoded again on one grid: (what came back, the noise between), both [B, ...].
+    """Encode clean data and decode them again on one grid: (what came back, the noise between), both [B, ...].
 
     The error falls with the number of steps. Guided or thresholded denoisers are no flow, and do not return.
 
@@ -94,7 +94,7 @@ def reconstruct(denoiser: Denoiser, grid: Grid | Any, x0: Data) -> tuple[jax.Arr
 def interpolate(
     denoiser: Denoiser, grid: Grid | Any, first: Data, second: jax.Array, shares: Sequence[float] | jax.Array, mix: Mix = slerp
 ) -> jax.Array:
-    """What DDIM at eta = 0 makes of noises between two.
+    """Return what DDIM at eta = 0 makes of noises between two.
 
     Args:
       first, second: noises [B, ...] at the grid's first time; those of images come from `encode`.
@@ -121,7 +121,7 @@ def interpolate_diffused(
     shares: Sequence[float] | jax.Array,
     start: float = 0.5,
 ) -> jax.Array:
-    """Images between two, by adding noise to both up to a time, mixing linearly there, and sampling back.
+    """Make images between two by adding noise to both up to a time, mixing linearly there, and sampling back.
 
     A later `start` keeps less of the images: only coarse traits are mixed. Every share sees the same noise, that of the
     two images and that of the solver.

@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import ConfigError, nearest
+from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process.likelihood import check_data
+from diffusion_jax.process.process import gaussian
 from diffusion_jax.process.types import PIXELS, Data, DataRange, Denoiser, PerExample
 from diffusion_jax.rng import named
+from diffusion_jax.sampling.sample import sample_keys
 
 METHODS = {"euler": 1, "heun": 2, "rk4": 4}
 """Rules of integration, and their network evaluations a step."""
@@ -40,7 +42,7 @@ def log_likelihood(
     indices: Any = None,
     levels: tuple[float, float] | None = None,
 ) -> PerExample:
-    """log p(x0) in nats, of the density that the probability-flow ODE makes of noise.
+    """Return log p(x0) in nats, of the density that the probability-flow ODE makes of noise.
 
     Jit-able with the parameters bound inside the function; forward only.
 
@@ -67,6 +69,7 @@ def log_likelihood(
 
     Sources: Song et al. 2021, appendix D.2 (arXiv 2011.13456); Grathwohl et al. 2019 (arXiv 1810.01367).
     """
+    gaussian(denoiser.process, "the likelihood of a flow", "bits_per_dim of that process")
     check_data(x0)
     _check(method, divergence, num_steps, probes, key)
     schedule = denoiser.process.schedule
@@ -74,12 +77,12 @@ def log_likelihood(
     if divergence == "exact":
         directions = None
     else:
-        keys = _keys(key, x0, indices)
+        keys = sample_keys(key, len(x0), indices)
         draw = lambda k: jax.random.rademacher(named(k, "probe"), (probes, *x0.shape[1:]), x0.dtype)  # noqa: E731
         directions = jnp.moveaxis(jax.vmap(draw)(keys), 1, 0)
 
     def slope(z: jax.Array, log_snr: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """dz and d(log-density) for a unit of log-SNR."""
+        """Return dz and d(log-density) for a unit of log-SNR."""
         alpha, sigma = denoiser.process.alpha_sigma(t)
         size = jnp.sqrt(alpha**2 + sigma**2)
         turn = -0.5 * (alpha / size) * (sigma / size)  # of the angle
@@ -104,7 +107,7 @@ def dequantize(x0: Data, key: jax.Array, indices: Any = None, data_range: DataRa
       key: sample i's noise comes from fold_in(key, indices[i]).
       data_range: the first and the last level; the width is their distance over 255, 1 / 127.5 for pixels.
     """
-    keys = _keys(key, x0, indices)
+    keys = sample_keys(key, len(x0), indices)
     draw = lambda k: jax.random.uniform(named(k, "dequantize"), x0.shape[1:], x0.dtype, -0.5, 0.5)  # noqa: E731
     return x0 + jax.vmap(draw)(keys) / (255 / (data_range[1] - data_range[0]))
 
@@ -139,21 +142,12 @@ def ode_bits_per_dim(
 
 
 def _check(method: str, divergence: str, num_steps: int, probes: int, key: Any) -> None:
-    for name, value, known in (("method", method, tuple(METHODS)), ("divergence", divergence, DIVERGENCES)):
-        if value not in known:
-            hint = nearest(str(value), known)
-            raise ConfigError(f"log_likelihood: unknown {name} {value!r}{hint} (known: {', '.join(known)})")
+    check_choice("log_likelihood: method", method, METHODS)
+    check_choice("log_likelihood: divergence", divergence, DIVERGENCES)
     if num_steps < 1 or probes < 1:
         raise ConfigError(f"log_likelihood needs num_steps and probes of at least 1, got {num_steps} and {probes}")
     if divergence == "hutchinson" and key is None:
         raise ConfigError("log_likelihood: the probes of 'hutchinson' need a key; in few dimensions use divergence='exact'")
-
-
-def _keys(key: jax.Array, x0: jax.Array, indices: Any) -> jax.Array:
-    indices = jnp.arange(x0.shape[0]) if indices is None else jnp.asarray(indices)
-    if indices.shape != x0.shape[:1]:
-        raise ConfigError(f"{x0.shape[0]} samples need indices of the shape ({x0.shape[0]},), got {indices.shape}")
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
 
 
 def _log_snrs(denoiser: Denoiser, num_steps: int, levels: tuple[float, float] | None) -> np.ndarray:

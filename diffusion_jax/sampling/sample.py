@@ -16,13 +16,25 @@ from diffusion_jax.sampling.grids import Grid
 from diffusion_jax.sampling.solvers import Draw, Solver, ddim
 
 
+def sample_keys(key: jax.Array, count: int, indices: Any = None) -> jax.Array:
+    """Return the key of each of `count` samples, folded from its index: 0 to count - 1 by default.
+
+    Raises:
+      ConfigError: indices of another shape than [count].
+    """
+    indices = jnp.arange(count) if indices is None else jnp.asarray(indices)
+    if indices.shape != (count,):
+        raise ConfigError(f"{count} samples need indices of the shape ({count},), got {indices.shape}")
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+
+
 def initial_noise(process: Corruption, keys: jax.Array, t: float, shape: tuple[int, ...]) -> jax.Array:
     """Draw each sample's start at the first time from the process's prior, with the sample's own key; [B, ...]."""
     return jax.vmap(lambda key: process.prior(named(key, "initial"), shape[1:], t))(keys)
 
 
 def times_of(grid: Grid | Any, denoiser: Denoiser, end: float = 0.0) -> np.ndarray:
-    """The times of a run, float64, descending; `end` replaces the times below it."""
+    """Return the times of a run, float64, descending; `end` replaces the times below it."""
     times = np.asarray(grid(denoiser.process) if callable(grid) else grid, np.float64)
     if end > 0:
         times = np.append(times[times > end], end)
@@ -77,12 +89,9 @@ def sample(
     """
     times = times_of(grid, denoiser, end)
     solver.check(denoiser.process, times)
-    indices = jnp.arange(shape[0]) if indices is None else jnp.asarray(indices)
-    if indices.shape != tuple(shape[:1]):
-        raise ConfigError(f"sample: {shape[0]} samples need indices of the shape ({shape[0]},), got {indices.shape}")
+    keys = sample_keys(key, shape[0], indices)
     if initial is not None and initial.shape != tuple(shape):
         raise ConfigError(f"sample: initial has the shape {initial.shape}, not {tuple(shape)}")
-    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
     x = initial_noise(denoiser.process, keys, times[0], shape) if initial is None else initial
     dtype = x.dtype
     real = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process import Process, consistency
 from diffusion_jax.process.consistency import METRICS, Ladder, time_of
-from diffusion_jax.process.ode import heun_step
 from diffusion_jax.process.parameterisations import Edm
 from diffusion_jax.registry import build, register
 from diffusion_jax.rng import named
+from diffusion_jax.sampling.solvers.runge_kutta import heun_step
 from diffusion_jax.systems.denoising import Example
 from diffusion_jax.systems.teachers import TEACHER, Distillation
 

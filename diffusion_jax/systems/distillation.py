@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process import Denoiser, Process, expand, losses, weightings
-from diffusion_jax.process.ode import ddim_step
 from diffusion_jax.process.types import Data, PerExample
 from diffusion_jax.registry import build, register
 from diffusion_jax.rng import named
+from diffusion_jax.sampling.solvers.runge_kutta import ddim_step
 from diffusion_jax.systems.denoising import Example
 from diffusion_jax.systems.teachers import TEACHER, Distillation
 

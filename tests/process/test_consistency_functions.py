@@ -9,7 +9,7 @@ from scipy import stats
 
 from diffusion_jax.process import Process, consistency
 from diffusion_jax.process.consistency import Growing, Ladder, target_decay
-from diffusion_jax.process.ode import heun_step
+from diffusion_jax.sampling.solvers.runge_kutta import heun_step
 from tests.oracles import Mixture
 
 # The function ----------------------------------------------------------------------------------------------------------

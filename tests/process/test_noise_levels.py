@@ -9,7 +9,8 @@ import pytest
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Process, losses
-from diffusion_jax.process.noise_levels import PiecewiseUniform, on_schedule
+from diffusion_jax.process.noise_levels import on_schedule
+from diffusion_jax.process.time_samplers import PiecewiseUniform
 from diffusion_jax.process.types import Denoised
 from diffusion_jax.sampling import grids, sample, solvers
 

@@ -10,8 +10,8 @@ import pytest
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Process
 from diffusion_jax.sampling import sample
-from diffusion_jax.sampling.consistency import consistency as solver
-from diffusion_jax.sampling.consistency import levels
+from diffusion_jax.sampling.grids import levels
+from diffusion_jax.sampling.solvers.few_step import consistency as solver
 
 
 def test_each_step_returns_to_the_next_level():

@@ -12,8 +12,7 @@ from scipy import ndimage
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Denoised, Denoiser, Process
 from diffusion_jax.sampling import grids, sample, solvers
-from diffusion_jax.sampling.editing import ilvr, low_pass, repaint, sdedit, visits
-from diffusion_jax.sampling.editing.repaint import forward
+from diffusion_jax.sampling.editing import forward, ilvr, low_pass, repaint, sdedit, visits
 from tests.oracles import CORRELATED, GAUSSIAN, Mixture
 
 PROCESSES = {
@@ -89,11 +88,11 @@ def test_sdedit_at_its_ends():
 
 def test_sdedit_keeps_what_the_mask_keeps_and_repeats_move_on():
     denoise, grid = white(PROCESSES["vp"]), grids.trailing(10)
-    guide, mask = jnp.asarray(photograph(8)).repeat(2, 0), np.zeros((8, 8, 1))
-    mask[2:5, 1:6] = 1
+    guide, mask = jnp.asarray(photograph(8)).repeat(2, 0), np.ones((8, 8, 1))
+    mask[2:5, 1:6] = 0
     run = lambda **more: sdedit(denoise, solvers.ddpm(), grid, jax.random.key(1), guide, 0.4, **more)  # noqa: E731
     once, twice, masked = run(), run(repeats=2), run(mask=mask)
-    kept = np.broadcast_to(mask == 1, guide.shape)
+    kept = np.broadcast_to(mask == 0, guide.shape)
     assert (np.asarray(masked)[kept] == np.asarray(guide)[kept]).all()
     assert (np.abs(np.asarray(masked) - guide)[~kept] > 1e-4).mean() > 0.99
     correlation = lambda x: np.corrcoef(np.ravel(x), np.ravel(guide))[0, 1]  # noqa: E731
@@ -207,7 +206,7 @@ def test_resampling_comes_nearer_to_the_true_conditional_than_plain_replacement(
 
     def draw(resamples: int) -> np.ndarray:
         run = lambda key: repaint(  # noqa: E731
-            CORRELATED.denoiser(process), solvers.ddpm(), grids.trailing(50), key, given, [1.0, 0.0], 5, resamples
+            CORRELATED.denoiser(process), solvers.ddpm(), grids.trailing(50), key, given, [0.0, 1.0], 5, resamples
         )
         out = np.asarray(jax.jit(run)(jax.random.key(0)), np.float64)
         assert (out[:, 0] == np.float32(known)).all()  # exactly
@@ -224,7 +223,7 @@ def test_resampling_comes_nearer_to_the_true_conditional_than_plain_replacement(
 def test_known_pixels_are_returned_exactly_by_any_solver(solver):
     image, mask = jnp.asarray(photograph(8)), np.random.default_rng(0).integers(0, 2, (1, 8, 8, 1))
     out = repaint(white(PROCESSES["vp"]), solver, grids.trailing(8), jax.random.key(0), image, mask, 2, 2)
-    kept = np.broadcast_to(mask == 1, image.shape)
+    kept = np.broadcast_to(mask == 0, image.shape)
     assert (np.asarray(out)[kept] == np.asarray(image)[kept]).all()
     assert np.isfinite(out).all() and (np.asarray(out)[~kept] != np.asarray(image)[~kept]).all()
 
@@ -239,7 +238,7 @@ def test_bad_input():
         (lambda: ilvr(denoise, solvers.ddpm(), grid, key, image, 2, 1.0), "stop must lie in"),
         (lambda: repaint(denoise, solvers.ddpm(), grid, key, image, np.ones((1, 1, 1))), "height and width must be"),
         (lambda: repaint(denoise, solvers.ddpm(), grid, key, image, np.ones((8, 8, 1)), 0), "must be at least 1"),
-        (lambda: repaint(denoise, solvers.ddpm(), grid, key, image, np.ones((8, 8, 1)), indices=[1]), "2 images need indices"),
+        (lambda: repaint(denoise, solvers.ddpm(), grid, key, image, np.ones((8, 8, 1)), indices=[1]), "2 samples need indices"),
     ]:  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             call()

@@ -49,15 +49,18 @@ STOCHASTIC = {
     "dpmpp_2m_sde": (solvers.dpmpp_2m_sde(), 100),
     "dpmpp_sde": (solvers.dpmpp_sde(), 60),
 }
-# One schedule of each family, chains and zero SNR included; on the others the solvers named here are only run as slow tests.
-FEW_SCHEDULES = {"linear", "edm", "straight_line", "zero_terminal_snr"}
-FEW_SOLVERS = {"dpmpp_2s", "dpmpp_3m", "unipc", "pndm", "dpmpp_2m_sde", "dpmpp_sde"}
+# Every run meets each schedule, with the first solver, and each solver, with two schedules of the four kinds in turn: a chain,
+# exploding variance, a straight line, and zero SNR at the end. All other pairs are slow.
+KINDS = ("linear", "edm", "straight_line", "zero_terminal_snr")
 
 
 def pairs(table: dict) -> list:
     """(schedule, solver) for all of both."""
-    slow = lambda *names: [pytest.mark.slow] if names[0] not in FEW_SCHEDULES and names[1] in FEW_SOLVERS else []  # noqa: E731
-    return [pytest.param(*names, marks=slow(*names)) for names in itertools.product(SCHEDULES, table)]
+    quick = {(schedule, next(iter(table))) for schedule in SCHEDULES}
+    for number, solver in enumerate(table):
+        quick |= {(KINDS[number % 4], solver), (KINDS[(number + 1 + number // 4) % 4], solver)}
+    every = itertools.product(SCHEDULES, table)
+    return [pytest.param(*names, marks=[] if names in quick else [pytest.mark.slow]) for names in every]
 
 
 def defined(schedule: str) -> list[str]:
@@ -84,7 +87,7 @@ def test_the_tables_name_all_schedules_predictions_and_solvers() -> None:
     assert set(known("prediction")) - elsewhere == set(PREDICTIONS)
     # The first two are the step of ddim: see test_deterministic and test_stochastic; the last, test_edm_sampler.
     others = {"euler", "euler_ancestral", "in_time"}
-    learnt = {"lcm", "consistency"}  # exact with a network that learnt to jump: see test_serving
+    learnt = {"lcm", "consistency", "categorical"}  # exact with a network that learnt to jump: test_serving; test_categorical
     assert set(known("solver")) - others - learnt == set(DETERMINISTIC) | set(STOCHASTIC) - {"heun_churn"}
 
 

@@ -11,7 +11,7 @@ from scipy import integrate
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Denoised, Denoiser, Process
 from diffusion_jax.sampling import grids, sample, solvers
-from diffusion_jax.sampling.solvers.exponential import phi
+from diffusion_jax.sampling.solvers.dpmpp import phi
 from tests.oracles import BIMODAL, GAUSSIAN, LINE, QUICK, no_noise
 
 MEAN, VARIANCE = GAUSSIAN.means[0], GAUSSIAN.variances[0]

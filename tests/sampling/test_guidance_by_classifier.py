@@ -9,8 +9,9 @@ import pytest
 
 from diffusion_jax.process import Denoised, Denoiser, Process, schedules
 from diffusion_jax.sampling import grids, guidance, solvers
+from diffusion_jax.spec import Spec
 from diffusion_jax.systems import NoisyClassifier
-from tests.tiny_systems import FunctionNetwork
+from tests.tiny_systems import NO_PARAMS, FunctionNetwork
 
 T, SCALE = 50, 1.7
 BETAS = np.linspace(2e-3, 0.4, T)
@@ -107,7 +108,7 @@ def _exact_classifier(schedule) -> NoisyClassifier:
 
     network = FunctionNetwork(logits, (2, 2, 1))
     process = Process(schedule, prediction="x0", noise_input="rescaled_timestep")
-    return NoisyClassifier(image_size=2, channels=1, process=process, network=network, num_classes=2)
+    return NoisyClassifier(spec=Spec.image(2, 1), process=process, network=network, num_classes=2)
 
 
 @pytest.mark.parametrize("schedule", [schedules.cosine_continuous(), schedules.edm(), schedules.straight_line()],
@@ -121,7 +122,7 @@ def test_a_classifier_reads_the_images_of_any_process(schedule):
     # log p(y | x) of the process's own x: a logistic function of the summed pixels.
     variance = alpha**2 * STD**2 + sigma**2
     margin = (2 * alpha * MEAN * x.reshape(3, -1) / variance).sum(-1)
-    function = classifier.log_prob({}, jnp.array([0, 1, 0]), process)
+    function = classifier.log_prob(NO_PARAMS, jnp.array([0, 1, 0]), process)
     found = np.asarray(function(jnp.asarray(x, jnp.float32), t))
     sign = np.array([1, -1, 1])
     np.testing.assert_allclose(found, -np.log1p(np.exp(-sign * margin)), rtol=3e-3, atol=1e-4)
@@ -134,14 +135,14 @@ def test_noise_beyond_what_a_classifier_has_seen_stays_finite():
     classifier = _exact_classifier(schedules.cosine_continuous(limit=8.0))
     process = Process(schedules.edm(sigma_min=1e-4, sigma_max=1e4), prediction="x0", noise_input="rescaled_timestep")
     x = jnp.concatenate([1e4 * X[:1], X[:1]])
-    found = classifier.log_prob({}, jnp.array([0, 0]), process)(x, jnp.array([1.0, 1e-3]))
+    found = classifier.log_prob(NO_PARAMS, jnp.array([0, 0]), process)(x, jnp.array([1.0, 1e-3]))
     assert np.isfinite(found).all() and (found <= 0).all()
 
 
 def test_respaced_steps_tell_the_classifier_the_original_step():
     told = FunctionNetwork(lambda x, noise, cond: jnp.stack([noise, 0 * noise], -1), (2, 2, 1))
     process = Process("linear", noise_input="timestep")
-    classifier = NoisyClassifier(image_size=2, channels=1, process=process, network=told, num_classes=2)
+    classifier = NoisyClassifier(spec=Spec.image(2, 1), process=process, network=told, num_classes=2)
     times = grids.uniform(10)(process)[:-1]
-    seen = np.asarray(classifier.logits({}, jnp.zeros((10, 2, 2, 1)), jnp.asarray(times, jnp.float32)))[:, 0]
+    seen = np.asarray(classifier.logits(NO_PARAMS, jnp.zeros((10, 2, 2, 1)), jnp.asarray(times, jnp.float32)))[:, 0]
     np.testing.assert_allclose(seen, np.arange(9, -1, -1) * 111, atol=1e-2)

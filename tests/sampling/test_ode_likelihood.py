@@ -134,7 +134,7 @@ def test_bad_input():
         run()
     with pytest.raises(ConfigError, match="did you mean 'rk4'"):
         run(divergence="exact", method="rk")
-    with pytest.raises(ConfigError, match="unknown divergence"):
+    with pytest.raises(ConfigError, match="divergence: unknown"):
         run(divergence="trace")
     with pytest.raises(ConfigError, match="at least 1"):
         run(divergence="exact", num_steps=0)

@@ -123,7 +123,7 @@ def test_the_recipe_need_not_repeat_what_the_data_say():
         "data": {"image_size": 16, "channels": 1},
     }
     system = from_config(config)
-    assert system.spec == Spec((16, 16, 1)) and system.network.image_shape == (16, 16, 1)
+    assert system.spec == Spec((16, 16, 1)) and system.network.spec == system.spec
     with pytest.raises(ConfigError, match="data.image_size is missing"):
         from_config({**config, "data": {}})
     with pytest.raises(ConfigError, match="unknown system 'generation'"):
@@ -135,7 +135,7 @@ def test_the_recipe_need_not_repeat_what_the_data_say():
 
 
 def test_the_network_must_fit_the_system():
-    with pytest.raises(ConfigError, match=r"made for images of the shape \(16, 16, 1\), but the system's are \(8, 8, 1\)"):
+    with pytest.raises(ConfigError, match="made for 16x16x1 image, but the system's data are 8x8x1 image"):
         make_generation(network={**NETWORK, "image_size": 16})
     with pytest.raises(ConfigError, match=r"conditions its network on \['label'\], but the network takes nothing"):
         make_generation(network=FunctionNetwork(lambda x, noise, cond: x, (8, 8, 1)))

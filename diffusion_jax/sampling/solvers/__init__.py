@@ -1,28 +1,30 @@
 """Solvers: pairs (init, step) that walk x from time t to an earlier time s with a `Denoiser`.
 
+<<<<<<< HEAD
+All but `categorical`, which draws bits and categories, are written in (alpha, sigma) and log-SNR, so each serves every
+Gaussian process. The levels sigma / alpha are the time of the probability-flow ODE, d(x / alpha) = eps d(sigma / alpha).
+=======
 All but `categorical`, which draws bits and categories, are written in (alpha, sigma) and log-SNR, so each serves every family
 of Gaussian processes. The levels sigma / alpha are the time of the probability-flow ODE, d(x / alpha) = eps d(sigma / alpha).
+>>>>>>> main
 """
 
 from __future__ import annotations
 
-from diffusion_jax.sampling.solvers.ancestral import ddpm
+from diffusion_jax.sampling.solvers.ancestral import ddim, ddpm, euler, euler_ancestral
 from diffusion_jax.sampling.solvers.base import Draw, Noise, Solver
-from diffusion_jax.sampling.solvers.ddim import ddim, euler, euler_ancestral
 from diffusion_jax.sampling.solvers.discrete import categorical
-from diffusion_jax.sampling.solvers.dpmpp_multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
-from diffusion_jax.sampling.solvers.dpmpp_singlestep import dpmpp_2s, dpmpp_sde
-from diffusion_jax.sampling.solvers.heun import heun
-from diffusion_jax.sampling.solvers.in_time import in_time
-from diffusion_jax.sampling.solvers.lcm import lcm
-from diffusion_jax.sampling.solvers.pndm import pndm
-from diffusion_jax.sampling.solvers.unipc import unipc
+from diffusion_jax.sampling.solvers.dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_3m, dpmpp_sde
+from diffusion_jax.sampling.solvers.few_step import consistency, lcm
+from diffusion_jax.sampling.solvers.multistep import pndm, unipc
+from diffusion_jax.sampling.solvers.runge_kutta import heun, in_time
 
 __all__ = [
     "Draw",
     "Noise",
     "Solver",
     "categorical",
+    "consistency",
     "ddim",
     "ddpm",
     "dpmpp_2m",

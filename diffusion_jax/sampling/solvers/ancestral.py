@@ -1,4 +1,4 @@
-"""Ancestral sampling: draws of the posterior q(x_s | x_t, x0) at the predicted x0."""
+"""Ancestral sampling, and DDIM, which draws part of its noise: one evaluation a step."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import ConfigError, nearest
+from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process.process import VARIANCES, Process
 from diffusion_jax.process.types import Corruption, Data, Denoised, Denoiser
 from diffusion_jax.registry import register
-from diffusion_jax.sampling.solvers.base import Noise, Solver, serves_gaussian, stateless
+from diffusion_jax.sampling.solvers.base import Noise, Solver, ode_step, serves_gaussian, stateless
 
 
 @register("solver", "ddpm")
 def ddpm(variance: str | float | None = None) -> Solver:
-    """Ancestral sampling: a draw of q(x_s | x_t, x0) at the predicted x0, for any pair of times; no noise at s = 0.
+    """Sample ancestrally: draw q(x_s | x_t, x0) at the predicted x0, for any pair of times; no noise at s = 0.
 
     Args:
       variance: replaces the process's own: "fixed_small" or "fixed_large" (or the learned one it was trained with), or
@@ -26,9 +26,8 @@ def ddpm(variance: str | float | None = None) -> Solver:
 
     Source: Ho et al. 2020, algorithm 2 (arXiv 2006.11239).
     """
-    if isinstance(variance, str) and variance not in VARIANCES:
-        hint = nearest(variance, VARIANCES)
-        raise ConfigError(f"solver 'ddpm': unknown variance {variance!r}{hint} (known: {', '.join(VARIANCES)})")
+    if isinstance(variance, str):
+        check_choice("solver 'ddpm': variance", variance, VARIANCES)
     if isinstance(variance, int | float) and not 0 <= variance <= 1:
         raise ConfigError(f"solver 'ddpm': a variance that interpolates must lie in [0, 1], got {variance}")
 
@@ -66,3 +65,55 @@ def _moved(process: Process, gradient: Data, variance: jax.Array, s: jax.Array, 
     (alpha_s, _), (alpha_t, sigma_t) = process.alpha_sigma(s), process.alpha_sigma(t)
     forward = -jnp.expm1(process.log_snr(t) - process.log_snr(s)) * sigma_t**2
     return (variance - alpha_s / jnp.where(alpha_t > 0, alpha_t, 1.0) * forward) * gradient
+
+
+@register("solver", "ddim")
+def ddim(eta: float = 0.0) -> Solver:
+    """Step as DDIM does: deterministic at eta = 0; at eta = 1 it is `ddpm("fixed_small")`.
+
+    Args:
+      eta: in [0, 1], the noise added, as a share of the posterior's standard deviation.
+
+    Source: Song et al. 2021, equations 12 and 16 (arXiv 2010.02502).
+    """
+    if not 0 <= eta <= 1:
+        raise ConfigError(f"solver 'ddim': eta must lie in [0, 1], got {eta} (for more noise: ddpm with 'fixed_large')")
+
+    def step(denoiser: Denoiser, x: Data, state: Any, t: jax.Array, s: jax.Array, noise: Noise) -> tuple[Data, Any]:
+        denoised, process = denoiser(x, t), denoiser.process
+        if eta == 0:
+            return ode_step(process, denoised, s), state
+        alpha, sigma = process.alpha_sigma(s)
+        variance = eta**2 * -jnp.expm1(process.log_snr(t) - process.log_snr(s)) * sigma**2
+        kept = jnp.sqrt(jnp.maximum(sigma**2 - variance, 0.0))
+        return alpha * denoised.x0 + kept * denoised.eps + jnp.sqrt(variance) * noise("step"), state
+
+    return Solver(stateless, step)
+
+
+@register("solver", "euler")
+def euler() -> Solver:
+    """Step by Euler's method on the probability-flow ODE in sigma / alpha.
+
+    In these coordinates it is DDIM at eta = 0, and on the straight line it is x + (s - t)(eps - x0), the flow's Euler.
+
+    Source: Karras et al. 2022, section 3 (arXiv 2206.00364).
+    """
+    return ddim(0.0)
+
+
+@register("solver", "euler_ancestral")
+def euler_ancestral(eta: float = 1.0) -> Solver:
+    """Take Euler's step to a lower level sigma / alpha, and add noise from there up to the level asked for.
+
+    The levels are down^2 + up^2 = level_s^2 with up = eta level_s sqrt(1 - level_s^2 / level_t^2), and the step to `down`
+    is x0 + down * eps: DDIM's rule, whose eta it is. At eta = 1 it is `ddpm("fixed_small")`.
+
+    Args:
+      eta: in [0, 1], the noise added, as a share of the posterior's standard deviation.
+
+    Source: Song et al. 2021, equation 12 (arXiv 2010.02502), in the coordinates of Karras et al. 2022 (arXiv 2206.00364).
+    """
+    if not 0 <= eta <= 1:
+        raise ConfigError(f"solver 'euler_ancestral': eta must lie in [0, 1], got {eta}")
+    return ddim(eta)

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.process import Process, gaussian
-from diffusion_jax.process.types import Corruption, Data, Denoised
+from diffusion_jax.process.types import Corruption, Data, Denoised, expand
 
 Draw = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 """(key, shape, dtype) -> random numbers, such as `jax.random.normal`."""
@@ -50,23 +50,23 @@ class Solver(NamedTuple):
 
 
 def stateless(x: jax.Array, num_steps: int) -> tuple[()]:
-    """The state of a solver that remembers nothing."""
+    """Return the state of a solver that remembers nothing."""
     return ()
 
 
 def level(process: Process, t: jax.Array) -> jax.Array:
-    """sigma / alpha at a scalar time; infinite at zero SNR."""
+    """Return sigma / alpha at a scalar time; infinite at zero SNR."""
     return jnp.exp(-0.5 * process.log_snr(t))
 
 
 def ode_step(process: Process, denoised: Denoised, s: jax.Array) -> Data:
-    """x_s = alpha_s x0 + sigma_s eps: an Euler step of the probability-flow ODE."""
-    alpha, sigma = process.alpha_sigma(s)
+    """Return x_s = alpha_s x0 + sigma_s eps, an Euler step of the probability-flow ODE; s is one time, or [B]."""
+    alpha, sigma = (expand(value, denoised.x0) for value in process.alpha_sigma(s))
     return alpha * denoised.x0 + sigma * denoised.eps
 
 
 def needs_signal(solver: str) -> Callable[[Process, np.ndarray], None]:
-    """The check of a solver that divides by alpha at the time it leaves."""
+    """Return the check of a solver that divides by alpha at the time it leaves."""
 
     def check(process: Corruption, times: np.ndarray) -> None:
         serves_gaussian(process, times)

@@ -1,4 +1,4 @@
-"""Latent consistency models: predict clean data, noise it again, lower."""
+"""Solvers for networks that jump to data: they return to a smaller noise level, and jump again."""
 
 from __future__ import annotations
 
@@ -13,6 +13,29 @@ from diffusion_jax.process.process import Process
 from diffusion_jax.process.types import Corruption, Data, Denoiser
 from diffusion_jax.registry import register
 from diffusion_jax.sampling.solvers.base import Noise, Solver, serves_gaussian, stateless
+
+
+@register("solver", "consistency")
+def consistency(sigma_min: float = 0.002) -> Solver:
+    """Return x_s = alpha_s (x0 + sqrt(level_s^2 - sigma_min^2) z), with fresh noise z; the prediction itself at s = 0.
+
+    One evaluation a step; a grid of one step is one jump from noise to data.
+
+    Args:
+      sigma_min: the level sigma / alpha of what the model returns, whose noise is already in it.
+
+    Source: Song et al. 2023, algorithm 1 (arXiv 2303.01469).
+    """
+    if sigma_min < 0:
+        raise ConfigError(f"solver 'consistency': sigma_min must not be negative, got {sigma_min}")
+
+    def step(denoiser: Denoiser, x: Data, state: Any, t: jax.Array, s: jax.Array, noise: Noise) -> tuple[Data, Any]:
+        x0 = denoiser(x, t).x0
+        alpha, sigma = denoiser.process.alpha_sigma(s)
+        spread = jnp.sqrt(jnp.maximum(sigma**2 - (alpha * sigma_min) ** 2, 0.0))
+        return alpha * x0 + spread * noise("step"), state
+
+    return Solver(stateless, step)
 
 
 @register("solver", "lcm")

@@ -9,18 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import data
 from diffusion_jax.evaluation import bits_per_dim
+from diffusion_jax.inference import Run
 from diffusion_jax.process import likelihood
 from diffusion_jax.systems import to_float
-from diffusion_jax.training.recipes import load_recipe
 from tests.tiny_systems import start_program
 
 RECIPE = Path(__file__).resolve().parent.parent.parent / "configs" / "digits.py"
 SMALL = {
-    "system.num_classes": 0, "system.cond_drop": 0.0, "system.network.channels": 16, "system.network.num_res_blocks": 1,
-    "system.process.schedule.num_steps": 1000, "system.weighting": "vlb", "system.times": "importance",
-    "system.vlb_weight": 0.0, "optimizer.learning_rate": 2e-3, "training.steps": 1200,
+    "system.conditioners": {}, "system.network.channels": 16, "system.network.num_res_blocks": 1,
+    "system.process.schedule.num_steps": 1000, "system.objective.weighting": "vlb", "system.objective.times": "importance",
+    "system.objective.vlb_weight": 0.0, "optimizer.learning_rate": 2e-3, "training.steps": 1200,
     "training.ema": [{"name": "constant", "decay": 0.99}],
     "training.tensorboard": False, "sampling.guidance": 1.0,
 }  # fmt: skip
@@ -33,13 +32,12 @@ def test_a_trained_model_beats_independent_pixels_in_bits_per_dim(tmp_path):
 
     A hard one: pixels that are always black cost it nothing, and the chain more than a bit each.
     """
-    config = load_recipe(str(RECIPE), SMALL)
     fields = [f"--config.{name}={value}" for name, value in SMALL.items()]
     trainer = start_program(f"--config={RECIPE}", f"--workdir={tmp_path}", *fields, program="train")  # on one device
     _, errors = trainer.communicate()
     assert trainer.returncode == 0, errors
-    run = inference.Run(tmp_path)
-    train, test = (data.from_config(config["data"], seed=0, split=split) for split in ("train", "test"))
+    run = Run.open(tmp_path)
+    train, test = run.pipeline("train"), run.pipeline("test")
     found = bits_per_dim(run.system, run.params(), test, limit=180)
     real, held_out = (np.asarray(to_float(next(iter(part.one_pass(5000)))["image"])) for part in (train, test))
     log_variance = 2 * np.log(np.maximum(real.std(0), 1 / 255))

@@ -51,7 +51,7 @@ def get_config(variant: str = "binomial") -> ConfigDict:
                 "batch_size": 32,
             },
             "optimizer": {"name": "adamw", "learning_rate": 2e-3, "warmup_steps": 50, "decay": "cosine", "clip_norm": 1.0},
-            "training": {"steps": 1200, "ema": [{"name": "constant", "decay": 0.99}], "checkpoint_every": 400, "log_every": 50},
+            "training": {"steps": 600, "ema": [{"name": "constant", "decay": 0.99}], "checkpoint_every": 200, "log_every": 50},
             "sampling": {"solver": "categorical", "steps": 64},
         }
     )

@@ -47,6 +47,7 @@ from diffusion_jax.inference.generator import mesh_of, place_batch
 from diffusion_jax.inference.requests import Requests
 from diffusion_jax.inference.run import Runs, find
 from diffusion_jax.process import Denoiser
+from diffusion_jax.process.process import gaussian
 from diffusion_jax.registry import build
 from diffusion_jax.rng import named
 from diffusion_jax.sampling import editing, latents
@@ -144,7 +145,7 @@ def _stage(runs: Runs, options: Options) -> tuple[Any, Sampling]:
         raise ConfigError("one --workdir is edited with; a cascade's base and its super-resolution are runs of their own")
     stage = runs.cascade.stages[0]
     system, sampling = stage.system, stage.sampling
-    ability(system, Denoises)
+    gaussian(ability(system, Denoises).process, "editing", "sample alone")
     if stage.classifier is not None:
         raise ConfigError("editing follows no classifier: leave out --classifier (--config.sampling.classifier=None)")
     if any(each.needs_data for each in system.conditioners):

@@ -24,21 +24,18 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from diffusion_jax import data, training
 from diffusion_jax.data.files import tile, write_image, write_json
 from diffusion_jax.evaluation.held_out import bound_terms, terms_table
 from diffusion_jax.process import Denoised, Denoiser, Process, likelihood
 from diffusion_jax.sampling import grids, latents
 from diffusion_jax.systems import to_float, to_uint8
-from diffusion_jax.training.recipes import load_recipe
-from experiments import command
+from experiments import common
 
 _OUT = flags.DEFINE_string("out", "runs/ddim_digits", "Where the run, the pictures and metrics.json go.")
 _VARIANT = flags.DEFINE_enum("variant", "full", ["full", "tiny"], "tiny: seconds, to see that everything works.")
 _RECIPE = Path(__file__).resolve().parent.parent / "configs" / "digits.py"
 CHANGES = {
-    "system.num_classes": 0,
-    "system.cond_drop": 0.0,
+    "system.conditioners": {},
     "sampling.guidance": 1.0,
     # As in the paper: where the cosine chain ends, x0 = (x - sigma * eps) / alpha divides by 5e-5.
     "system.process.schedule": {"name": "linear", "num_steps": 250},
@@ -75,12 +72,10 @@ def study(out: Path, variant: str) -> dict[str, Any]:
     """Train, measure, draw; returns what is written to out/metrics.json."""
     tiny = variant == "tiny"
     recipe = f"{_RECIPE}:tiny" if tiny else str(_RECIPE)
-    config = load_recipe(recipe, {**CHANGES, **({"training.steps": 4, "system.network.channels": 8} if tiny else {})})
-    training.train(config, out / "run")
-    run = inference.Run(out / "run")  # a run so short is ahead of its average
-    system, params = run.system, run.params(weights="raw")
-    train, test = (data.from_config(config["data"], seed=0, split=split) for split in ("train", "test"))
-    real, held_out = (next(iter(part.one_pass(5000)))["image"] for part in (train, test))
+    changes = {**CHANGES, **({"training.steps": 4, "system.network.channels": 8} if tiny else {})}
+    run = common.trained(recipe, out / "run", changes)
+    system, params = run.system, run.params(weights="raw")  # a run so short is ahead of its average
+    (real, _), (held_out, _) = common.digits("train"), common.digits("test")
     chain = system.process.num_steps
     denoise = system.process.bind(system.network.apply, params["network"], {})
 
@@ -93,7 +88,7 @@ def study(out: Path, variant: str) -> dict[str, Any]:
         if count == max(each for each in counts if each <= DRAWN):
             draw_interpolation(out, denoise, held_out, noise, count)
 
-    terms = bound_terms(system, params, test, limit=len(held_out))
+    terms = bound_terms(system, params, run.pipeline("test"), limit=len(held_out))
     fixed = Process(system.process.schedule)
     baseline = jax.jit(
         lambda x0, key: likelihood.bits_per_dim(independent_pixels(fixed, *pixels(real)), x0, key)
@@ -146,4 +141,4 @@ def main() -> str:
 
 
 if __name__ == "__main__":
-    command.run("ddim_reconstruction", main)
+    common.run_program("ddim_reconstruction", main)

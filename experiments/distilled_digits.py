@@ -20,19 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
-from diffusion_jax import data, training
+from diffusion_jax import training
 from diffusion_jax.data.files import beside, tile, write_image
+from diffusion_jax.features import agreement, train_classifier
+from diffusion_jax.inference import Run
 from diffusion_jax.metrics.frechet import Moments, frechet_distance
 from diffusion_jax.rng import named
-from diffusion_jax.systems import Sampling, to_uint8
 from diffusion_jax.training.previews import labelled
 from diffusion_jax.training.recipes import load_recipe
 from diffusion_jax.training.stages import halve
-from experiments import command
+from experiments import common
 
 _RECIPE = Path(__file__).resolve().parent.parent / "configs" / "progressive_distillation.py"
 TEACHER_STEPS, FIRST = 64, 16
@@ -46,39 +45,24 @@ def train(out: Path, variant: str) -> list[Path]:
     return [out / "teacher", *students]
 
 
-def draw(workdir: Path, steps: int, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """(images uint8 [N, 8, 8, 1], their labels [N]): the digits in turn, from the same noise for every model."""
-    run = inference.Run(workdir)
-    sampling = Sampling.from_config(run.config["sampling"], steps=steps)
-    labels, key = np.arange(num) % run.system.num_classes, named(jax.random.key(0), "sample")
-    sample = jax.jit(lambda params: run.system.sample(params, key, {"label": labels}, jnp.arange(num), sampling))
-    return np.asarray(to_uint8(sample(run.params()))), labels
-
-
-def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All real (images, labels) of a split."""
-    config = load_recipe(f"{_RECIPE}:digits")["data"]
-    pipeline = data.from_config(config, seed=0, split=None if split == "train" else split)
-    batch = next(iter(pipeline.one_pass(len(pipeline), limit=len(pipeline))))
-    return np.asarray(batch["image"]), np.asarray(batch["label"])
-
-
 def study(out: Path, variant: str, num: int) -> dict[str, Any]:
-    """Train, draw and judge; returns what is written to out/metrics.json, and writes out/distilled.png."""
+    """Train, draw and measure; returns what is written to out/metrics.json, and writes out/distilled.png."""
     began = time.process_time()
     teacher, *students = train(out, variant)
-    real = digits("train")
-    judge = features.train_classifier(*real, 10, held_out=digits("test"), steps=600 if variant == "full" else 5)
-    moments = lambda images: Moments().add(judge.look(images)[1])  # noqa: E731
+    real = common.digits("train")
+    classifier = train_classifier(*real, 10, held_out=common.digits("test"), steps=600 if variant == "full" else 5)
+    moments = lambda images: Moments().add(classifier.look(images)[1])  # noqa: E731
     counts = [int(path.name.removeprefix("steps_")) for path in students]
     models = [(teacher, TEACHER_STEPS), *((teacher, n) for n in counts), *zip(students, counts, strict=True)]
-    metrics: dict[str, Any] = {"judge_accuracy": judge.accuracy}
+    metrics: dict[str, Any] = {"classifier_accuracy": classifier.accuracy}
     pictures = {}
     for path, steps in models:
-        images, labels = draw(path, steps, num)
+        run = Run.open(path)
+        sampling = {**run.config["sampling"], "steps": steps}
+        images, labels = common.draw(run, num, sampling, named(jax.random.key(0), "sample"))
         name = f"{'teacher' if path == teacher else 'student'}_{steps}"
         metrics[name] = {
-            "agreement": features.agreement(judge, images, labels),
+            "agreement": agreement(classifier, images, labels),
             "frechet": frechet_distance(moments(images), moments(real[0]), warn=False),
         }
         pictures[name] = images
@@ -102,8 +86,8 @@ def main() -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":  # other studies use what is above
+if __name__ == "__main__":
     flags.DEFINE_string("out", "runs/distilled", "Where runs, distilled.png and metrics.json go.")
     flags.DEFINE_enum("variant", "full", ["full", "tiny"], "tiny: seconds, to see that everything works.")
-    flags.DEFINE_integer("num", 1000, "Samples that are judged, of each model.")
-    command.run("distilled_digits", main)
+    flags.DEFINE_integer("num", 1000, "Samples of each model.")
+    common.run_program("distilled_digits", main)

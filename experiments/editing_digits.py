@@ -22,16 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from diffusion_jax import training
 from diffusion_jax.data.files import tile, write_image
+from diffusion_jax.features import agreement, train_classifier
 from diffusion_jax.process import Denoiser
 from diffusion_jax.rng import named
 from diffusion_jax.sampling import editing, grids, latents, solvers
 from diffusion_jax.systems import Sampling, to_float, to_uint8
 from diffusion_jax.training.previews import labelled
-from diffusion_jax.training.recipes import load_recipe
-from experiments import command
-from experiments.distilled_digits import digits
+from experiments import common
 
 _OUT = flags.DEFINE_string("out", "runs/editing", "Where the run, editing.png and metrics.json go.")
 _VARIANT = flags.DEFINE_enum("variant", "full", ["full", "tiny"], "tiny: seconds, to see that everything works.")
@@ -66,12 +64,11 @@ def _between(denoise: Denoiser, grid: Any, x: jax.Array) -> jax.Array:
 
 
 def study(out: Path, variant: str) -> dict[str, Any]:
-    """Train, edit and judge; returns what is written to out/metrics.json, and writes out/editing.png."""
+    """Train, edit and measure; returns what is written to out/metrics.json, and writes out/editing.png."""
     suffix = ",tiny" if variant == "tiny" else ""
-    training.train(load_recipe(f"{_RECIPE}:digits_teacher{suffix}"), out / "model")
-    run = inference.Run(out / "model")
-    real, (images, labels) = digits("train"), digits("test")
-    judge = features.train_classifier(*real, 10, held_out=(images, labels), steps=600 if variant == "full" else 5)
+    run = common.trained(f"{_RECIPE}:digits_teacher{suffix}", out / "model")
+    real, (images, labels) = common.digits("train"), common.digits("test")
+    classifier = train_classifier(*real, 10, held_out=(images, labels), steps=600 if variant == "full" else 5)
     request = {"label": np.full(len(images), 10, np.int32)}  # the null class: no digit is asked for
     sampling = Sampling(threshold="none")
 
@@ -82,13 +79,13 @@ def study(out: Path, variant: str) -> dict[str, Any]:
 
         return np.asarray(jax.jit(draw)(run.params(), to_float(images)))
 
-    rows, metrics = {"held out": images}, {"held out": {"same_digit": judge.accuracy}}
+    rows, metrics = {"held out": images}, {"held out": {"same_digit": classifier.accuracy}}
     for name, work in edits(variant).items():
         rows[name] = edited(work)
-        metrics[name] = {"same_digit": features.agreement(judge, rows[name], labels)}
+        metrics[name] = {"same_digit": agreement(classifier, rows[name], labels)}
     filled = images.copy()
     filled[:, 4:] = real[0].mean(0).round()[4:]
-    metrics["mean fill"] = {"same_digit": features.agreement(judge, filled, labels)}
+    metrics["mean fill"] = {"same_digit": agreement(classifier, filled, labels)}
     for name, result in (("mean fill", filled), ("replace", rows["replace"]), ("RePaint", rows["RePaint"])):
         metrics[name]["known_exact"] = bool((result[:, :4] == images[:, :4]).all())
         metrics[name]["hole_error"] = float(np.square((result[:, 4:] - images[:, 4:].astype(float)) / 255).mean())
@@ -112,4 +109,4 @@ def main() -> str:
 
 
 if __name__ == "__main__":
-    command.run("editing_digits", main)
+    common.run_program("editing_digits", main)

@@ -22,15 +22,14 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from diffusion_jax import data, training
-from diffusion_jax.features.classifier import TrainedClassifier, agreement, train_classifier
-from diffusion_jax.inference.run import Run
+from diffusion_jax import training
+from diffusion_jax.features import TrainedClassifier, agreement, train_classifier
+from diffusion_jax.inference import Run
 from diffusion_jax.metrics.frechet import Moments, frechet_distance
 from diffusion_jax.process import edm_design
 from diffusion_jax.sampling import edm_design as sampling_design
-from diffusion_jax.systems import Sampling, to_uint8
 from diffusion_jax.training.recipes import load_recipe
-from experiments import command
+from experiments import common
 
 _OUT = flags.DEFINE_string("out", "runs/edm_table", "Where runs, table.json and edm.png go.")
 _STEPS = flags.DEFINE_integer("steps", 2000, "Of training, of each network.")
@@ -51,35 +50,20 @@ def samplers(column: str, evaluations: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def train(column: str, out: Path, steps: int) -> None:
-    """The network of a column; nothing is done where it is trained already."""
+def train(column: str, out: Path, steps: int) -> Run:
+    """The run of a column, trained unless it is already."""
     config = load_recipe(f"{_RECIPE}:digits", {"training.steps": steps})
-    config["system"].update(edm_design.column(column))
+    fields = edm_design.column(column)
+    config["system"]["process"] = fields.pop("process")
+    config["system"]["objective"].update(fields)
     training.train(config, out / column)
+    return Run.open(out / column)
 
 
-def real_images(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """(images uint8, labels) of the digits."""
-    config = load_recipe(f"{_RECIPE}:digits")["data"]
-    pipeline = data.from_config(config, split=split)
-    batches = list(pipeline.one_pass(256))
-    return tuple(np.concatenate([batch[key] for batch in batches]) for key in ("image", "label"))
-
-
-def draw(workdir: Path, sampling: dict[str, Any], num: int) -> np.ndarray:
-    """Samples uint8 [num, 8, 8, 1] of the classes 0 to 9 in turn; sample i has the same noise in every row."""
-    run = Run(workdir)
-    settings = Sampling.from_config(sampling)
-    run.system.check_sampling(settings)
-    labels = np.arange(num, dtype=np.int32) % 10
-    draw = jax.jit(lambda params: run.system.sample(params, jax.random.key(0), {"label": labels}, np.arange(num), settings))
-    return np.asarray(to_uint8(draw(run.params())))
-
-
-def judged(judge: TrainedClassifier, images: np.ndarray, labels: np.ndarray, real: Moments) -> Row:
-    """How often the judge sees the class, and how far its features are from the real ones."""
-    moments = Moments().add(judge.look(images)[1])
-    return {"agreement": agreement(judge, images, labels), "frechet": frechet_distance(moments, real, warn=False)}
+def measured(classifier: TrainedClassifier, images: np.ndarray, labels: np.ndarray, real: Moments) -> Row:
+    """How often the classifier sees the class, and how far its features are from the real ones."""
+    moments = Moments().add(classifier.look(images)[1])
+    return {"agreement": agreement(classifier, images, labels), "frechet": frechet_distance(moments, real, warn=False)}
 
 
 def picture(rows: list[np.ndarray], path: Path, scale: int = 5) -> None:
@@ -93,22 +77,23 @@ def picture(rows: list[np.ndarray], path: Path, scale: int = 5) -> None:
 
 
 def study(out: Path, steps: int, num: int, budgets: list[int]) -> list[Row]:
-    """Train, sample and judge; returns the rows of the table."""
+    """Train, sample and measure; returns the rows of the table."""
     out.mkdir(parents=True, exist_ok=True)
-    for column in ("vp", "edm"):
-        train(column, out, steps)
-    (images, labels), (held_out, held_labels) = real_images("train"), real_images("test")
-    judge = train_classifier(images, labels, 10, held_out=(held_out, held_labels))
-    real = Moments().add(judge.look(images)[1])
-    table = [{"network": "real, held out", "sampler": "", "evaluations": 0, **judged(judge, held_out, held_labels, real)}]
+    runs = {column: train(column, out, steps) for column in ("vp", "edm")}
+    (images, labels), (held_out, held_labels) = common.digits("train"), common.digits("test")
+    classifier = train_classifier(images, labels, 10, held_out=(held_out, held_labels))
+    real = Moments().add(classifier.look(images)[1])
+    table = [
+        {"network": "real, held out", "sampler": "", "evaluations": 0, **measured(classifier, held_out, held_labels, real)}
+    ]
     shown = [held_out[np.concatenate([np.flatnonzero(held_labels == digit)[:2] for digit in range(10)])]]
-    classes = np.arange(num) % 10
     order = np.concatenate([[digit, digit + 10] for digit in range(10)])
     for evaluations in budgets:
         for column in ("vp", "edm"):
             for name, sampling in samplers(column, evaluations).items():
-                drawn = draw(out / column, sampling, num)
-                row = {"network": column, "sampler": name, "evaluations": evaluations, **judged(judge, drawn, classes, real)}
+                drawn, classes = common.draw(runs[column], num, sampling, jax.random.key(0))
+                figures = measured(classifier, drawn, classes, real)
+                row = {"network": column, "sampler": name, "evaluations": evaluations, **figures}
                 table.append(row)
                 sys.stdout.write(shown_row(row) + "\n")
                 sys.stdout.flush()
@@ -131,4 +116,4 @@ def main() -> str:
 
 
 if __name__ == "__main__":
-    command.run("edm_table", main)
+    common.run_program("edm_table", main)

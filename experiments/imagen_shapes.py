@@ -3,8 +3,8 @@
     python -m experiments.imagen_shapes
 
 A 16x16 model of captions such as "a small red circle on blue" (configs/imagen.py:shapes, minutes on two CPU cores), asked for
-the captions of held-out drawings. Shapes are judged by a random forest of outlines, trained on drawings; colours by the
-palette's nearest colour, most frequent on the border (ground) and among the other pixels (shape). What the judges see in the
+the captions of held-out drawings. Shapes are classified by a random forest of outlines, trained on drawings; colours by the
+palette's nearest colour, most frequent on the border (ground) and among the other pixels (shape). What these see in the
 real held-out drawings is printed beside what they see in samples, for guidance 1 and 3, with static and dynamic thresholds
 (Saharia et al. 2022, section 2.3, arXiv 2205.11487). Clipped is the share of pixel values at the ends of the range:
 over-guided images saturate.
@@ -25,17 +25,14 @@ from sklearn.ensemble import RandomForestClassifier
 from diffusion_jax import data, training
 from diffusion_jax.data.files import tile
 from diffusion_jax.data.sources.shapes import CLASSES, COLOURS
-from diffusion_jax.inference.generator import Generator
-from diffusion_jax.inference.requests import Requests
-from diffusion_jax.inference.run import find
-from diffusion_jax.systems import request_of
-from diffusion_jax.systems.conditioners.base import gather
+from diffusion_jax.inference import Generator, find
+from diffusion_jax.inference.requests import ask
 from diffusion_jax.training.recipes import load_recipe
-from experiments import command
+from experiments import common
 
 _OUT = flags.DEFINE_string("out", "runs/imagen_shapes", "Where the run, the picture and metrics.json go.")
 _VARIANT = flags.DEFINE_enum("variant", "full", ["full", "tiny"], "tiny: seconds, to see that everything works.")
-_NUM = flags.DEFINE_integer("num", 256, "Samples that are judged, for each setting.")
+_NUM = flags.DEFINE_integer("num", 256, "Samples of each setting.")
 _RECIPE = Path(__file__).resolve().parent.parent / "configs" / "imagen.py"
 SETTINGS = [(1.0, "static"), (1.0, "dynamic"), (3.0, "static"), (3.0, "dynamic")]
 _COLUMNS = 12
@@ -80,10 +77,10 @@ def outlines(images: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def agreements(judge: RandomForestClassifier, images: np.ndarray, words: list[list[str]]) -> dict[str, float]:
+def agreements(forest: RandomForestClassifier, images: np.ndarray, words: list[list[str]]) -> dict[str, float]:
     """The shares of images in which shape, its colour and the ground's are as the words say."""
     names = list(COLOURS)
-    seen = [CLASSES[label] for label in judge.predict(outlines(images))]
+    seen = [CLASSES[label] for label in forest.predict(outlines(images))]
     drawn = [(names[a], names[b]) for a, b in colours(images)]
     said = [(shape, colour, ground) for _, _, colour, shape, _, ground in words]
     right = np.array([(s == w[0], c == w[1], g == w[2]) for s, (c, g), w in zip(seen, drawn, said, strict=True)])
@@ -91,31 +88,31 @@ def agreements(judge: RandomForestClassifier, images: np.ndarray, words: list[li
     return dict(zip(("shape", "colour", "ground"), right.mean(0).tolist(), strict=True)) | {"clipped": clipped}
 
 
-def train_judge(config: dict, count: int) -> RandomForestClassifier:
+def train_forest(config: dict, count: int) -> RandomForestClassifier:
     """A classifier of the drawings' shapes."""
     batch = next(data.from_config(config["data"], seed=1).one_pass(count, limit=count))
     return RandomForestClassifier(200, min_samples_leaf=2, random_state=0).fit(outlines(batch["image"]), batch["label"])
 
 
 def study(out: Path, variant: str, num: int) -> dict:
-    """Train, sample in every setting, judge; returns what is written to out/metrics.json."""
+    """Train, sample in every setting, measure; returns what is written to out/metrics.json."""
     config = load_recipe(f"{_RECIPE}:shapes{',tiny' if variant == 'tiny' else ''}")
     training.train(config, out / "run")
     runs = find([str(out / "run")])
     params, _ = runs.load()
-    pipeline = runs.pipeline(0, "test")
-    rows = Requests(gather(lambda batch: request_of(runs.cascade.stages[0].system, batch), pipeline, num))
+    pipeline = runs.runs[0].pipeline("test")
+    texts, _ = ask(runs.cascade.conditioners, runs.runs[0].data, num)
     vocabulary = list(config["data"]["source"]["vocabulary"])
-    words = captions(rows(np.arange(num))["text"], vocabulary)
+    words = captions(texts(np.arange(num))["text"], vocabulary)
     real = next(pipeline.one_pass(num, limit=num))["image"]
-    judge = train_judge(config, 3000 if variant == "full" else 30)
-    found, shown = {"real": agreements(judge, real, words)}, [("real", real)]
+    forest = train_forest(config, 3000 if variant == "full" else 30)
+    found, shown = {"real": agreements(forest, real, words)}, [("real", real)]
     for guidance, threshold in SETTINGS:
         chosen = find([str(out / "run")], sampling={"guidance": [guidance], "threshold": [threshold]})
         generator = Generator(chosen.cascade, params, batch_size=64)
-        images = np.concatenate([drawn.images[-1] for drawn in generator(range(num), rows)])
+        images = np.concatenate([drawn.images[-1] for drawn in generator(range(num), texts)])
         name = f"guidance {guidance:g}, {threshold}"
-        found[name] = agreements(judge, images, words)
+        found[name] = agreements(forest, images, words)
         shown.append((name, images))
     (out / "metrics.json").write_text(json.dumps(found, indent=2) + "\n")
     picture(shown, words).save(out / "text_shapes.png", optimize=True)
@@ -150,4 +147,4 @@ def main() -> str:
 
 
 if __name__ == "__main__":
-    command.run("imagen_shapes", main)
+    common.run_program("imagen_shapes", main)

@@ -20,11 +20,11 @@ from absl import flags
 
 from diffusion_jax import evaluation, training
 from diffusion_jax.training.recipes import load_recipe
-from experiments import command
+from experiments import common
 
 _OUT = flags.DEFINE_string("out", "runs/mnist", "Where runs, pictures and metrics.json go.")
 _VARIANT = flags.DEFINE_enum("variant", "full", ["full", "tiny"], "tiny: seconds, to see that everything works.")
-_NUM = flags.DEFINE_integer("num", 1000, "Samples that are judged.")
+_NUM = flags.DEFINE_integer("num", 1000, "Samples that are evaluated.")
 _RECIPE = Path(__file__).resolve().parent.parent / "configs" / "mnist.py"
 
 
@@ -61,4 +61,4 @@ def main() -> str:
 
 
 if __name__ == "__main__":
-    command.run("mnist_cascade", main)
+    common.run_program("mnist_cascade", main)

@@ -2,7 +2,7 @@
 
     python -m experiments.palette_photographs
 
-Trains configs/palette.py:photographs on the mixture of tasks, and judges held-out parts of the photographs, PSNR in dB:
+Trains configs/palette.py:photographs on the mixture of tasks, and measures held-out parts of the photographs, PSNR in dB:
 inpainting and uncropping inside the hole against the mean of the known pixels, colorization against grey, JPEG restoration
 against the compressed image, by the model's mean seen from pure noise; single samples beside it. Known pixels must return to
 the last bit, colours have the luma that was asked, and eight uncroppings in a row stay photographs' colours. What it found is
@@ -23,8 +23,8 @@ from diffusion_jax.data.degradations import TASKS, Jpeg
 from diffusion_jax.data.files import write_image
 from diffusion_jax.systems import Sampling
 from diffusion_jax.systems.conditioners.image import panorama
-from experiments import command
-from experiments.restoration import Drawer, held_out, psnr, trained
+from experiments import common
+from experiments.common import Restorer, psnr
 
 _OUT = flags.DEFINE_string("out", "runs/palette_photographs", "Where the run, the pictures and metrics.json go.")
 _NUM = flags.DEFINE_integer("num", 96, "Held-out images for each task.", lower_bound=8)
@@ -44,10 +44,11 @@ def luma_error(images: np.ndarray, grey: np.ndarray) -> float:
     return float(np.abs(images @ np.array([0.299, 0.587, 0.114]) - grey[..., 0]).mean())
 
 
-def judge(task: str, batch: dict[str, np.ndarray], drawer: Drawer, system: object) -> tuple[dict, list[np.ndarray]]:
-    """The figures of one task, and its pictures: asked, mean, sample, real."""
-    request = {name: np.asarray(value) for name, value in system.request(batch).items()}
-    mean, sample, real = drawer.regress(request), drawer.sample(request), batch["image"]
+def measured(
+    task: str, batch: dict[str, np.ndarray], request: dict[str, np.ndarray], restorer: Restorer
+) -> tuple[dict, list[np.ndarray]]:
+    """The figures of one task, and its pictures: given, mean, sample, real."""
+    mean, sample, real = restorer.regress(request), restorer.sample(request), batch["image"]
     missing = batch["missing"] > 127
     where = missing if missing.any() else None
     figures = {name: psnr(images, real, where) for name, images in
@@ -60,18 +61,19 @@ def judge(task: str, batch: dict[str, np.ndarray], drawer: Drawer, system: objec
 
 
 def study(out: Path, variant: str, num: int) -> dict:
-    """Train, judge, and write metrics.json and two pictures."""
-    run = trained(f"{_RECIPE}:photographs{',tiny' if variant == 'tiny' else ''}", str(out / "run"))
+    """Train, measure, and write metrics.json and two pictures."""
+    run = common.trained(f"{_RECIPE}:photographs{',tiny' if variant == 'tiny' else ''}", str(out / "run"))
     sampling = Sampling.from_config(run.config["sampling"])
-    exact = dataclasses.replace(run.system, keep_luma=True)
-    plain, keeping = (Drawer(system, run.params(), sampling) for system in (run.system, exact))
+    exact = dataclasses.replace(
+        run.system, conditioners=[dataclasses.replace(each, keep_luma=True) for each in run.system.conditioners]
+    )
+    plain, keeping = (Restorer(system, run.params(), sampling) for system in (run.system, exact))
     metrics, rows = {}, []
     for task in TASKS:
         degradation = Jpeg((5, 15)) if task == "jpeg" else task
-        batch = held_out(run.config, num, degradation=degradation)
-        metrics[task], pictures = judge(task, batch, plain, run.system)
+        batch, request = common.held_out(run, num, degradation=degradation)
+        metrics[task], pictures = measured(task, batch, request, plain)
         if task == "colorize":
-            request = {name: np.asarray(value) for name, value in run.system.request(batch).items()}
             metrics[task]["luma_error_kept"] = luma_error(keeping.sample(request), batch["degraded"])
         rows += [np.concatenate(each[:8], 1) for each in pictures]
     wide = np.asarray(panorama(run.system, run.params(), jax.random.key(0), batch["image"][:4], sampling))
@@ -82,7 +84,7 @@ def study(out: Path, variant: str, num: int) -> dict:
         "mean_of_the_last_strip": float(wide[:, :, -size:].mean()),
         "first_pixels_changed": int((wide[:, :, :size] != batch["image"][:4]).sum()),
     }
-    metrics["step"] = run.step
+    metrics["step"] = run.steps()[-1]
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     grid = np.concatenate([np.concatenate(rows[:8]), np.concatenate(rows[8:])], 1)  # two tasks beside two
     write_image(out / "palette_photographs.png", np.kron(grid, np.ones((2, 2, 1), np.uint8)))
@@ -97,4 +99,4 @@ def main() -> str:
 
 
 if __name__ == "__main__":
-    command.run("palette_photographs", main)
+    common.run_program("palette_photographs", main)

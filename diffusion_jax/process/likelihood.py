@@ -104,7 +104,8 @@ class BitsPerDim(NamedTuple):
       total: [B].
       terms: [B, T], from data (the decoder) to noise.
       prior: [B].
-      x0_mse, eps_mse: [B, T], the mean squared errors of the predicted x0 and eps.
+      x0_mse, eps_mse: [B, T], the mean squared errors of the predicted x0 and eps. Of categories, the probability of another
+        value than x0's, and the share of elements that were replaced.
     """
 
     total: PerExample

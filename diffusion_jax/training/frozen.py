@@ -8,6 +8,7 @@ They are the teachers of students, and whatever else a system's losses read; the
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -49,7 +50,7 @@ class FrozenRun:
     step: int | None = None
     weights: str = "ema"
 
-    @property
+    @functools.cached_property
     def system(self) -> System:
         """The run's system."""
         return systems.from_config(configs.read(self.run))
@@ -160,16 +161,16 @@ def shapes(section: Mapping[str, Any]) -> dict[str, Any]:
     return {name: source.shapes() for name, source in sources(section).items()}
 
 
-def check(system: System, section: Mapping[str, Any]) -> None:
-    """Raise before anything is compiled if what a system needs is missing, or does not suit it.
+def check(system: System, section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same, having made sure before anything is compiled that it is there and suits the system.
 
     Raises:
-      ConfigError: nothing is named, or it is of other data, another process or another network (the first parameters that
-        differ are named).
+      ConfigError: what the system needs is not named, or is of other data, another process or another network (the first
+        parameters that differ are named).
       CheckpointError: there is no run, no checkpoint of the step, no such average, or no file.
     """
-    found = sources(section)
-    for name in system.needs if isinstance(system, Distils) else ():
+    found, needs = sources(section), system.needs if isinstance(system, Distils) else ()
+    for name in needs:
         if name not in found:
             hint = nearest(name, found)
             raise ConfigError(f"the system learns from a trained run: name its directory with --config.frozen.{name}=DIR{hint}")
@@ -177,23 +178,21 @@ def check(system: System, section: Mapping[str, Any]) -> None:
             system.check_frozen(name, found[name].system)
     for source in found.values():
         source.check()
-    if isinstance(system, Distils) and system.needs:
-        _compare(system, section)
+    abstract = {name: source.shapes() for name, source in found.items()}
+    if needs:
+        whose = ", ".join(f"the {name} {section[name]}" for name in needs)
+        _compare(whose, jax.eval_shape(system.init, jax.random.key(0)), jax.eval_shape(system.start, abstract))
+    return abstract
 
 
-def _compare(system: Distils, section: Mapping[str, Any]) -> None:
-    """Raise a `ConfigError` that names the first parameters in which the student's start differs from its own network."""
-    starts = jax.eval_shape(system.start, shapes(section))
-    if starts is None:
-        return
+def _compare(whose: str, own: Any, start: Any) -> None:
+    """Raise a `ConfigError` that names the first parameters in which a student's start differs from its network."""
     ours, theirs = (
-        {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-        for tree in (jax.eval_shape(system.init, jax.random.key(0)), starts)
+        {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]} for tree in (own, start)
     )
     wrong = [name for name in sorted(set(ours) | set(theirs)) if ours.get(name) != theirs.get(name)]
-    if wrong:
+    if wrong and start is not None:
         lines = [f"{name}: {theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here" for name in wrong[:3]]
-        whose = ", ".join(f"the {name} {section[name]}" for name in system.needs)
         raise ConfigError(f"{whose} has another network than the student, in {len(wrong)} parameters: {'; '.join(lines)}")
 
 
@@ -202,8 +201,8 @@ def load(section: Mapping[str, Any], target: Mapping[str, Any], workdir: str | P
 
     Args:
       target: `shapes` of the section, with shardings.
-      workdir: of the run that reads them: which checkpoints and files they are goes into frozen.json there, and a run that is
-        resumed goes on with the same ones, however much further the runs have been trained. None records nothing.
+      workdir: of the run that reads them. Which checkpoints and files they are is recorded in frozen.json there, and whoever
+        goes on with the run, or samples from it, gets the same ones, however much further they have been trained since.
 
     Raises:
       CheckpointError: a checkpoint or file is gone, cannot be read, or is not the one recorded.
@@ -214,6 +213,6 @@ def load(section: Mapping[str, Any], target: Mapping[str, Any], workdir: str | P
     for name, source in sources(section).items():
         found[name], identities[name] = source.load(target[name], recorded.get(name))
         logger.info("Frozen %s: %s.", name, ", ".join(f"{key} {value}" for key, value in identities[name].items()))
-    if identities and record and jax.process_index() == 0:
-        write_json(record, identities)
+    if record and not identities.items() <= recorded.items() and jax.process_index() == 0:
+        write_json(record, {**recorded, **identities})
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from diffusion_jax.training import config as configs
 from diffusion_jax.training import ema as emas
 from diffusion_jax.training import optimizer as optimizers
 from diffusion_jax.training.checkpoints import Checkpointer, finished_steps
-from diffusion_jax.training.state import Trainable, TrainState
+from diffusion_jax.training.state import Trainable, TrainState, init_state
 
 
 def check_empty(workdir: str | Path) -> None:
@@ -63,17 +64,10 @@ def start_run(config: dict[str, Any], workdir: str | Path, params: Any, ema: Any
     system, training = system_of(config), config["training"]
     params = {"network": jax.tree.map(jnp.asarray, params)}
     averaged = params if ema is None else {"network": jax.tree.map(jnp.asarray, ema)}
-    trained = Trainable(tuple(training["trainable"])).pick(params)
     optimizer, _ = optimizers.by_group(config["optimizer"], params, training["steps"])
-    state = TrainState(
-        step=jnp.asarray(step, jnp.int32),
-        params=params,
-        ema={average.label: averaged for average in emas.from_config(training["ema"])},
-        opt_state={group: optimizer[group].init(tree) for group, tree in trained.items()},
-        system_state=system.init_state(),
-        skipped=jnp.zeros((), jnp.int32),
-    )
-    save_run(config, workdir, state, step)
+    state = init_state(system, params, optimizer, (), Trainable(tuple(training["trainable"])))
+    ema = {average.label: averaged for average in emas.from_config(training["ema"])}
+    save_run(config, workdir, dataclasses.replace(state, step=jnp.int32(step), ema=ema), step)
 
 
 def save_run(config: Mapping[str, Any], workdir: str | Path, state: TrainState, step: int) -> None:

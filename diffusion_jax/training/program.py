@@ -19,7 +19,7 @@ from diffusion_jax.training import ema as emas
 from diffusion_jax.training import frozen as frozens
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training import optimizer as optimizers
-from diffusion_jax.training.state import Trainable, TrainState, init_state
+from diffusion_jax.training.state import Trainable, TrainState, first_params, init_state
 from diffusion_jax.training.step import TrainStep, add_metrics
 
 
@@ -70,7 +70,8 @@ class Program:
         step = self.train_step
 
         def fresh(frozen: Any) -> TrainState:
-            return init_state(step.system, step.optimizers, step.averages, step.seed, step.trainable, frozen)
+            params = first_params(step.system, step.seed, frozen)
+            return init_state(step.system, params, step.optimizers, step.averages, step.trainable)
 
         shardings = jax.tree.map(lambda leaf: leaf.sharding, dataclasses.replace(self.target, frozen={}))
         return jax.jit(fresh, out_shardings=shardings)
@@ -158,7 +159,8 @@ def prepare(config: Any, devices: Any = None) -> Program:
         system.check_sampling(Sampling.from_config(config["sampling"]))
     if isinstance(system, PlansSteps):
         system.check_steps(training["steps"])
-    params = jax.eval_shape(system.init, jax.random.key(0))
+    frozen = frozens.check(system, config["frozen"])
+    params = jax.eval_shape(lambda frozen: first_params(system, seed, frozen), frozen)
     trainable = Trainable(tuple(training["trainable"]))
     trainable.check(params)
     optimizer, rates = optimizers.by_group(config["optimizer"], params, training["steps"])
@@ -168,10 +170,8 @@ def prepare(config: Any, devices: Any = None) -> Program:
     data = Data(config["data"], seed=seed)
     pipeline = data.pipeline("train", host=host, hosts=hosts)
     system.check(pipeline)
-    frozens.check(system, config["frozen"])
     step = TrainStep(system, optimizer, averages, seed, training["accumulate"], trainable, rates)
-    frozen = frozens.shapes(config["frozen"])
-    abstract = jax.eval_shape(lambda frozen: init_state(system, optimizer, averages, seed, trainable, frozen), frozen)
+    abstract = jax.eval_shape(lambda params: init_state(system, params, optimizer, averages, trainable), params)
     abstract = dataclasses.replace(abstract, frozen=frozen)
     shardings = meshes.state_shardings(mesh, abstract, config["mesh"]["rules"])
     target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)

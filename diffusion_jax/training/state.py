@@ -92,28 +92,29 @@ class Trainable:
                 )
 
 
-def init_state(
-    system: System,
-    optimizers: Optimizers,
-    averages: tuple[Ema, ...],
-    seed: int,
-    trainable: Trainable = Trainable(),
-    frozen: Mapping[str, Any] | None = None,
-) -> TrainState:
-    """Return a fresh state, without `frozen`; jit it with out_shardings, so that no array is ever whole on one device.
+def first_params(system: System, seed: int, frozen: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the parameters that training begins with, {group: tree}.
 
     Args:
-      frozen: {name: {group: tree}}, out of which a system that distils may make its first parameters.
+      frozen: {name: {group: tree}}, out of which a system that distils may make them.
     """
-    params = system.start(frozen) if isinstance(system, Distils) and system.needs and frozen else None
-    if params is None:
-        params = system.init(named(jax.random.key(seed), "init"))
-    trained = trainable.pick(params)
+    started = system.start(frozen) if isinstance(system, Distils) and system.needs and frozen else None
+    return system.init(named(jax.random.key(seed), "init")) if started is None else started
+
+
+def init_state(
+    system: System,
+    params: dict[str, Any],
+    optimizers: Optimizers,
+    averages: tuple[Ema, ...],
+    trainable: Trainable = Trainable(),
+) -> TrainState:
+    """Return a fresh state, without `frozen`; jit it with out_shardings, so that no array is ever whole on one device."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema={average.label: jax.tree.map(jnp.copy, params) for average in averages},
-        opt_state={group: optimizers[group].init(tree) for group, tree in trained.items()},
+        opt_state={group: optimizers[group].init(tree) for group, tree in trainable.pick(params).items()},
         system_state=system.init_state(),
         skipped=jnp.zeros((), jnp.int32),
     )

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_jax import training
+from diffusion_jax.errors import DiffusionError
+from diffusion_jax.training.recipes import load_recipe
 from tests.training import tiny
 
 BASE, SR, FOLDER = "configs/digits.py:tiny", "configs/mnist.py:sr,tiny", "configs/folder.py:tiny"
@@ -18,11 +21,15 @@ BAD = {
     "image_size": (BASE, ["--config.data.image_size=9"], "image_size 9 is not divisible by 2"),
     "groups": (BASE, ["--config.system.network.groups=3"], "8 channels do not divide into 3 groups"),
     "heads": (BASE, ["--config.system.network.num_heads=3"], "do not divide into num_heads=3"),
-    "batch": (BASE, ["--config.data.batch_size=6"], "does not divide over 4 devices"),
-    "mesh": (BASE, ["--config.mesh.fsdp=3"], "there are 4 devices"),
+    "batch": (BASE, ["--config.data.batch_size=6"], "does not divide over 8 devices"),
+    "mesh": (BASE, ["--config.mesh.fsdp=3"], "there are 8 devices"),
     "accumulate": (BASE, ["--config.training.accumulate=3"], "x 3 microbatches"),
-    "low_res": (SR, ["--config.system.low_res_size=64"], "low_res_size 64 must lie in 1 to image_size 32"),
-    "labels": (BASE, ["--config.system.num_classes=4"], "the data have 10 classes, the system num_classes=4"),
+    "low_res": (SR, ["--config.system.conditioners.low_res.size=64"], "size (64, 64) must lie within image_size (32, 32)"),
+    "labels": (
+        BASE,
+        ["--config.system.conditioners.labels.num_classes=4"],
+        "the data have 10 classes, the system num_classes=4",
+    ),
     "guidance": (FOLDER, ["--config.data.source.path={images}", "--config.sampling.guidance=3"], "unconditional"),
     "missing": (FOLDER, ["--config.data.source.path={images}/nothing"], "no directory"),
     "empty": (FOLDER, ["--config.data.source.path={empty}"], "no images"),
@@ -47,29 +54,14 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_clear_line(name, folders, tmp_path):
     recipe, flags, message = BAD[name]
-    flags = [flag.format(**folders) for flag in flags]
-    result = tiny.run("train", f"--config={recipe}", f"--workdir={tmp_path / 'run'}", *flags, devices=4)
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ") and message in last
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    with pytest.raises(DiffusionError) as raised:
+        tiny.work(recipe, tmp_path / "run", *(flag.format(**folders) for flag in flags))
+    assert message in str(raised.value) and len(str(raised.value).splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
-def test_corrupt_images_are_skipped_and_counted_where_the_recipe_says_so(folders, tmp_path):
-    result = tiny.run(
-        "train", f"--config={FOLDER}", f"--workdir={tmp_path}", f"--config.data.source.path={folders['corrupt']}",
-        "--config.data.source.skip_corrupt=True", "--config.training.steps=1",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert "3.png" in result.stderr and "1 " in result.stderr
-
-
-def test_a_truncated_checkpoint_gives_way_to_the_one_before(tmp_path):
-    arguments = [f"--config={tiny.recipe(tmp_path)}", f"--workdir={tmp_path / 'run'}"]
-    assert tiny.run("train", *arguments, "--config.training.steps=6").returncode == 0
-    for path in (tmp_path / "run" / "checkpoints" / "6" / "state").rglob("d/*"):
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    result = tiny.run("train", *arguments)
-    assert result.returncode == 0, result.stderr
-    assert "Checkpoint 6" in result.stderr and "Resuming at step 3" in result.stderr
+def test_corrupt_images_are_skipped_and_counted_where_the_recipe_says_so(folders, caplog):
+    source = {"data.source.path": str(folders["corrupt"]), "data.source.skip_corrupt": True}
+    with caplog.at_level("WARNING"):
+        pipeline = training.prepare(load_recipe(FOLDER, source)).pipeline
+    assert pipeline.skipped == 1 and "3.png" in caplog.text

@@ -9,16 +9,7 @@ import pytest
 
 from diffusion_jax import train
 from diffusion_jax.errors import DiffusionError
-from diffusion_jax.training.recipes import split_overrides
 from tests.training import tiny
-
-
-def work(folder, *arguments, **flags):
-    """The program's work in this process."""
-    _, overrides = split_overrides(["train", *arguments])
-    values = {"config": str(tiny.recipe(folder)), "workdir": str(folder / "run"), "dry_run": False, "distributed": False,
-              "coordinator": None, **flags}  # fmt: skip
-    return train._work(values, overrides)
 
 
 def test_the_manual():
@@ -27,7 +18,7 @@ def test_the_manual():
 
 
 def test_a_dry_run(tmp_path, capsys):
-    work(tmp_path, "--config.mesh.fsdp=4", "--config.system.width=64", dry_run=True, workdir=None)
+    tiny.work(tiny.recipe(tmp_path), "", "--config.mesh.fsdp=4", "--config.system.width=64", dry_run=True)
     found = capsys.readouterr().out
     lines = ("parameters            40,193", "data 2, fsdp 4, tensor 1", "MiB", "FLOPs per step", "examples              60")
     for line in (*lines, "[None, None, 'fsdp']", "whole on every device"):
@@ -36,18 +27,18 @@ def test_a_dry_run(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("argument", "flags", "message"),
+    ("argument", "workdir", "message"),
     [
-        ("--config.training.stpes=3", {}, "did you mean 'steps'"),
-        ("--config.system.name=tyo", {}, "unknown system 'tyo'; did you mean 'toy'"),
-        ("--config.training.grid_every=5", {"workdir": "/proc/run"}, "cannot write to /proc/run"),
-        ("--config.seed=1", {"workdir": ""}, "--workdir=DIR is needed"),
-        ("--config.frozen.teacher=nowhere", {}, "nowhere holds no run"),
+        ("--config.training.stpes=3", "{}", "did you mean 'steps'"),
+        ("--config.system.name=tyo", "{}", "unknown system 'tyo'; did you mean 'toy'"),
+        ("--config.training.grid_every=5", "/proc/run", "cannot write to /proc/run"),
+        ("--config.seed=1", "", "--workdir=DIR is needed"),
+        ("--config.frozen.teacher=nowhere", "{}", "nowhere holds no run"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, argument, flags, message):
+def test_mistakes_are_one_line(tmp_path, argument, workdir, message):
     with pytest.raises(DiffusionError, match=message) as raised:
-        work(tmp_path, argument, **flags)
+        tiny.work(tiny.recipe(tmp_path), workdir.format(tmp_path / "run"), argument)
     assert len(str(raised.value).splitlines()) == 1 and not (tmp_path / "run").exists()
 
 

@@ -84,6 +84,7 @@ def test_killed_once(uninterrupted, tmp_path):
     wait_for(process, lambda: (tmp_path / "checkpoints" / "6").exists())
     process.kill()
     process.communicate()
+    assert process.returncode == -signal.SIGKILL
     begun = training.finished_steps(tmp_path)[-1]
     total = 20 if begun < 20 else begun + 2
     tiny.train(tmp_path, 8, **{**TWENTY, "training__steps": total})

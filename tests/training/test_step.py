@@ -112,7 +112,7 @@ def test_sums_on_the_device():
     log_snr = np.array([-40.0, -10.0, -9.9, 0.0, 0.1, 9.9, 40.0, np.inf], np.float32)
     expected_sum, expected_count = np.zeros(steps.NUM_BINS), np.zeros(steps.NUM_BINS)
     totals = None
-    for finite in (True, False, True):
+    for finite in (True, False, True, False):
         losses = rng.random(8, np.float32)
         bins = steps._bins({"per_example": jnp.asarray(losses), "log_snr": jnp.asarray(log_snr)})
         found = {"loss": jnp.mean(losses) if finite else jnp.nan, "grad_norm": jnp.float32(2.0)}
@@ -163,7 +163,7 @@ def run(system, count, **fields):
     groups = system.init(jax.random.key(0))
     sgd = {group: optax.sgd(0.1) for group in groups}
     step = steps.TrainStep(system, sgd, (ema.Constant(0.5, warmup=False),), 0, **fields)
-    state = init_state(system, sgd, step.averages, 0, step.trainable)
+    state = init_state(system, groups, sgd, step.averages, step.trainable)
     states, jitted, metrics = [state], jax.jit(step), None
     for _ in range(count):
         state, metrics = jitted(state, {"image": jnp.zeros((4, 1))})
@@ -234,7 +234,7 @@ def test_only_what_is_trainable_is_trained():
     trainable = Trainable(("x/w$",))
     adam = {"x": optax.adamw(0.1, weight_decay=0.5), "a_y": optax.adamw(0.1, weight_decay=0.5)}
     step = steps.TrainStep(Players(), adam, (ema.Constant(0.5),), 0, trainable=trainable)
-    state = init_state(Players(), adam, step.averages, 0, trainable)
+    state = init_state(Players(), Players().init(None), adam, step.averages, trainable)
     assert [leaf.shape for leaf in jax.tree.leaves(state.opt_state["x"][0].mu)] == [()]
     assert not jax.tree.leaves(state.opt_state["a_y"][0].mu)
     new, _ = jax.jit(step)(state, {"image": jnp.zeros((4, 1))})

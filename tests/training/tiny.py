@@ -21,6 +21,7 @@ from diffusion_jax.spec import Spec
 from diffusion_jax.systems import Labels, Pixels
 from diffusion_jax.training import loop
 from diffusion_jax.training.config import apply_overrides, complete
+from diffusion_jax.training.recipes import split_overrides
 from tests import processes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -206,6 +207,15 @@ def run(program: str, *arguments: Any, devices: int = 1, timeout: float = 300) -
     return subprocess.run(
         command(program, *arguments), env=environment(devices), cwd=ROOT, timeout=timeout, text=True, capture_output=True
     )
+
+
+def work(recipe: Any, workdir: Any, *arguments: str, **flags: Any) -> None:
+    """What the program `train` does with its arguments, in this process."""
+    from diffusion_jax import train as program  # recipes import this file in programs that define the same flags
+
+    _, overrides = split_overrides(["train", *arguments])
+    values = {"config": str(recipe), "workdir": str(workdir), "dry_run": False, "distributed": False, "coordinator": None}
+    program._work({**values, **flags}, overrides)
 
 
 def rows(workdir: Path) -> list[dict]:

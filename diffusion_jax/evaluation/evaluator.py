@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from diffusion_jax.inference import requests
 from diffusion_jax.inference.draw import EARLIER, Drawing
 from diffusion_jax.inference.requests import Requests
 from diffusion_jax.inference.run import Run, Runs
-from diffusion_jax.inference.sample_sets import open_samples
+from diffusion_jax.inference.sample_sets import SampleSet, open_samples
 from diffusion_jax.systems import Samples
 from diffusion_jax.training.checkpoints import versions
 
@@ -135,11 +135,11 @@ class Evaluator:
             runs.cascade, params, asked, folder, drawn_with,
             num=self.settings.num, batch_size=self.settings.batch_size, seed=self.settings.seed,
         )  # fmt: skip
-        inputs = [self._inputs(number, weights.own, asked, drawing) for number, weights in enumerate(params)]
-        for each in inputs:
-            scores.choose(each, self.settings.metrics)  # fails here, before expensive work
-        inputs = [dataclasses.replace(each, samples=drawn) for each, drawn in zip(inputs, drawing(), strict=True)]
-        row = self._row_of(case, key, inputs, drawn_with, steps, began)
+        with _meanwhile(drawing) as drawn:
+            inputs = [self._inputs(number, weights.own, asked, drawn) for number, weights in enumerate(params)]
+            for each in inputs:
+                scores.choose(each, self.settings.metrics)  # what is lacking is said before anything is measured
+            row = self._row_of(case, key, inputs, drawn_with, steps, began)
         if not self.settings.keep_samples:
             self._remove(folder)
         return row
@@ -158,7 +158,7 @@ class Evaluator:
         known = self._known(key, case, [found])
         if known is not None:
             return known
-        inputs = MetricInputs(None, self.settings.num, self.settings, Parts(), model=Model(run, params))
+        inputs = MetricInputs(None, self.settings.num, self.settings, Parts(), model=Model(run, params), name="the model")
         return self._row_of(case, key, [inputs], described, [found], began)
 
     def _key(self, described: Mapping[str, Any]) -> str:
@@ -172,20 +172,16 @@ class Evaluator:
             _LOG.info("Checkpoint %s %s is evaluated already.", "/".join(map(str, steps)), dict(case.sampling))
         return found
 
-    def _inputs(self, number: int, params: Any, asked: Requests, drawing: Drawing) -> MetricInputs:
-        """All that is known about a stage's samples before they are drawn; their program is compiled meanwhile."""
-        parts = self._held_against(number, drawing)
-        low_res = asked.columns.get("low_res") if len(self.runs) == 1 else None
-        labels, model = asked.labels(self.settings.num), Model(self.runs[number], params)
-        return MetricInputs(None, self.settings.num, self.settings, parts, labels, model, low_res)
-
-    def _held_against(self, number: int, drawing: Drawing) -> Parts:
-        """What a stage's samples are held against, made once."""
+    def _inputs(self, number: int, params: Any, asked: Requests, drawn: Callable[[], list[SampleSet]]) -> MetricInputs:
+        """All that is known about a stage's samples, which may still be drawn."""
         if number not in self._parts:
-            if number == 0 and jax.process_count() == 1:
-                drawing.compile_ahead()
             self._parts[number] = parts_of(self.runs[number], self.settings)
-        return self._parts[number]
+        several = len(self.runs) > 1
+        return MetricInputs(
+            lambda: drawn()[number], self.settings.num, self.settings, self._parts[number],
+            labels=asked.labels(self.settings.num), model=Model(self.runs[number], params),
+            low_res=None if several else asked.columns.get("low_res"), name=f"stage {number + 1}" if several else "the samples",
+        )  # fmt: skip
 
     def _row_of(
         self, case: Case, key: str, inputs: Sequence[MetricInputs], described: Mapping[str, Any], steps: Sequence[int],
@@ -217,6 +213,22 @@ class Evaluator:
                 shutil.rmtree(folder)
                 with contextlib.suppress(OSError):  # others are in it
                     folder.parent.rmdir()
+
+
+@contextlib.contextmanager
+def _meanwhile(drawing: Drawing) -> Iterator[Callable[[], list[SampleSet]]]:
+    """Draw in the background; what waits for the samples is given. Processes that draw together do nothing else meanwhile."""
+    if jax.process_count() > 1:
+        drawn = drawing()
+        yield lambda: drawn
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="draw") as pool:
+        drawn = pool.submit(drawing)
+        try:
+            yield drawn.result
+        except BaseException:
+            drawing.stop()
+            raise
 
 
 def _row(

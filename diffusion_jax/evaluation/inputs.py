@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -148,22 +149,29 @@ class MetricInputs:
     """Samples to be measured, and all that is known about them.
 
     Attributes:
-      samples: the images; None before they are drawn, or where the model draws none.
+      source: the images, or what waits for them while they are drawn; None where the model draws none.
       num: how many of them, from the first, are measured.
       settings: how.
       parts: what they are held against.
       labels: the classes that were asked for, int [num], or None.
       model: what drew the samples, or None where that is not known.
       low_res: what super-resolution was given, uint8 [M, h, w, C], repeating; or None.
+      name: of the samples, for the log.
     """
 
-    samples: SampleSet | None
+    source: SampleSet | Callable[[], SampleSet] | None
     num: int
     settings: Settings
     parts: Parts
     labels: np.ndarray | None = None
     model: Model | None = None
     low_res: np.ndarray | None = None
+    name: str = "the samples"
+
+    @functools.cached_property
+    def samples(self) -> SampleSet | None:
+        """The images, once they are drawn."""
+        return self.source() if callable(self.source) else self.source
 
     @property
     def extractor(self) -> Extractor | None:

@@ -33,14 +33,13 @@ def measure(inputs: MetricInputs, names: Sequence[str] = ()) -> dict[str, Any]:
     for name in scores.choose(inputs, names):
         began = time.monotonic()
         found |= scores.METRICS[name].compute(inputs)
-        of = inputs.samples.name if inputs.samples else "the model"
-        _LOG.info("%s of %s: %.1f s", name, of, time.monotonic() - began)
+        _LOG.info("%s of %s: %.1f s", name, inputs.name, time.monotonic() - began)
     return found
 
 
 def write_pictures(results: Results, key: str, inputs: MetricInputs) -> dict[str, str]:
     """Draw and write the pictures of a row; their files below the folder, by title."""
-    if inputs.samples is None:
+    if inputs.source is None:
         return {}
     made = pictures_of(inputs)
     with results.writing() as writes:

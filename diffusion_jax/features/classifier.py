@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,18 @@ def train_classifier(
         return optax.apply_updates(params, updates), state_
 
     batch_size = min(batch_size, len(images))
-    for step in range(steps):
+
+    def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
         rows = _rows(len(images), batch_size, step, seed)
-        x = shift_and_rotate(images[rows].astype(np.float32) / 127.5 - 1, rng, pixels=min(images.shape[1:3]) / 16)
-        params, state = update(params, state, x, labels[rows], step)
+        x = images[rows].astype(np.float32) / 127.5 - 1
+        return shift_and_rotate(x, rng, pixels=min(images.shape[1:3]) / 16), labels[rows]
+
+    with ThreadPoolExecutor(1) as ahead:  # one thread, so that its random numbers come in order
+        waiting = ahead.submit(batch, 0)
+        for step in range(steps):
+            x, y = waiting.result()
+            waiting = ahead.submit(batch, step + 1) if step + 1 < steps else waiting
+            params, state = update(params, state, x, y, step)
     classifier = TrainedClassifier(network, params)
     if held_out is None or not len(held_out[0]):
         return classifier

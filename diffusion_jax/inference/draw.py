@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class Drawing:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_generators", {})
+        object.__setattr__(self, "_stopped", threading.Event())
 
     @property
     def _in_turn(self) -> bool:
@@ -84,9 +86,9 @@ class Drawing:
         last = stage == len(self.cascade.stages) - 1
         return (self.folder / f"stage{stage + 1}" if last else self.folder.parent / EARLIER / identity.digest(own)), own
 
-    def compile_ahead(self) -> None:
-        """Begin to compile the first pass, while something else is prepared."""
-        self._generator(self._passes()[0]).compile_ahead(self.requests)
+    def stop(self) -> None:
+        """Draw no more batches, where another thread draws; what was drawn is kept on disk."""
+        self._stopped.set()
 
     def __call__(self) -> list[SampleSet]:
         """Draw what is missing, and return the images of every stage."""
@@ -100,6 +102,8 @@ class Drawing:
                 for indices, images in self._drawn(shown, missing, found):
                     for each, stage in zip(folders, images[-len(shown) :], strict=True):
                         each.add(indices, stage)
+                    if self._stopped.is_set():
+                        return []
                 for each in folders:
                     each.finish(self.num, self.requests.labels(self.num))
             found += [open_samples(self._place(stage)[0]) for stage in shown]

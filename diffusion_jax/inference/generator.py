@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -17,8 +16,6 @@ from diffusion_jax.training import mesh as meshes
 
 RequestRows = Callable[[np.ndarray], dict[str, np.ndarray]]
 """Sample indices int [N] -> their conditioning, [N, ...] each."""
-
-_COMPILERS = ThreadPoolExecutor(1, thread_name_prefix="compile")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,26 +56,18 @@ class Generator:
         every_stage: bool = False,
     ) -> None:
         mesh = mesh or mesh_of(params) or meshes.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-        self.cascade, self._rows, self._whole = cascade, meshes.batch_sharding(mesh), meshes.replicated(mesh)
+        self.cascade, self._rows = cascade, meshes.batch_sharding(mesh)
         shards = meshes.batch_shards(mesh)
         self.batch_size = -(-batch_size // shards) * shards
         self._params = on_mesh(list(params), mesh)
-        self._key = jax.device_put(named(jax.random.key(seed), "sample"), self._whole)
-        self._compiling: Future | None = None
 
-        def sample(params: Any, key: jax.Array, request: Any, indices: jax.Array) -> list[jax.Array]:
-            images = cascade.sample(params, key, request, indices)
+        def sample(params: Any, request: Any, indices: jax.Array) -> list[jax.Array]:
+            images = cascade.sample(params, named(jax.random.key(seed), "sample"), request, indices)
             drawn = list(zip(cascade.stages, params, images, strict=True))
             return [stage.system.codec.decode(w.frozen, x) for stage, w, x in (drawn if every_stage else drawn[-1:])]
 
         # Every process has every sample: whoever writes or measures them needs no one else's.
-        self._sample = jax.jit(sample, out_shardings=self._rows if jax.process_count() == 1 else self._whole)
-
-    def compile_ahead(self, requests: RequestRows) -> None:
-        """Begin to compile in the background, while something else is prepared."""
-        args = self._arguments(np.zeros(1, np.int32), requests(np.zeros(1, np.int32)))
-        lowered = self._sample.lower(*args)
-        self._compiling = _COMPILERS.submit(lowered.compile)
+        self._sample = jax.jit(sample, out_shardings=self._rows if jax.process_count() == 1 else meshes.replicated(mesh))
 
     def __call__(self, indices: Sequence[int], requests: RequestRows) -> Iterator[Drawn]:
         """Draw these samples in this order, a batch at a time; the next batch is computed while one is used.
@@ -91,8 +80,7 @@ class Generator:
             part = np.asarray(indices[start : start + self.batch_size], np.int32)
             request = requests(part)
             self.cascade.check_request(request)
-            sample = self._sample if self._compiling is None else self._compiling.result()
-            images = sample(*self._arguments(part, request))
+            images = self._sample(*self._arguments(part, request))
             if waiting is not None:
                 yield _fetch(*waiting)
             waiting = part, request, images
@@ -104,7 +92,7 @@ class Generator:
         missing = self.batch_size - len(indices)
         padded = jax.tree.map(lambda rows: _pad(np.asarray(rows), missing), {"indices": indices, "request": request})
         placed = place(padded, self._rows)
-        return self._params, self._key, placed["request"], placed["indices"]
+        return self._params, placed["request"], placed["indices"]
 
 
 def mesh_of(params: Any) -> Mesh | None:

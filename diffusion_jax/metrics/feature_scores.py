@@ -31,15 +31,23 @@ def cubic_mmd(first: Any, second: Any) -> float:
     same_width(first, second)
     if min(len(first), len(second)) < 2:
         raise DataError(f"KID needs at least 2 samples of either side, got {len(first)} and {len(second)}")
+    return _within(first) + _within(second) - 2 * float(_kernel(first, second).mean())
 
-    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return (x @ y.T / x.shape[1] + 1) ** 3
 
-    def within(x: np.ndarray) -> float:
-        values = kernel(x, x)
-        return (values.sum() - np.trace(values)) / (len(x) * (len(x) - 1))
+def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(x.y / D + 1)^3 of all pairs, float64 [m, n]; products are ten times as fast as a power."""
+    products = x @ y.T
+    products /= x.shape[1]
+    products += 1
+    cubes = products * products
+    cubes *= products
+    return cubes
 
-    return float(within(first) + within(second) - 2 * kernel(first, second).mean())
+
+def _within(x: np.ndarray) -> float:
+    """The mean of the kernel over pairs of different rows."""
+    values = _kernel(x, x)
+    return float((values.sum() - np.trace(values)) / (len(x) * (len(x) - 1)))
 
 
 def kid(generated: Any, real: Any, *, subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> Score:
@@ -65,11 +73,13 @@ def kid(generated: Any, real: Any, *, subsets: int = 100, subset_size: int = 100
     fewest = min(len(generated), len(real))
     if fewest < subset_size:
         raise DataError(f"KID with subset_size {subset_size} of {fewest} samples: use subset_size={fewest}, or more samples")
-    rng = np.random.RandomState(seed)
-    values = []
+    rng, values = np.random.RandomState(seed), []
+    sets = [rows.astype(np.float64) for rows in (generated, real)]
+    whole = [_within(rows) if len(rows) == subset_size else None for rows in sets]  # of which each subset is a permutation
     for _ in range(subsets):
-        rows = [rng.choice(len(features), subset_size, replace=False) for features in (generated, real)]
-        values.append(cubic_mmd(generated[rows[0]], real[rows[1]]))
+        chosen = [rows[rng.choice(len(rows), subset_size, replace=False)] for rows in sets]
+        own = [_within(rows) if known is None else known for rows, known in zip(chosen, whole, strict=True)]
+        values.append(sum(own) - 2 * float(_kernel(*chosen).mean()))
     return Score(float(np.mean(values)), float(np.std(values)))
 
 

@@ -58,26 +58,26 @@ def test_tiny_recipes_train_sample_and_evaluate(name, images, tmp_path):
     if name.startswith("folder"):
         overrides["data.source"] = {"name": "folder", "path": str(images), "test_fraction": 0.3}
     config = load_recipe(str(CONFIGS / name), overrides)
-    if config["system"].get("teacher", "") is None:
+    if config.get("frozen", {}).get("teacher", "") is None:
         training.train(load_recipe(f"{CONFIGS / name.split(':')[0]}:digits_teacher,tiny", overrides), tmp_path / "teacher")
-        config["system"]["teacher"] = str(tmp_path / "teacher")
+        config["frozen"]["teacher"] = str(tmp_path / "teacher")
     result = training.train(config, tmp_path)
     assert result["step"] == config["training"]["steps"] and np.isfinite(result["loss"])
-    asked = config["system"].get("num_classes") or "text_dim" in config["system"]  # by class, or by a text that names it
-    drawn = asked and config["system"]["name"] != "noisy_classifier"
-    wanted = ("loss", "fid", "agreement") if drawn else ()  # what more there is by default is tested elsewhere
+    named = bool({"labels", "text"} & set(config["system"].get("conditioners", ())))  # by class, or by a text that names it
+    wanted = ("loss", "fid", "agreement") if named else ()  # what more there is by default is tested elsewhere
     settings = evaluation.Settings(num=4, batch_size=4, classifier_steps=2, metrics=wanted)
     metrics = evaluation.evaluate_run(tmp_path, settings=settings)
     assert np.isfinite(metrics["held_out_loss"])
-    assert ("agreement" in metrics or "accuracy_top1" in metrics) == bool(asked)
+    assert ("agreement" in metrics) == named
+    assert ("accuracy_top1" in metrics) == (config["system"].get("name") == "noisy_classifier")
     assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["num_samples"] == 4
 
 
 @pytest.mark.parametrize(
     ("name", "size", "low_res", "classes"),
     [
-        ("ddpm.py:cifar10,tiny", 16, None, 0),
-        ("edm.py:cifar10_cond,tiny", 8, None, 5),
+        ("ddpm.py:cifar10,tiny", 16, 0, 0),
+        ("edm.py:cifar10_cond,tiny", 8, 0, 5),
         ("cdm.py:sr64,tiny", 16, 8, 5),
         ("adm.py:up256,tiny", 16, 8, 5),
     ],
@@ -86,8 +86,10 @@ def test_tiny_recipes_are_of_a_size_for_drawn_shapes(name, size, low_res, classe
     config = load_recipe(str(CONFIGS / name))
     system, pipeline = systems.from_config(config), data.from_config(config["data"])
     system.check(pipeline)
-    assert pipeline.spec.shape == system.image_shape == (size, size, 3) and pipeline.batch(0)["image"].shape[0] == 8
-    assert getattr(system, "low_res_size", None) == low_res and system.num_classes == classes
+    assert pipeline.spec.shape == system.spec.shape == (size, size, 3) and pipeline.batch(0)["image"].shape[0] == 8
+    conditioners = {each.name: each for each in system.conditioners}
+    assert ("low_res" in conditioners and conditioners["low_res"].size) == (low_res and (low_res, low_res))
+    assert ("labels" in conditioners and conditioners["labels"].num_classes) == classes
     assert config["training"]["steps"] == 4 and config["sampling"]["steps"] == 2
     assert system.network.num_params() < 1_000_000
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import optimize, stats
 
 from diffusion_jax.process import Denoised, Denoiser, Process
@@ -140,6 +142,15 @@ def side_by_side(processes: Sequence[Process], sizes: Sequence[int], data: Mixtu
 
 QUICK = {"xla_backend_optimization_level": 0}
 """Compiler options for programs so small that compiling them is what takes long."""
+
+
+def covering(*choices: Sequence[Any]) -> list:
+    """All combinations, for `parametrize`: a few that meet every value of every choice run always, the others are slow."""
+    choices = tuple(tuple(values) for values in choices)
+    quick = {tuple(i % len(values) for values in choices) for i in range(max(map(len, choices)))}
+    marks = lambda places: [] if places in quick else [pytest.mark.slow]  # noqa: E731
+    every = itertools.product(*(range(len(values)) for values in choices))
+    return [pytest.param(*(v[i] for v, i in zip(choices, places, strict=True)), marks=marks(places)) for places in every]
 
 
 def no_noise(name: str) -> jax.Array:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,7 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Process
 from diffusion_jax.sampling import grids, invert, sample, solvers
 from diffusion_jax.sampling.solvers.multistep import ADAMS_BASHFORTH
-from tests.oracles import BIMODAL, GAUSSIAN, LINE, QUICK, no_noise
+from tests.oracles import BIMODAL, GAUSSIAN, LINE, QUICK, covering, no_noise
 
 
 def _errors(make, process, counts):
@@ -50,17 +48,9 @@ ORDERS = {
     "pndm": (lambda: solvers.pndm("linear"), 2, 0.3),
     "pndm-runge-kutta": (lambda: solvers.pndm("runge_kutta"), 2, 0.3),
 }
-# Every run measures the first eight, on one family each in turn.
-QUICK_ORDERS = {(name, FAMILIES[number % 3]) for number, name in enumerate(list(ORDERS)[:8])}
 
 
-@pytest.mark.parametrize(
-    ("name", "schedule"),
-    [
-        pytest.param(*pair, marks=[] if pair in QUICK_ORDERS else [pytest.mark.slow])
-        for pair in itertools.product(ORDERS, FAMILIES)
-    ],
-)
+@pytest.mark.parametrize(("name", "schedule"), covering(ORDERS, FAMILIES))
 def test_order_of_convergence(name, schedule):
     make, order, within = ORDERS[name]
     errors = _errors(make, Process(schedule, prediction="v"), (96, 192))

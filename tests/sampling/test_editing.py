@@ -138,7 +138,7 @@ def test_the_low_pass_is_nearly_a_projection_and_keeps_means():
     assert (low_pass(image, 1) == image).all()
 
 
-@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("factor", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_ilvr_has_the_references_low_frequencies_and_its_own_high_ones(factor):
     reference, denoise = jnp.asarray(photograph(16)).repeat(4, 0), white(PROCESSES["vp"])
     run = lambda stop: ilvr(denoise, solvers.ddpm(), grids.trailing(20), jax.random.key(0), reference, factor, stop)  # noqa: E731

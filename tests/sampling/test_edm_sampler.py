@@ -16,7 +16,7 @@ from diffusion_jax.rng import named
 from diffusion_jax.sampling import edm_design as sampling_design
 from diffusion_jax.sampling import grids, sample, solvers
 from diffusion_jax.systems import Sampling
-from tests.oracles import QUICK, no_noise
+from tests.oracles import QUICK, covering, no_noise
 
 MODE, VARIANCE = 0.7, 0.02
 U = edm_design.iddpm_table()
@@ -130,8 +130,7 @@ PROCESSES = {
 }
 
 
-@pytest.mark.parametrize("churn", CHURNS)
-@pytest.mark.parametrize("kind", PROCESSES)
+@pytest.mark.parametrize(("kind", "churn"), covering(PROCESSES, CHURNS))
 def test_heun_is_the_papers_on_networks_of_every_column(kind, churn):
     """sigma = sigma_t / alpha_t and y = x / alpha_t: a network of any column under EDM's sampler."""
     process, fields = Process(**PROCESSES[kind]), CHURNS[churn]
@@ -189,11 +188,10 @@ VP_S_SLOPE = lambda t: -(19.9 * t + 0.1) / 2 * VP_S(t)  # noqa: E731
 ONE, ZERO = (lambda t: 1.0), (lambda t: 0.0)
 
 
-@pytest.mark.parametrize(("order", "alpha"), [(1, 1.0), (2, 1.0), (2, 0.5)])
-@pytest.mark.parametrize("row", ["vp", "vp-unscaled", "ve", "vp-on-edm"])
-def test_steps_in_a_schedules_own_time(row, order, alpha):
+@pytest.mark.parametrize(("row", "rule"), covering(["vp", "vp-unscaled", "ve", "vp-on-edm"], [(1, 1.0), (2, 1.0), (2, 0.5)]))
+def test_steps_in_a_schedules_own_time(row, rule):
     """The columns VP and VE as they were sampled, and a mixture: the VP's time on an EDM network."""
-    kind = {"vp-unscaled": "vp", "vp-on-edm": "edm"}.get(row, row)
+    (order, alpha), kind = rule, {"vp-unscaled": "vp", "vp-on-edm": "edm"}.get(row, row)
     process = Process(**PROCESSES[kind])
     schedule, name = ({"name": "ve", "sigma_max": 100.0}, "edm_ve") if row == "ve" else ({"name": "vp_sde"}, "edm_vp")
     times = build("grid", {"name": name, "num_steps": 12})(process)
@@ -228,8 +226,7 @@ def test_in_the_time_of_the_straight_line_it_is_the_flows_heun():
     np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("training", edm_design.COLUMNS)
-@pytest.mark.parametrize("sampler", edm_design.COLUMNS)
+@pytest.mark.parametrize(("training", "sampler"), covering(edm_design.COLUMNS, edm_design.COLUMNS[::-1]))
 def test_every_column_samples_networks_of_every_column(training, sampler):
     """4 x 4 rows, by name: all end on the two modes."""
     process = Process(**PROCESSES[training])

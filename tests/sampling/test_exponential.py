@@ -12,11 +12,12 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Denoised, Denoiser, Process
 from diffusion_jax.sampling import grids, sample, solvers
 from diffusion_jax.sampling.solvers.dpmpp import phi
-from tests.oracles import BIMODAL, GAUSSIAN, LINE, QUICK, no_noise
+from tests.oracles import BIMODAL, GAUSSIAN, LINE, QUICK, covering, no_noise
 
 MEAN, VARIANCE = GAUSSIAN.means[0], GAUSSIAN.variances[0]
 POLYNOMIAL = np.polynomial.Polynomial([0.4, -0.3, 0.25])
 FAMILIES = ["vp_sde", "edm", "straight_line"]
+ONE_FAMILY = ["vp_sde", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[1:])]
 
 
 def half_log_snr(process, t):
@@ -52,7 +53,7 @@ def last_step(solver, process, times):
     return found, sigma[1] * (before / sigma[0] + integral)
 
 
-@pytest.mark.parametrize("schedule", FAMILIES)
+@pytest.mark.parametrize("schedule", ONE_FAMILY)
 def test_order_three_is_exact_on_parabolas(schedule):
     """With uneven steps, once there is history; the libraries' form is not."""
     process, times = Process(schedule, "x0"), np.float32([0.8, 0.71, 0.65, 0.57]).astype(np.float64)
@@ -63,7 +64,7 @@ def test_order_three_is_exact_on_parabolas(schedule):
     assert abs(found - exact) > 1e-4
 
 
-@pytest.mark.parametrize("schedule", FAMILIES)
+@pytest.mark.parametrize("schedule", ONE_FAMILY)
 def test_deterministic_limits(schedule):
     """At eta = 0 the SDE's solvers are the ODE's; UniP-2 is 2M, with either B(h) where steps are short."""
     process, grid = Process(schedule, "x0"), grids.karras(8, 0.02, 20.0)
@@ -78,8 +79,7 @@ def test_deterministic_limits(schedule):
     np.testing.assert_allclose(run(solvers.unipc(2, corrector=False)), run(solvers.dpmpp_2m()), atol=1e-4)
 
 
-@pytest.mark.parametrize("eta", [1.0, 0.5])
-@pytest.mark.parametrize("schedule", FAMILIES)
+@pytest.mark.parametrize(("schedule", "eta"), covering(FAMILIES, [1.0, 0.5]))
 def test_sde_2m_moments(schedule, eta):
     """Against the recursion of (y, previous D) in levels, y = x / alpha, D = mean + gain (y - mean), in float64."""
     process = Process(schedule, "x0")
@@ -110,8 +110,7 @@ def test_sde_2m_moments(schedule, eta):
     _check_moments(process, solvers.dpmpp_2m_sde(eta), times, MEAN + means[:, 0], second[:, 0, 0])
 
 
-@pytest.mark.parametrize("eta", [1.0, 0.5])
-@pytest.mark.parametrize("schedule", FAMILIES)
+@pytest.mark.parametrize(("schedule", "eta"), covering(FAMILIES, [1.0, 0.5]))
 def test_sde_single_step_moments(schedule, eta):
     """The same in levels, with two draws a step, the first of which is carried on."""
     process = Process(schedule, "x0")
@@ -145,8 +144,7 @@ def _check_moments(process, solver, times, mean, variance, count=20_000):
     assert (np.abs(samples.var(0) / variance - 1) < 5 * np.sqrt(2 / count)).all(), (samples.var(0), variance)
 
 
-@pytest.mark.parametrize("eta", [0.4, 1.0])
-@pytest.mark.parametrize("schedule", FAMILIES)
+@pytest.mark.parametrize(("schedule", "eta"), covering(FAMILIES, [0.4, 1.0]))
 def test_euler_ancestral_goes_below_and_up_again(schedule, eta):
     """In levels: down to sqrt(level_s^2 - up^2) by Euler's method, and noise of deviation `up`."""
     process, t, s = Process(schedule, prediction="x0"), 0.7, 0.5

@@ -38,7 +38,7 @@ def test_slerp_of_parallel_vectors_is_the_chord(sign):
     np.testing.assert_allclose(latents.slerp(x, sign * x, 0.3), (0.7 + 0.3 * sign) * x, rtol=1e-5)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("prediction", ["eps", *(pytest.param(name, marks=pytest.mark.slow) for name in ("x0", "v"))])
 def test_reconstruction_error_falls_with_steps(prediction):
     process = Process("linear", prediction)
     denoiser = BIMODAL.denoiser(process)

@@ -30,7 +30,7 @@ def run(solver, process, times):
 # Checks ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in known("solver") if name not in JUMPS])
+@pytest.mark.parametrize("name", [name for name in known("solver") if name not in JUMPS | {"categorical"}])
 def test_zero_snr_is_served_or_refused(name):
     """A solver that is named as serving it does; one that is not named either does or says so, and lists those that do."""
     named = name in re.findall(r"\w+", SERVE_ZERO_SNR)

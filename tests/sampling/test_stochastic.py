@@ -10,7 +10,7 @@ import pytest
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Denoiser, Process
 from diffusion_jax.sampling import grids, sample, solvers
-from tests.oracles import GAUSSIAN, LINE, QUICK, no_noise
+from tests.oracles import GAUSSIAN, LINE, QUICK, covering, no_noise
 
 COUNT = 20_000
 MEAN, VARIANCE = GAUSSIAN.means[0], GAUSSIAN.variances[0]
@@ -66,8 +66,7 @@ VARIANCES = {
 }
 
 
-@pytest.mark.parametrize("schedule", ["vp_sde", "edm", "straight_line"])
-@pytest.mark.parametrize("variance", VARIANCES)
+@pytest.mark.parametrize(("schedule", "variance"), covering(["vp_sde", "edm", "straight_line"], VARIANCES))
 def test_ddpm_moments(schedule, variance):
     """On 25 steps, where the variances differ by much more than the error."""
     process, grid = Process(schedule, prediction="x0"), grids.karras(25, 0.01, 40.0)
@@ -170,8 +169,7 @@ def test_churn_moments(s_churn, s_noise):
     check_moments(draw(GAUSSIAN.denoiser(process), solver, grid), MEAN + mean, variance)
 
 
-@pytest.mark.parametrize("schedule", ["vp_sde", "edm", "straight_line", "linear"])
-@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize(("schedule", "inside"), covering(["vp_sde", "edm", "straight_line", "linear"], [True, False]))
 def test_a_churned_step_is_heuns_from_the_raised_level(schedule, inside):
     """In y = x / alpha: noise of variance (raised^2 - level^2) s_noise^2, between s_min and s_max only."""
     process, t, s = Process(schedule, prediction="x0"), jnp.float32(0.6), jnp.float32(0.5)

@@ -20,6 +20,7 @@ from diffusion_jax.training.step import summarize
 from tests.training import tiny
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 1, 4), (1, 1, 8), (4, 2, 1), (2, 2, 2)]
+QUICK = [(1, 8, 1), (2, 2, 2)]
 
 UNET = {
     "system": {
@@ -50,7 +51,9 @@ def single():
     return run()
 
 
-@pytest.mark.parametrize(("data", "fsdp", "tensor"), MESHES)
+@pytest.mark.parametrize(
+    ("data", "fsdp", "tensor"), [pytest.param(*sizes, marks=() if sizes in QUICK else pytest.mark.slow) for sizes in MESHES]
+)
 def test_every_mesh_gives_the_losses_of_one_device(single, data, fsdp, tensor):
     found, state = run(devices=8, mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor)
     np.testing.assert_allclose(found, single[0], rtol=1e-5)

@@ -1,4 +1,4 @@
-"""What trainers and programs know of a system: a few required members, and abilities that they ask for by protocol."""
+"""What trainers and programs know of a system: a few required members, and abilities, a protocol each."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 
+from diffusion_jax.data import Pipeline
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Denoiser, Process
+from diffusion_jax.process.types import Data, PerExample
 from diffusion_jax.registry import build
 from diffusion_jax.spec import Spec
 from diffusion_jax.systems.codecs import Codec
@@ -67,7 +69,7 @@ class System(Protocol):
           [B], logged by noise level; "metrics", scalars by name, logged as means.
         """
 
-    def check(self, pipeline: Any) -> None:
+    def check(self, pipeline: Pipeline) -> None:
         """Raise a `ConfigError` if the data of a pipeline do not fit."""
 
 
@@ -122,7 +124,7 @@ class Classifies(Protocol):
 
     labels: Conditioner
 
-    def log_prob(self, params: Params, wanted: Any, process: Process) -> Callable[[Any, Any], jax.Array]:
+    def log_prob(self, params: Params, label: jax.Array, process: Process) -> Callable[[Data, PerExample], PerExample]:
         """Bind (x_t, t) -> log p(label | x_t) [B], for the x_t and times of another process."""
 
 
@@ -136,7 +138,7 @@ class Distils(Protocol):
 
     needs: Sequence[str]
 
-    def check_frozen(self, name: str, system: Any) -> None:
+    def check_frozen(self, name: str, system: System) -> None:
         """Raise a `ConfigError` if the run of another system cannot serve under this name."""
 
     def start(self, frozen: Mapping[str, Any]) -> Params | None:

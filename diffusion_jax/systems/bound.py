@@ -1,4 +1,4 @@
-"""The objective of bits and categories: the variational bound, with D3PM's auxiliary loss beside it."""
+"""The objective of bits and categories: the variational bound, and D3PM's auxiliary loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffusion_jax.process.discrete import Categorical, bound_loss
 from diffusion_jax.registry import build, register
 from diffusion_jax.rng import named
 from diffusion_jax.systems.codecs import EncodesCategories
-from diffusion_jax.systems.denoising import Example, Objective
+from diffusion_jax.systems.denoising import Example, Objective, Parts
 
 
 @register("objective", "bound")
@@ -23,7 +23,7 @@ class Bound(Objective):
 
     Args:
       steps: T of a process in continuous time; a chain has its own.
-      aux_weight: of the cross-entropy of x0 beside the bound, which counts all noise levels the same; 0 is the bound alone.
+      aux_weight: of the cross-entropy of x0 added to the bound, which counts all noise levels the same; 0 is the bound alone.
       times: the time sampler of training.
 
     Sources: Sohl-Dickstein et al. 2015 (arXiv 1503.03585); Austin et al. 2021, section 3.4 (arXiv 2107.03006).
@@ -42,7 +42,7 @@ class Bound(Objective):
             )
         object.__setattr__(self, "times", build("times", self.times))
 
-    def check(self, system: Any) -> None:
+    def check(self, system: Parts) -> None:
         """Raise a `ConfigError` unless the process and the codec are of the same categories."""
         process, codec = system.process, system.codec
         if not isinstance(process, Categorical):
@@ -56,12 +56,12 @@ class Bound(Objective):
                 "system.codec='binary' for 2"
             )
 
-    def init_state(self, system: Any) -> Any:
+    def init_state(self, system: Parts) -> Any:
         """Make the time sampler's history; empty for most."""
         return self.times.init_state(system.process)
 
     def loss(
-        self, system: Any, params: Any, state: Any, example: Example, key: jax.Array, *,
+        self, system: Parts, params: Any, state: Any, example: Example, key: jax.Array, *,
         step: jax.Array, frozen: Mapping[str, Any], train: bool,
     ) -> tuple[jax.Array, dict[str, Any]]:  # fmt: skip
         """Compute the bound, and the auxiliary loss, of a batch."""

@@ -17,7 +17,7 @@ from diffusion_jax.process.parameterisations import Edm
 from diffusion_jax.registry import build, register
 from diffusion_jax.rng import named
 from diffusion_jax.sampling.solvers.runge_kutta import heun_step
-from diffusion_jax.systems.denoising import Example
+from diffusion_jax.systems.denoising import Example, Parts
 from diffusion_jax.systems.teachers import TEACHER, Distillation
 
 _LOG = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Consistency(Distillation):
         object.__setattr__(self, "levels", build("levels", self.levels))
         object.__setattr__(self, "pairs", build("pairs", self.pairs))
 
-    def check(self, system: Any) -> None:
+    def check(self, system: Parts) -> None:
         """Raise a `ConfigError` unless the process is a consistency model's."""
         super().check(system)
         prediction, schedule = system.process.prediction, system.process.schedule
@@ -101,16 +101,16 @@ class Consistency(Distillation):
                 "system.objective.levels.steps to it.", planned, steps,
             )  # fmt: skip
 
-    def ladder(self, system: Any) -> Ladder:
+    def ladder(self, system: Parts) -> Ladder:
         """Return the noise levels."""
         return Ladder(system.process.prediction.sigma_min, self.sigma_max, self.rho)
 
-    def teacher_process(self, system: Any) -> Process:
+    def teacher_process(self, system: Parts) -> Process:
         """Return the student's, with the teacher's prediction."""
         prediction = self.teacher_prediction or Edm(system.process.prediction.sigma_data)
         return dataclasses.replace(system.process, prediction=prediction)
 
-    def init_state(self, system: Any) -> dict[str, Any]:
+    def init_state(self, system: Parts) -> dict[str, Any]:
         """Make room for the steps begun, and for the target network, which the first step sets to the student."""
         state: dict[str, Any] = {"step": jnp.zeros((), jnp.int32)}
         if self.target_decay:
@@ -132,7 +132,7 @@ class Consistency(Distillation):
         return new
 
     def loss(
-        self, system: Any, params: Any, state: Any, example: Example, key: jax.Array, *,
+        self, system: Parts, params: Any, state: Any, example: Example, key: jax.Array, *,
         step: jax.Array, frozen: Mapping[str, Any], train: bool,
     ) -> tuple[jax.Array, dict[str, Any]]:  # fmt: skip
         """Compute how far the student's value at one level is from the target's at the level below, on one path.
@@ -158,8 +158,8 @@ class Consistency(Distillation):
         kwargs = {"train": train, "rngs": {"dropout": named(key, "dropout")}}
         target = state["target"] if train and self.target_decay else params
         value = process.bind(system.network.apply, params, example.cond, **kwargs)(x_high, t_high).x0
-        wanted = process.bind(system.network.apply, target, example.cond, **kwargs)(x_low, t_low).x0
-        per_example = METRICS[self.metric](value - jax.lax.stop_gradient(wanted))
+        aim = process.bind(system.network.apply, target, example.cond, **kwargs)(x_low, t_low).x0
+        per_example = METRICS[self.metric](value - jax.lax.stop_gradient(aim))
         weight = 1 / (high - low) if self.step_weighting == "inverse_step" else 1.0
         aux = {"state": state, "per_example": per_example, "log_snr": process.log_snr(t_high)}
         return (weight * per_example).mean(), aux

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.process import losses, weightings
+from diffusion_jax.models import Network
+from diffusion_jax.process import Process, losses, weightings
 from diffusion_jax.process.process import gaussian
 from diffusion_jax.process.time_samplers import Importance
 from diffusion_jax.registry import build, register
 from diffusion_jax.rng import named
-from diffusion_jax.systems.codecs import EncodesCategories
-from diffusion_jax.systems.conditioners import Known
+from diffusion_jax.spec import Spec
+from diffusion_jax.systems.base import System
+from diffusion_jax.systems.codecs import Codec, EncodesCategories
+from diffusion_jax.systems.conditioners import Conditioner, Known
 
 
 class Example(NamedTuple):
@@ -35,6 +38,16 @@ class Example(NamedTuple):
     known: Known | None
 
 
+class Parts(Protocol):
+    """What an objective knows of its system."""
+
+    spec: Spec
+    process: Process
+    network: Network
+    conditioners: Sequence[Conditioner]
+    codec: Codec
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
     """What a `Diffusion` system minimises. Kinds override what differs from these defaults.
@@ -47,7 +60,7 @@ class Objective:
     name: ClassVar[str] = "objective"
     needs: ClassVar[tuple[str, ...]] = ()
 
-    def check(self, system: Any) -> None:
+    def check(self, system: Parts) -> None:
         """Raise a `ConfigError` if the system's parts do not suit the objective; by default, the process must be Gaussian."""
         gaussian(system.process, f"objective {self.name!r}", "the objective 'bound'")
         if isinstance(system.codec, EncodesCategories):
@@ -56,7 +69,7 @@ class Objective:
                 "categories: use the process 'binomial' or 'categorical' with the objective 'bound'"
             )
 
-    def check_frozen(self, system: Any, name: str, other: Any) -> None:
+    def check_frozen(self, system: Parts, name: str, other: System) -> None:
         """Raise a `ConfigError` if another system's run cannot serve as the name in `needs`."""
 
     def start(self, frozen: Mapping[str, Any]) -> Any:
@@ -66,12 +79,12 @@ class Objective:
     def check_steps(self, steps: int) -> None:
         """Warn where the objective plans another number of training steps."""
 
-    def init_state(self, system: Any) -> Any:
+    def init_state(self, system: Parts) -> Any:
         """Make what is carried from step to step."""
         return {}
 
     def loss(
-        self, system: Any, params: Any, state: Any, example: Example, key: jax.Array, *,
+        self, system: Parts, params: Any, state: Any, example: Example, key: jax.Array, *,
         step: jax.Array, frozen: Mapping[str, Any], train: bool,
     ) -> tuple[jax.Array, dict[str, Any]]:  # fmt: skip
         """Compute (value, aux) as `System.losses` has them, for the parameters of the network."""
@@ -80,7 +93,7 @@ class Objective:
 
 @runtime_checkable
 class LearnsUncertainty(Protocol):
-    """A network that says how uncertain it is at a noise level, as "edm2" does."""
+    """A network that learns how uncertain it is at a noise level, as "edm2" does."""
 
     def log_variance(self, params: Any, noise: jax.Array) -> jax.Array:
         """Return u [B] of noise levels [B]."""
@@ -96,7 +109,7 @@ class Denoising(Objective):
       times: the time sampler of training.
       distance: "l2", "l1" or "l2_sum"; see `losses.DISTANCES`.
       vlb_weight: of the variational bound in the loss, where the variance is learned.
-      uncertainty: weight by how uncertain the network says it is: (lambda / exp(u)) err^2 + u, where u, a function of the
+      uncertainty: weight by how uncertain the network is: (lambda / exp(u)) err^2 + u, where u, a function of the
         noise level, is learned. At its optimum exp(u) is the mean of lambda err^2 at that level, so every level contributes
         gradients of the same size. u takes no part in sampling. The network must have `log_variance`, as "edm2" does.
 
@@ -115,7 +128,7 @@ class Denoising(Objective):
         build("weighting", self.weighting)
         object.__setattr__(self, "times", build("times", self.times))
 
-    def check(self, system: Any) -> None:
+    def check(self, system: Parts) -> None:
         """Raise a `ConfigError` for objectives that do not train what the process needs."""
         super().check(system)
         masked = any(conditioner.keeps_known for conditioner in system.conditioners)
@@ -123,7 +136,7 @@ class Denoising(Objective):
         if self.uncertainty:
             self._check_uncertainty(system)
 
-    def _check_uncertainty(self, system: Any) -> None:
+    def _check_uncertainty(self, system: Parts) -> None:
         what = "objective 'denoising' with uncertainty"
         if not isinstance(system.network, LearnsUncertainty):
             raise ConfigError(f"{what} needs a network that learns it, such as 'edm2'")
@@ -135,19 +148,19 @@ class Denoising(Objective):
         if self.distance == "l1":
             raise ConfigError(f"{what} learns the variance of a squared error: use the distance 'l2' or 'l2_sum'")
 
-    def init_state(self, system: Any) -> Any:
+    def init_state(self, system: Parts) -> Any:
         """Make the time sampler's history; empty for most."""
         return self.times.init_state(system.process)
 
     def loss(
-        self, system: Any, params: Any, state: Any, example: Example, key: jax.Array, *,
+        self, system: Parts, params: Any, state: Any, example: Example, key: jax.Array, *,
         step: jax.Array, frozen: Mapping[str, Any], train: bool,
     ) -> tuple[jax.Array, dict[str, Any]]:  # fmt: skip
         """Compute the denoising loss; where data are known, over what is to be made alone."""
         known = example.known
         value, output = losses.denoising(
             system.process,
-            system.network.apply if known is None else _beside(system.network.apply, known),
+            system.network.apply if known is None else _with_known(system.network.apply, known),
             params,
             example.x0,
             named(key, "denoising"),
@@ -167,10 +180,10 @@ class Denoising(Objective):
         return value, {"state": output.sampler_state, "per_example": output.per_example, "log_snr": output.log_snr}
 
 
-def _beside(apply: Callable[..., jax.Array], known: Known) -> Callable[..., jax.Array]:
-    """The network's apply with known data in place of those of x_t, which needs no noise there."""
+def _with_known(apply: Callable[..., jax.Array], known: Known) -> Callable[..., jax.Array]:
+    """The network's apply with known data, free of noise, in place of those of x_t."""
 
-    def beside(params: Any, x: jax.Array, level: jax.Array, cond: Any, **kwargs: Any) -> jax.Array:
+    def function(params: Any, x: jax.Array, level: jax.Array, cond: Any, **kwargs: Any) -> jax.Array:
         return apply(params, jnp.where(known.made, x, known.values), level, cond, **kwargs)
 
-    return beside
+    return function

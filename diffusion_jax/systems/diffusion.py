@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.data import Pipeline
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Denoised, Denoiser
 from diffusion_jax.registry import build, register
 from diffusion_jax.rng import named
 from diffusion_jax.spec import Spec
-from diffusion_jax.systems.base import Batch, Losses, Params, Request, check_request
+from diffusion_jax.systems.base import Batch, Losses, Params, Request, System, check_request
 from diffusion_jax.systems.conditioners import Known
 from diffusion_jax.systems.denoising import Example
 from diffusion_jax.systems.parts import build_conditioners, build_named, build_network, build_process
@@ -64,17 +65,17 @@ class Diffusion:
 
     @property
     def model_spec(self) -> Spec:
-        """The spec of encoded data: what the network takes."""
+        """Return the spec of encoded data, which the network takes."""
         return self.codec.spec(self.spec)
 
     # Training ---------------------------------------------------------------------------------------------------------
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Names of the frozen parameters that training reads."""
+        """Return the names of the frozen parameters that training reads."""
         return (*self.codec.needs, *self.objective.needs)
 
-    def check_frozen(self, name: str, system: Any) -> None:
+    def check_frozen(self, name: str, system: System) -> None:
         """Raise a `ConfigError` if the run of another system cannot serve under a name of `needs`."""
         if name in self.objective.needs:
             self.objective.check_frozen(self, name, system)
@@ -142,7 +143,7 @@ class Diffusion:
             raise ConfigError("two conditioners say which part of the data is known: leave one of them out")
         return found[0] if found else None
 
-    def check(self, pipeline: Any) -> None:
+    def check(self, pipeline: Pipeline) -> None:
         """Raise a `ConfigError` if the pipeline's data are not what the system and its conditioners take."""
         if pipeline.spec != self.spec:
             raise ConfigError(
@@ -152,14 +153,14 @@ class Diffusion:
             conditioner.check_data(pipeline)
         if pipeline.augment and "augment" not in self.network.cond_spec:
             raise ConfigError(
-                "data.augment is on, but the network is not told, and would draw augmented images: set data.augment to 0, or "
-                "add the conditioner 'vector' (system.conditioners.vector={}) to a network that has augment_dim"
+                "data.augment is on, but the network is not conditioned on it, and would draw augmented images: set "
+                "data.augment to 0, or add the conditioner 'vector' (system.conditioners.vector={})"
             )
 
     # Sampling ---------------------------------------------------------------------------------------------------------
 
     def denoiser(self, params: Params, key: jax.Array, request: Request, indices: jax.Array, sampling: Sampling) -> Denoiser:
-        """Bind the denoiser of a request: conditional, guided, thresholded; of known data it says what they are."""
+        """Bind the denoiser of a request: conditional, guided, thresholded; known data stay as they are."""
         cond: dict[str, Any] = {}
         null: dict[str, Any] = {}
         for conditioner in self.conditioners:
@@ -231,7 +232,7 @@ class Diffusion:
 
 
 def _keeping(denoise: Denoiser, known: Known) -> Denoiser:
-    """The denoiser that is shown known data in place of theirs in x_t, and says of them what they are."""
+    """The denoiser that takes known data in place of theirs in x_t, and predicts them as they are."""
 
     def function(x_t: jax.Array, t: jax.Array) -> Denoised:
         x_t = jnp.where(known.made, x_t, known.values)

@@ -15,7 +15,7 @@ from diffusion_jax.process.types import Data, PerExample
 from diffusion_jax.registry import build, register
 from diffusion_jax.rng import named
 from diffusion_jax.sampling.solvers.runge_kutta import ddim_step
-from diffusion_jax.systems.denoising import Example
+from diffusion_jax.systems.denoising import Example, Parts
 from diffusion_jax.systems.teachers import TEACHER, Distillation
 
 _LEAST_SCALE = 0.1
@@ -23,7 +23,7 @@ _LEAST_SCALE = 0.1
 
 
 def two_step_target(process: Process, x_t: Data, x_u: Data, t: PerExample, u: PerExample) -> jax.Array:
-    """The x0 with which one DDIM step takes x_t, at times t, to x_u, at earlier times u: all [B, ...] or [B].
+    """Compute the x0 with which one DDIM step takes x_t, at times t, to x_u, at earlier times u: all [B, ...] or [B].
 
     (x_u - r x_t) / (alpha_u - r alpha_t) with r = sigma_u / sigma_t; where u is 0 it is x_u itself.
 
@@ -71,7 +71,7 @@ class ProgressiveDistillation(Distillation):
                 "'truncated_snr' or 'simple'"
             )
 
-    def check(self, system: Any) -> None:
+    def check(self, system: Parts) -> None:
         """Raise a `ConfigError` for a process that few steps cannot serve."""
         super().check(system)
         prediction, steps = system.process.prediction, system.process.num_steps
@@ -87,7 +87,7 @@ class ProgressiveDistillation(Distillation):
             )
 
     def loss(
-        self, system: Any, params: Any, state: Any, example: Example, key: jax.Array, *,
+        self, system: Parts, params: Any, state: Any, example: Example, key: jax.Array, *,
         step: jax.Array, frozen: Mapping[str, Any], train: bool,
     ) -> tuple[jax.Array, dict[str, Any]]:  # fmt: skip
         """Compute the error of the student's x0 against the one that two steps of the teacher imply.
@@ -98,9 +98,9 @@ class ProgressiveDistillation(Distillation):
         place = jax.random.randint(named(key, "times"), x0.shape[:1], 1, self.num_steps + 1)
         t, eps = place / self.num_steps, jax.random.normal(named(key, "noise"), x0.shape)
         x_t = process.diffuse(x0, t, eps)
-        wanted = x0
+        aim = x0
         if TEACHER in frozen:
-            wanted = jax.lax.stop_gradient(self.target(self.teacher_denoiser(system, frozen, example), x_t, place))
+            aim = jax.lax.stop_gradient(self.target(self.teacher_denoiser(system, frozen, example), x_t, place))
 
         x, level = process.network_inputs(x_t, t)
         kwargs = {"train": train, "rngs": {"dropout": named(key, "dropout")}}
@@ -108,7 +108,7 @@ class ProgressiveDistillation(Distillation):
         prediction, _ = process.split(output, x_t)
         alpha, sigma = (expand(value, x_t) for value in process.alpha_sigma(t))
         # In the network's own space, where errors near the data are not multiplied by a large SNR.
-        error = losses.DISTANCES[self.distance](process.target(wanted, (x_t - alpha * wanted) / sigma, t) - prediction)
+        error = losses.DISTANCES[self.distance](process.target(aim, (x_t - alpha * aim) / sigma, t) - prediction)
         per_example = error.reshape(x0.shape[0], -1).mean(-1)
         weight = weightings.in_target_space(build("weighting", self.weighting), process, t)
         return (weight * per_example).mean(), {"per_example": per_example, "log_snr": process.log_snr(t)}

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.data import Pipeline
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Process
 from diffusion_jax.process.types import Data, PerExample, expand
@@ -63,7 +64,7 @@ class NoisyClassifier:
 
     @property
     def labels(self) -> Labels:
-        """The conditioner of the classes, without a null label."""
+        """Return the conditioner of the classes, without a null label."""
         return Labels(num_classes=self.num_classes, drop=0.0)
 
     def init(self, key: jax.Array) -> Params:
@@ -71,7 +72,7 @@ class NoisyClassifier:
         return {"network": self.network.init(key)}
 
     def init_state(self) -> Any:
-        """The time sampler's history, and sums of what was right in each quarter of t."""
+        """Make the time sampler's history, and sums of what was right in each quarter of t."""
         return {
             "times": self.times.init_state(self.process),
             "right": jnp.zeros((2, QUARTILES)),  # top-1, top-5
@@ -80,8 +81,8 @@ class NoisyClassifier:
 
     # Training ---------------------------------------------------------------------------------------------------------
 
-    def logits(self, params: Any, x_t: Data, t: PerExample, **kwargs: Any) -> jax.Array:
-        """[B, classes] float32 of images [B, H, W, C] at times [B] of the classifier's own process."""
+    def logits(self, params: Params, x_t: Data, t: PerExample, **kwargs: Any) -> jax.Array:
+        """Compute the logits [B, classes], float32, of images [B, H, W, C] at times [B] of the classifier's own process."""
         x, level = self.process.network_inputs(x_t, t)
         return self.network.apply(params["network"], x, level, {}, **kwargs).astype(jnp.float32)
 
@@ -101,22 +102,22 @@ class NoisyClassifier:
         Args:
           batch: "image" uint8 [B, H, W, C] and "label" int32 [B].
         """
-        x0, wanted = to_float(batch["image"]), jnp.asarray(batch["label"])
+        x0, label = to_float(batch["image"]), jnp.asarray(batch["label"])
         t, weight = self.times.sample(self.process, named(key, "times"), x0.shape[0], state["times"])
         x_t = self.process.diffuse(x0, t, jax.random.normal(named(key, "noise"), x0.shape))
         logits = self.logits(params, x_t, t, train=train, rngs={"dropout": named(key, "dropout")})
-        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), wanted[:, None], axis=-1)[:, 0]
+        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=-1)[:, 0]
         quarter = jax.nn.one_hot(quarter_of(t), QUARTILES)
         state = {
             "times": self.times.update(self.process, state["times"], t, losses),
-            "right": _FORGET * state["right"] + jax.lax.stop_gradient(right(logits, wanted)) @ quarter,
+            "right": _FORGET * state["right"] + jax.lax.stop_gradient(right(logits, label)) @ quarter,
             "seen": _FORGET * state["seen"] + quarter.sum(0),
         }
         aux = {"state": state, "per_example": losses, "log_snr": self.process.log_snr(t)}
         return {"network": ((weight * losses).mean(), aux)}
 
     def report(self, state: Any) -> dict[str, float]:
-        """For the log: the accuracy of the last batches in each quarter of t, top-1 and top-5."""
+        """Return the accuracy of the last batches in each quarter of t, top-1 and top-5."""
         sums, seen = np.asarray(state["right"]), np.asarray(state["seen"])
         return {
             f"accuracy_top{k}/t_{number / QUARTILES:g}_to_{(number + 1) / QUARTILES:g}": float(row[number] / seen[number])
@@ -127,23 +128,23 @@ class NoisyClassifier:
 
     # Guidance ---------------------------------------------------------------------------------------------------------
 
-    def log_prob(self, params: Any, wanted: Any, process: Process) -> Callable[[Data, PerExample], PerExample]:
-        """(x_t, t) -> log p(label | x_t) [B], for the x_t and the times of another process.
+    def log_prob(self, params: Params, label: jax.Array, process: Process) -> Callable[[Data, PerExample], PerExample]:
+        """Bind (x_t, t) -> log p(label | x_t) [B], for the x_t and the times of another process.
 
         Where the schedules differ, the time is taken at which the classifier's process has the same log-SNR, and x_t is
         brought to that process's scale; noise beyond what the classifier has seen counts as its most, or its least.
 
         Args:
-          wanted: labels int [B].
+          label: int [B].
         """
-        wanted, same = jnp.asarray(wanted, jnp.int32), same_noise(self.process, process)
+        label, same = jnp.asarray(label, jnp.int32), same_noise(self.process, process)
 
         def function(x_t: Data, t: PerExample) -> PerExample:
             if not same:
                 own = self._time_of(process.log_snr(t))
                 ours, theirs = (jnp.hypot(*each.alpha_sigma(at)) for each, at in ((self.process, own), (process, t)))
                 x_t, t = expand(ours / theirs, x_t) * x_t, own
-            return jnp.take_along_axis(jax.nn.log_softmax(self.logits(params, x_t, t)), wanted[:, None], axis=-1)[:, 0]
+            return jnp.take_along_axis(jax.nn.log_softmax(self.logits(params, x_t, t)), label[:, None], axis=-1)[:, 0]
 
         return function
 
@@ -151,7 +152,7 @@ class NoisyClassifier:
         steps = self.process.num_steps
         return jnp.clip(self.process.schedule.inverse(log_snr), 1 / steps if steps else 1e-4, 1.0)
 
-    def check(self, pipeline: Any) -> None:
+    def check(self, pipeline: Pipeline) -> None:
         """Raise a `ConfigError` if the pipeline's images or classes are not the system's."""
         if pipeline.spec != self.spec:
             raise ConfigError(
@@ -160,20 +161,20 @@ class NoisyClassifier:
         self.labels.check_data(pipeline)
 
 
-def right(logits: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Whether the label is the first, and whether it is among the first five: float32 [2, B]."""
-    own = jnp.take_along_axis(logits, wanted[:, None], axis=-1)
+def right(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """Return whether the label is the first, and whether it is among the first five: float32 [2, B]."""
+    own = jnp.take_along_axis(logits, label[:, None], axis=-1)
     above = (logits > own).sum(-1)
     return jnp.stack([above < 1, above < 5]).astype(jnp.float32)
 
 
 def quarter_of(t: jax.Array) -> jax.Array:
-    """Which quarter of (0, 1] times lie in, int 0..3."""
+    """Return which quarter of (0, 1] times lie in, int 0..3."""
     return jnp.clip(jnp.ceil(t * QUARTILES - 1e-4).astype(jnp.int32) - 1, 0, QUARTILES - 1)
 
 
 def same_noise(first: Process, second: Process) -> bool:
-    """Whether two processes have the same x_t at the same t."""
+    """Return whether two processes have the same x_t at the same t."""
     times = np.linspace(0.05, 1, 20)
     one, other = first.schedule, second.schedule
     with np.errstate(invalid="ignore"):

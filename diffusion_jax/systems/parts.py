@@ -50,7 +50,7 @@ def build_network(config: Any, spec: Spec, cond_keys: Iterable[str], **fields: A
     """Build a network whose sizes, channels and conditioning are filled in from the system.
 
     Args:
-      config: the network's configuration; what it says itself is left as it is, and then checked.
+      config: the network's configuration; what it gives itself is left as it is, and then checked.
       spec: of the network's input.
       cond_keys: what the system will feed as conditioning.
       fields: the system's values for the network's fields; a field that the network does not have is left out.

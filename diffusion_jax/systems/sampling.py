@@ -46,7 +46,7 @@ class Sampling:
         finished image with noise added (Ho et al. 2021, section 4, arXiv 2106.15282).
       quantize: in a cascade: round the previous stage's finished image to 8 bits, as stored training images are.
       schedule: name or configuration of a noise schedule to sample with instead of the trained one, for networks that are
-        told the noise level itself (Saharia et al. 2021, section 2.4, arXiv 2104.07636).
+        fed the noise level itself (Saharia et al. 2021, section 2.4, arXiv 2104.07636).
 
     Raises:
       ConfigError: a value out of range or an unknown name.
@@ -95,7 +95,7 @@ class Sampling:
 
     @classmethod
     def from_config(cls, config: Any = None, **overrides: Any) -> Sampling:
-        """From a mapping of fields (or a `Sampling`); overrides that are not None win.
+        """Make the settings of a mapping of fields (or a `Sampling`); overrides that are not None win.
 
         >>> Sampling.from_config({"steps": 10}, guidance=2.0).guidance
         2.0
@@ -113,7 +113,7 @@ class Sampling:
         return cls(**given)
 
     def build_grid(self) -> Callable[..., Any]:
-        """The time grid: process -> times [steps + 1], descending."""
+        """Build the time grid: process -> times [steps + 1], descending."""
         return build("grid", self.grid, num_steps=self.steps)
 
     def check(self, process: Process) -> None:
@@ -128,15 +128,15 @@ class Sampling:
         build("solver", self.solver).check(process, self.build_grid()(process))
 
     def rebind(self, process: Process) -> Process:
-        """The process to sample from: the trained one, or the same on this run's own schedule.
+        """Return the process to sample from: the trained one, or the same on this run's own schedule.
 
         Raises:
-          ConfigError: the network is told steps of its own chain, which mean other levels in another; or another family.
+          ConfigError: the network is fed steps of its own chain, which mean other levels in another; or another family.
         """
         return process if self.schedule is None else on_schedule(process, self.schedule)
 
     def settings(self) -> dict[str, Any]:
-        """The fields as plain JSON data, to be recorded beside the samples."""
+        """Return the fields as plain JSON data, to be recorded with the samples."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
 

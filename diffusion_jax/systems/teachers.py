@@ -1,4 +1,4 @@
-"""What objectives share that learn from a trained run: how it is checked, and how its network is asked."""
+"""What objectives share that learn from a trained run: how it is checked, and how its denoiser is bound."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Denoiser, Process
-from diffusion_jax.systems.base import Denoises, ability
-from diffusion_jax.systems.denoising import Example, Objective
+from diffusion_jax.systems.base import Denoises, System, ability
+from diffusion_jax.systems.denoising import Example, Objective, Parts
 from diffusion_jax.systems.sampling import Sampling, guided
 
 TEACHER = "teacher"
@@ -34,7 +34,7 @@ class Distillation(Objective):
 
     needs = (TEACHER,)
 
-    def check(self, system: Any) -> None:
+    def check(self, system: Parts) -> None:
         """Raise a `ConfigError` for a learned variance, and for guidance without condition dropout."""
         if system.process.learns_variance:
             raise ConfigError(
@@ -49,7 +49,7 @@ class Distillation(Objective):
         if any(conditioner.keeps_known for conditioner in system.conditioners):
             raise ConfigError(f"objective {self.name!r} does not know of known pixels: leave the conditioner 'image' out")
 
-    def teacher_process(self, system: Any) -> Process:
+    def teacher_process(self, system: Parts) -> Process:
         """Return the process that the teacher was trained with."""
         return system.process
 
@@ -57,7 +57,7 @@ class Distillation(Objective):
         """Return the teacher's parameters, where it teaches."""
         return frozen[TEACHER] if self.needs else None
 
-    def check_frozen(self, system: Any, name: str, other: Any) -> None:
+    def check_frozen(self, system: Parts, name: str, other: System) -> None:
         """Raise a `ConfigError` if another system's run cannot teach this one; parameters are compared elsewhere."""
         teacher, ours = ability(other, Denoises, f"the {name}"), self.teacher_process(system)
         theirs = teacher.process
@@ -80,7 +80,7 @@ class Distillation(Objective):
                 f"({ours.schedule.name}): they must be the same"
             )
 
-    def teacher_denoiser(self, system: Any, frozen: Mapping[str, Any], example: Example) -> Denoiser:
+    def teacher_denoiser(self, system: Parts, frozen: Mapping[str, Any], example: Example) -> Denoiser:
         """Bind the teacher under the conditioning of a training batch, guided and thresholded."""
         process, params = self.teacher_process(system), frozen[TEACHER]["network"]
         bind = lambda given: process.bind(system.network.apply, params, given)  # noqa: E731

@@ -1,4 +1,4 @@
-"""The contract of a conditioner: one object that says everything about one kind of conditioning."""
+"""The contract of a conditioner: all that belongs to one kind of conditioning, in one object."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.data import numeric
+from diffusion_jax.data import Pipeline, numeric
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Process
 from diffusion_jax.rng import named
@@ -43,7 +43,7 @@ class Known(NamedTuple):
 class DataOf(Protocol):
     """The data of a run, as the conditioners of a command line see them."""
 
-    def pipeline(self, split: str, **overrides: Any) -> Any:
+    def pipeline(self, split: str, **overrides: Any) -> Pipeline:
         """Return the pipeline of a split, fields of the run's `data` section replaced."""
 
 
@@ -106,7 +106,7 @@ class Conditioner:
     def check_process(self, process: Process) -> None:
         """Raise a `ConfigError` if the conditioning does not work with a process."""
 
-    def check_data(self, pipeline: Any) -> None:
+    def check_data(self, pipeline: Pipeline) -> None:
         """Raise a `ConfigError` if the data of a pipeline do not have what it takes."""
 
     # Sampling --------------------------------------------------------------------------------------------------------
@@ -136,8 +136,8 @@ class Conditioner:
     # Requests --------------------------------------------------------------------------------------------------------
 
     @property
-    def meaning(self) -> Any:
-        """What the values of a request mean: the stages of a cascade must agree on it. None where there is nothing to."""
+    def meaning(self) -> str | None:
+        """Return what a request's values mean, on which stages of a cascade must agree; None where nothing can differ."""
         return None
 
     def request(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class Conditioner:
         return {}
 
     def default(self) -> Columns:
-        """Return what is asked for where neither flags nor data say."""
+        """Return the columns of requests where neither flags nor data give any."""
         return {}
 
     def data_overrides(self, given: Mapping[str, str]) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class Conditioner:
         return {}, None
 
 
-def gather(request: Callable[[Mapping[str, Any]], Mapping[str, Any]], pipeline: Any, num: int | None = None) -> Columns:
+def gather(request: Callable[[Mapping[str, Any]], Mapping[str, Any]], pipeline: Pipeline, num: int | None = None) -> Columns:
     """Return the requests for the first examples of a pipeline, and their labels where it has any.
 
     Args:

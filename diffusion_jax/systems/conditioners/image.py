@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import data
+from diffusion_jax.data import Pipeline
 from diffusion_jax.data.degradations import TASKS, with_mask
 from diffusion_jax.data.files import fitted, masked_images
 from diffusion_jax.errors import ConfigError, DataError, check_choice
@@ -40,7 +41,7 @@ _LUMA = (0.299, 0.587, 0.114)
 @register("conditioner", "image")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageAndMask(Conditioner):
-    """A degraded image beside x_t; missing pixels are standard normal noise in it, and known ones stay.
+    """A degraded image, concatenated with x_t; its missing pixels are standard normal noise, and known ones stay.
 
     Batches and requests have "degraded" uint8 [B, H, W, C] and "missing" uint8 [B, H, W, 1] (255: to be filled, 0: known),
     as the `data.degradation` of a pipeline makes them ("mixture", "colorize", "inpaint", "uncrop", "jpeg"). Where nothing
@@ -49,7 +50,7 @@ class ImageAndMask(Conditioner):
 
     Args:
       feed_mask: feed the network the mask too, as "mask" [B, H, W, 1], 1 where a pixel is to be filled; Palette does not.
-      keep_luma: give samples of the task "colorize" exactly the luma of what was asked (ITU-R 601, before rounding to
+      keep_luma: give samples of the task "colorize" exactly the luma of their grey images (ITU-R 601, before rounding to
         bytes); the published system does not.
 
     Source: Saharia et al. 2022 (arXiv 2111.05826).
@@ -117,7 +118,7 @@ class ImageAndMask(Conditioner):
                 f"{process.prediction.name!r} scales its input; use 'eps', 'v' or 'x0'"
             )
 
-    def check_data(self, pipeline: Any) -> None:
+    def check_data(self, pipeline: Pipeline) -> None:
         """Raise a `ConfigError` unless the data have a degradation."""
         if pipeline.degradation is None:
             raise ConfigError("conditioner 'image' needs data.degradation, such as 'mixture', 'colorize' or 'inpaint'")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.data import Pipeline
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.registry import register
 from diffusion_jax.systems.conditioners.base import Columns, Conditioner, DataOf, Flag
@@ -47,7 +48,7 @@ class Labels(Conditioner):
 
     @property
     def meaning(self) -> str:
-        """The number of classes."""
+        """Return the number of classes."""
         return f"{self.num_classes} classes"
 
     def network_fields(self) -> dict[str, Any]:
@@ -89,7 +90,7 @@ class Labels(Conditioner):
             if name in request:
                 check_labels(request[name], self.num_classes)
 
-    def check_data(self, pipeline: Any) -> None:
+    def check_data(self, pipeline: Pipeline) -> None:
         """Raise a `ConfigError` unless the data have as many classes."""
         if pipeline.num_classes != self.num_classes:
             raise ConfigError(f"the data have {pipeline.num_classes} classes, the system num_classes={self.num_classes}")
@@ -108,7 +109,7 @@ def check_labels(labels: Any, num_classes: int) -> None:
 
 
 def label_column(text: str, num_classes: int) -> tuple[np.ndarray, int | None]:
-    """Return the labels of a specification, to be repeated in turn, and how many samples it asks for, if it says so.
+    """Return the labels of a specification, to be repeated in turn, and how many samples that makes, if it says so.
 
     Args:
       text: "all" goes round all classes; "3" or "0,1,2" goes round these; "10-per-class" is ten of class 0, then ten of class

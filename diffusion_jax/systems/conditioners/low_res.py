@@ -30,7 +30,7 @@ RESIZE_METHODS = ("area", "bilinear", "bicubic")
 @register("conditioner", "low_res")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LowRes(Conditioner):
-    """An upsampled low-resolution image beside x_t, perhaps with noise of a level that the network is given too.
+    """An upsampled low-resolution image, concatenated with x_t, perhaps with noise of a level that the network is given too.
 
     In training it is made from the batch and then corrupted by a process of its own, at a level drawn uniformly. So one set of
     parameters accepts exact images (level 0), images of an imperfect earlier stage (a small level), and none at all (level 1).
@@ -98,12 +98,12 @@ class LowRes(Conditioner):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(h, w, C) of the low-resolution image."""
+        """Return (h, w, C) of the low-resolution image."""
         return (*self.size, self.spec.channels)
 
     @property
     def aug_process(self) -> Process | None:
-        """The process that corrupts the low-resolution image; nothing is ever predicted of it."""
+        """Return the process that corrupts the low-resolution image; nothing is ever predicted of it."""
         if self.aug_schedule is None:
             return None
         return build_process({"schedule": self.aug_schedule, "prediction": "x0", "noise_input": "rescaled_timestep"})
@@ -176,7 +176,7 @@ class LowRes(Conditioner):
         return (low_res_from(given["input"], self.shape) if "input" in given else {}), None
 
     def check_sampling(self, sampling: Sampling) -> None:
-        """Raise a `ConfigError` where an augmentation level is asked of a model trained without augmentation."""
+        """Raise a `ConfigError` for an augmentation level of a model trained without augmentation."""
         if self.aug_schedule is None and (sampling.aug_level or sampling.truncated):
             raise ConfigError(
                 "this super-resolution model was trained without noise-conditioning augmentation: "

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.data import Pipeline
 from diffusion_jax.data.sources.text import texts_from
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.registry import register
@@ -58,7 +59,7 @@ class Text(Conditioner):
 
     @property
     def meaning(self) -> str:
-        """The width of the embeddings."""
+        """Return the width of the embeddings."""
         return f"texts of {self.dim} features"
 
     def network_fields(self) -> dict[str, Any]:
@@ -101,7 +102,7 @@ class Text(Conditioner):
                     more = f", pooled vectors [N, {self.pooled_dim}]" if self.pooled_dim else ""
                     raise ConfigError(f"{field!r} has the shape {shape}, but texts are [N, L, {self.dim}], masks [N, L]{more}")
 
-    def check_data(self, pipeline: Any) -> None:
+    def check_data(self, pipeline: Pipeline) -> None:
         """Raise a `ConfigError` unless the data have embeddings of the model's width."""
         example = next(pipeline.one_pass(1))
         if "text" not in example:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.data import Pipeline
 from diffusion_jax.data.augment import LABELS
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.registry import register
@@ -51,7 +52,7 @@ class Vector(Conditioner):
         """Return zeros."""
         return {self.key: jnp.zeros((indices.shape[0], self.dim))}
 
-    def check_data(self, pipeline: Any) -> None:
-        """Raise a `ConfigError` unless images are augmented, where the vector says how."""
+    def check_data(self, pipeline: Pipeline) -> None:
+        """Raise a `ConfigError` unless images are augmented, where it is the vector of how."""
         if self.key == "augment" and not pipeline.augment:
             raise ConfigError("the conditioner 'augment' needs augmented images: set data.augment to a probability above 0")

@@ -26,6 +26,24 @@ def digest(described: Any, length: int = 16) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:length]
 
 
+def differences(before: Any, now: Any, path: str = "") -> list[str]:
+    """Return how two settings differ, a line for each value.
+
+    >>> differences({"seed": 0, "steps": 10}, {"seed": 0, "steps": 20})
+    ['steps was 10, now 20']
+    """
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        lines = []
+        for key in sorted({*before, *now}):
+            inner = f"{path}.{key}" if path else str(key)
+            lines += differences(before.get(key), now.get(key), inner)
+        return lines
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = enumerate(zip(before, now, strict=True))
+        return [line for number, pair in pairs for line in differences(*pair, f"{path}[{number}]")]
+    return [] if before == now else [f"{path} was {before!r}, now {now!r}"]
+
+
 def of_data(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's `data` section without what does not change its examples, as JSON data."""
     return {**config, "batch_size": None}

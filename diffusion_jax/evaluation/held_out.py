@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,19 +24,20 @@ _BATCH = 64  # images whose likelihood is computed at a time
 
 def held_out_loss(
     system: System, params: Any, pipeline: data.Pipeline, *, limit: int = 512, batch_size: int = 64, repeats: int = 4,
-    seed: int = 0,
+    seed: int = 0, frozen: Mapping[str, Any] | None = None,
 ) -> float:  # fmt: skip
     """Return the training loss, without dropout of any kind, over a pipeline's first images; a mean over all noise levels.
 
     Args:
       limit: how many images; whole batches of them are used.
       repeats: of the images, each with its own times and noise. Losses of several groups of parameters are added.
+      frozen: what the losses read of other runs, {name: {group: tree}}.
     """
 
     @jax.jit
-    def loss(params: Any, batch: Any, number: int, again: int) -> jax.Array:
+    def loss(params: Any, frozen: Any, batch: Any, number: int, again: int) -> jax.Array:
         key, step = named(jax.random.key(seed), "held out", number, again), jnp.zeros((), jnp.int32)
-        found = system.losses(params, system.init_state(), batch, key, step=step, frozen={}, train=False)
+        found = system.losses(params, system.init_state(), batch, key, step=step, frozen=frozen, train=False)
         return sum(value for value, _ in found.values())
 
     batch_size = min(batch_size, limit, len(pipeline))
@@ -46,7 +47,7 @@ def held_out_loss(
             break
         placed = place_batch(data.numeric(batch), params)
         for again in range(repeats):
-            values.append(loss(params, placed, number, again))
+            values.append(loss(params, dict(frozen or {}), placed, number, again))
     return float(np.mean([np.asarray(value) for value in values]))
 
 

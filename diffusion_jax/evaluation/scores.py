@@ -113,7 +113,11 @@ def accuracy_score(inputs: MetricInputs) -> dict[str, Any]:
 def loss(inputs: MetricInputs) -> dict[str, Any]:
     """The training loss on held-out images."""
     model = inputs.model
-    return {"held_out_loss": held_out_loss(model.system, model.params, model.pipeline("test"), seed=inputs.settings.seed)}
+    return {
+        "held_out_loss": held_out_loss(
+            model.system, model.params, model.pipeline("test"), seed=inputs.settings.seed, frozen=model.run.frozen()
+        )
+    }
 
 
 def noisy_accuracy(inputs: MetricInputs) -> dict[str, Any]:

@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from diffusion_jax import data, identity, systems
 from diffusion_jax.errors import CheckpointError, ConfigError
+from diffusion_jax.inference import requests
 from diffusion_jax.inference.cascade import Cascade, Stage, StageParams, previous_of
+from diffusion_jax.inference.generator import Generator
 from diffusion_jax.registry import check_fields
 from diffusion_jax.systems import Classifies, Samples, Sampling, ability
 from diffusion_jax.training import config as configs
@@ -24,11 +27,8 @@ from diffusion_jax.training.checkpoints import restore_weights
 
 _LOG = logging.getLogger(__name__)
 
-_CLASSIFIER = ("classifier", "classifier_scale")
-"""Sampling fields of a cascade's first stage alone."""
-
-_AUGMENTATION = ("aug_level", "truncated", "quantize")
-"""Sampling fields that mean nothing to a stage that takes no earlier stage's output."""
+# Sampling fields of a cascade's first stage alone, and those that mean nothing to a stage that takes no earlier one's output.
+_CLASSIFIER, _AUGMENTATION = ("classifier", "classifier_scale"), ("aug_level", "truncated", "quantize")
 
 
 class Run:
@@ -145,6 +145,32 @@ class Run:
         """Return what tells this run's parameters from all others, as JSON data."""
         params, found = self.load(step, weights)
         return {"workdir": os.path.abspath(self.workdir), "checkpoint": found, "params": identity.checksum(params)}
+
+    def sample(
+        self, num: int | None = None, *, labels: Sequence[int] | None = None, step: int | None = None, seed: int = 0,
+        batch_size: int = 64, **sampling: Any,
+    ) -> np.ndarray:  # fmt: skip
+        """Draw samples, as the program `sample` does.
+
+        Args:
+          num: how many; as many as there are labels by default, or `batch_size`.
+          labels: classes, in turn; the run's default by default, held-out conditions where it needs data.
+          step: of the checkpoint.
+          sampling: fields of `Sampling` in place of the run's own, such as guidance=2.0.
+
+        Returns:
+          As the data have them: uint8 [num, H, W, C] of images.
+
+        Raises:
+          DiffusionError: what this run cannot be asked for.
+        """
+        runs = Runs.of([self], (step,), {field: [value] for field, value in sampling.items()})
+        given = {} if labels is None else {"labels": ",".join(map(str, labels))}
+        num = num or (batch_size if labels is None else len(labels))
+        asked, _ = requests.ask(runs.cascade.conditioners, self.data, num, given)
+        asked.check(runs.cascade, num)
+        generator = Generator(runs.cascade, runs.load()[0], seed=seed, batch_size=min(batch_size, num))
+        return np.concatenate([drawn.images[-1] for drawn in generator(range(num), asked)])
 
     def other(self, workdir: str) -> Run:
         """Return another run that this one is sampled with, such as a classifier's; each is opened once."""

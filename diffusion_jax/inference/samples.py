@@ -18,6 +18,7 @@ import numpy as np
 from diffusion_jax import processes
 from diffusion_jax.data.files import read_image, replacing, tile, write_image, write_json
 from diffusion_jax.errors import ConfigError, DataError, check_choice
+from diffusion_jax.identity import differences
 from diffusion_jax.spec import Spec
 
 _PENDING = 8  # batches waiting to be written before the sampler is held up
@@ -133,24 +134,6 @@ class SampleFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def differences(before: Any, now: Any, path: str = "") -> list[str]:
-    """How two settings differ, a line for each value.
-
-    >>> differences({"seed": 0, "steps": 10}, {"seed": 0, "steps": 20})
-    ['steps was 10, now 20']
-    """
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        lines = []
-        for key in sorted({*before, *now}):
-            inner = f"{path}.{key}" if path else str(key)
-            lines += differences(before.get(key), now.get(key), inner)
-        return lines
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        pairs = enumerate(zip(before, now, strict=True))
-        return [line for number, pair in pairs for line in differences(*pair, f"{path}[{number}]")]
-    return [] if before == now else [f"{path} was {before!r}, now {now!r}"]
 
 
 _DAMAGED = (OSError, SyntaxError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)

@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 
 from diffusion_jax import data, evaluation
 from diffusion_jax.data import config as data_config
-from diffusion_jax.errors import CheckpointError
+from diffusion_jax.errors import CheckpointError, ConfigError
 from diffusion_jax.evaluation.results import flat
 from diffusion_jax.inference import Generator, Run, find
 from diffusion_jax.inference.requests import ask
@@ -37,6 +37,15 @@ def test_what_a_run_is_made_of_is_made_once(runs):  # noqa: F811
     assert run.identity() == Run(runs["base"]).identity() and len(run.identity()["params"]) == 64
     with pytest.raises(CheckpointError, match=r"has no weights 'emma' \(it has: ema, raw, "):
         run.params(weights="emma")
+
+
+def test_a_run_draws_what_it_is_asked_for(runs):  # noqa: F811
+    run = Run.open(runs["base"])
+    drawn, again = run.sample(labels=[3, 7], guidance=2.0), run.sample(3, labels=[3, 7], guidance=2.0)
+    assert drawn.shape == (2, 8, 8, 1) and drawn.dtype == np.uint8
+    np.testing.assert_array_equal(drawn, again[:2])
+    with pytest.raises(ConfigError, match="label 10 is out of range"):
+        run.sample(labels=[10])
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.identity import differences
 from diffusion_jax.inference import SampleFolder
-from diffusion_jax.inference.samples import differences
 from diffusion_jax.spec import Spec
 
 SPEC = Spec.image((4, 5), 3)

@@ -17,6 +17,7 @@ VARIANTS = ("original", "adm")
 
 _ROWS, _COLUMNS = 4096, 8192  # of a tile of distances on the device: 128 MiB
 _SPARE = 8  # candidates beyond the wanted ones, for those that float32 cannot tell apart
+_HOST_PAIRS = 2**25  # up to which a CPU is quicker without a compiled program
 _PAIRS = 4096  # whose differences are held at a time
 
 
@@ -78,7 +79,7 @@ class _Points:
     """Features as they came, and in tiles of float32 around a centre."""
 
     def __init__(self, rows: np.ndarray, centre: np.ndarray, tile: int | None):
-        self.rows, self._centre = rows, centre
+        self.rows, self._centre, self.small = rows, centre, tile is None and jax.default_backend() == "cpu"
         # Tiles of one size, as few as the largest allows, so that little is filled up.
         self.height, self.width = (-(-len(rows) // -(-len(rows) // (tile or size))) for size in (_ROWS, _COLUMNS))
         self.norms = np.concatenate([np.linalg.norm(part - centre, axis=1) for _, part in _slices(rows, 1024)])
@@ -87,8 +88,11 @@ class _Points:
     def tiles(self, size: int) -> Iterator[tuple[int, jax.Array]]:
         """(first row, float32 [size, D]) of each tile, the last filled with zeros."""
         for start, part in _slices(self.rows, size):
-            centred = (part - self._centre).astype(np.float32)
-            yield start, jnp.asarray(np.pad(centred, ((0, size - len(part)), (0, 0))))
+            yield start, jnp.asarray(np.pad(self.centred(part), ((0, size - len(part)), (0, 0))))
+
+    def centred(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows around the centre, float32."""
+        return (rows - self._centre).astype(np.float32)
 
 
 def _slices(rows: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -112,6 +116,9 @@ def _candidates(points: _Points, others: _Points, offset: np.ndarray, count: int
 
     A score is a squared distance less the other's offset, and the smallest ones are given, rising.
     """
+    if points.small and len(points.rows) * len(others.rows) <= _HOST_PAIRS:
+        yield from _candidates_on_host(points, others, offset, count)
+        return
     for start, x in points.tiles(points.height):
         values = jnp.full((points.height, count), jnp.inf)
         indices = jnp.full((points.height, count), -1)
@@ -121,6 +128,23 @@ def _candidates(points: _Points, others: _Points, offset: np.ndarray, count: int
             values, indices = _merge(x, y, reach, first, values, indices, count)
         rows = np.arange(start, min(start + points.height, len(points.rows)))
         yield rows, np.asarray(values)[: len(rows)], np.asarray(indices)[: len(rows)]
+
+
+def _candidates_on_host(points: _Points, others: _Points, offset: np.ndarray, count: int) -> Iterator[Any]:
+    """As `_candidates`, without compiling anything."""
+    y = others.centred(others.rows)
+    reach = (y**2).sum(1) - offset
+    for start, part in _slices(points.rows, 1024):
+        x = points.centred(part)
+        scores = (x**2).sum(1)[:, None] - 2 * (x @ y.T) + reach
+        nearest = np.argpartition(scores, count - 1, axis=1)[:, :count]
+        values = np.take_along_axis(scores, nearest, axis=1)
+        order = np.argsort(values, axis=1)
+        yield (
+            np.arange(start, start + len(part)),
+            np.take_along_axis(values, order, axis=1),
+            np.take_along_axis(nearest, order, axis=1),
+        )
 
 
 def _tolerance(points: _Points, others: _Points, rows: np.ndarray) -> np.ndarray:

@@ -161,7 +161,11 @@ def _plain(value: Any) -> Any:
 
 
 def guided(
-    bind: Callable[[Any], Denoiser], cond: Any, null: Any, sampling: Sampling, data_range: tuple[float, float] | None
+    bind: Callable[[Mapping[str, Any]], Denoiser],
+    cond: Mapping[str, Any],
+    null: Mapping[str, Any],
+    sampling: Sampling,
+    data_range: tuple[float, float] | None,
 ) -> Denoiser:
     """Bind the denoiser that a run samples from: conditional, guided, thresholded.
 

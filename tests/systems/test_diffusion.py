@@ -71,6 +71,33 @@ def test_thresholds_and_clipping_follow_the_range_of_the_codec():
             np.testing.assert_allclose(samples, expected, atol=1e-3)
 
 
+class Halving(Pixels):
+    """Encodes pixels as means of 2x2 blocks, times a frozen number; decodes by repeating."""
+
+    range, needs = None, ("scale",)
+
+    def spec(self, data):
+        return Spec((data.shape[0] // 2, data.shape[1] // 2, data.channels))
+
+    def encode(self, frozen, batch, key):
+        x = super().encode(frozen, batch, key)
+        return frozen["scale"] * x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).mean((2, 4))
+
+
+def test_a_codec_may_change_the_shape_and_read_frozen_parameters():
+    """The network and the process know the encoded data alone; nothing but a teacher makes the first parameters."""
+    seen = []
+    network = FunctionNetwork(lambda x, noise, cond: seen.append(x.shape) or 0 * x, (4, 6, 1))
+    system = make_function(size=(8, 12), codec=Halving(), network=network, process={**PROCESS, "prediction": "x0"})
+    assert system.needs == ("scale",) and system.start({"scale": 3.0}) is None
+    system.check_frozen("scale", system)
+    batch = {"image": np.full((4, 8, 12, 1), 255, np.uint8)}
+    value, _ = loss_of(system, NO_PARAMS, batch, KEY, frozen={"scale": jnp.float32(3.0)})
+    assert float(value) == pytest.approx(9.0, rel=1e-5) and seen[-1] == (4, 4, 6, 1)  # (3 - 0)^2
+    assert system.sample(NO_PARAMS, KEY, {}, jnp.arange(2), Sampling(steps=2)).shape == (2, 4, 6, 1)
+    assert system.spec == Spec((8, 12, 1)) and system.model_spec == Spec((4, 6, 1))
+
+
 def test_learned_variance_doubles_the_output_channels_and_is_sampled_with():
     fields = {
         "process": {"schedule": "cosine", "prediction": "eps", "variance": "learned_range"},

@@ -18,7 +18,7 @@ from diffusion_jax.registry import build, register
 from diffusion_jax.rng import named
 from diffusion_jax.sampling.solvers.runge_kutta import heun_step
 from diffusion_jax.systems.denoising import Example, Parts
-from diffusion_jax.systems.teachers import TEACHER, Distillation
+from diffusion_jax.systems.distillation import TEACHER, Distillation
 
 _LOG = logging.getLogger(__name__)
 

@@ -169,6 +169,7 @@ class Denoising(Objective):
             times=self.times,
             distance=self.distance,
             vlb_weight=self.vlb_weight,
+            **({} if system.codec.range is None else {"data_range": system.codec.range}),
             sampler_state=state,
             apply_kwargs={"train": train, "rngs": {"dropout": named(key, "dropout")}},
             where=None if known is None else known.made,

@@ -2,8 +2,45 @@
 
 from __future__ import annotations
 
-from diffusion_jax.systems.codecs.base import Codec, EncodesCategories
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+
+from diffusion_jax.spec import Spec
 from diffusion_jax.systems.codecs.binary import Binary
 from diffusion_jax.systems.codecs.pixels import Pixels, to_float, to_uint8
 
 __all__ = ["Binary", "Codec", "EncodesCategories", "Pixels", "to_float", "to_uint8"]
+
+
+class Codec(Protocol):
+    """Between data and the space of a model. Thresholds and clipping follow its range.
+
+    Attributes:
+      range: (low, high) of encoded data, or None where it has no bounds.
+      needs: names in `frozen` that it reads, such as ("autoencoder",); () for most.
+    """
+
+    range: tuple[float, float] | None
+    needs: tuple[str, ...]
+
+    def spec(self, data: Spec) -> Spec:
+        """Return the spec of encoded data.
+
+        Raises:
+          ConfigError: data of a kind or shape that it does not encode.
+        """
+
+    def encode(self, frozen: Mapping[str, Any], batch: Mapping[str, Any], key: jax.Array) -> jax.Array:
+        """Encode the data of a batch: floating [B, ...]."""
+
+    def decode(self, frozen: Mapping[str, Any], x: jax.Array, *, quantize: bool = True) -> jax.Array:
+        """Decode [N, ...] into data as the source has them; without `quantize`, before they are rounded."""
+
+
+@runtime_checkable
+class EncodesCategories(Protocol):
+    """A codec whose encoded data are categories, int32 from 0 to num_values - 1, and not real numbers."""
+
+    num_values: int

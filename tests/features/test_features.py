@@ -215,5 +215,5 @@ def test_bad_settings(tmp_path):
         registry.build("features", {"name": "inception", "weights": "x.pth", "preprocessing": "tf2"})
     with pytest.raises(ConfigError, match="needs the field 'weights'"):
         registry.build("features", "inception")
-    with pytest.raises(ConfigError, match="unknown variant"):
+    with pytest.raises(ConfigError, match="variant: unknown .vit_h14."):
         registry.build("features", {"name": "clip", "weights": "x.pth", "variant": "vit_h14"})

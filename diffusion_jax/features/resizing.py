@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.errors import ConfigError, nearest
+from diffusion_jax.errors import check_choice
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -180,6 +180,5 @@ def preprocessing(name: str, size: int) -> Preprocessing:
     >>> preprocessing("tf1", 299)(np.full((2, 32, 32, 3), 128, np.uint8)).shape
     (2, 299, 299, 3)
     """
-    if name not in NAMES:
-        raise ConfigError(f"unknown preprocessing {name!r}{nearest(str(name), NAMES)} (known: {', '.join(NAMES)})")
+    check_choice("preprocessing", name, NAMES)
     return Preprocessing(name, size, *_variants(size)[name])

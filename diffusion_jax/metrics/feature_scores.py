@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
-from diffusion_jax.errors import ConfigError, DataError, nearest
+from diffusion_jax.errors import ConfigError, DataError, check_choice
 from diffusion_jax.metrics.frechet import feature_rows, same_width
 
 
@@ -148,9 +148,7 @@ def clip_score(images: Any, texts: Any, *, definition: str = "percent", logit_sc
     >>> clip_score([[3.0, 4.0]], [[1.0, 0.0]], definition="clipscore")
     1.5
     """
-    if definition not in DEFINITIONS:
-        hint = nearest(definition, DEFINITIONS)
-        raise ConfigError(f"unknown definition of the CLIP score {definition!r}{hint} (known: {', '.join(DEFINITIONS)})")
+    check_choice("definition of the CLIP score", definition, DEFINITIONS)
     if (definition == "glide") != (logit_scale is not None):
         raise ConfigError(f"the CLIP score needs logit_scale for 'glide' and for no other definition, not for {definition!r}")
     images, texts = feature_rows(images, "image embeddings"), feature_rows(texts, "text embeddings")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import ConfigError, DataError, nearest
+from diffusion_jax.errors import ConfigError, DataError, check_choice
 from diffusion_jax.metrics.frechet import feature_rows, same_width
 
 VARIANTS = ("original", "adm")
@@ -54,10 +54,7 @@ def precision_recall(
 
     Sources: Kynkaanniemi et al. 2019 (arXiv 1904.06991); Dhariwal & Nichol 2021 (arXiv 2105.05233).
     """
-    if variant not in VARIANTS:
-        raise ConfigError(
-            f"unknown variant of precision and recall {variant!r}{nearest(variant, VARIANTS)} (known: {VARIANTS})"
-        )
+    check_choice("variant of precision and recall", variant, VARIANTS)
     if k < 1 or (tile is not None and tile < 1):
         raise ConfigError(f"precision and recall need k and tile of at least 1, got {k} and {tile}")
     generated, real = feature_rows(generated, "generated features"), feature_rows(real, "real features")

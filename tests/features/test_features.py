@@ -211,9 +211,9 @@ def test_bad_settings(tmp_path):
         ConfigError, match="'inception' cannot have the preprocessing 'clip' .it has: tf1, pytorch-fid, clean-fid"
     ):
         registry.build("features", {"name": "inception", "weights": "x.pth", "preprocessing": "clip"})
-    with pytest.raises(ConfigError, match="unknown preprocessing 'tf2'; did you mean 'tf1'"):
+    with pytest.raises(ConfigError, match="preprocessing: unknown 'tf2'; did you mean 'tf1'"):
         registry.build("features", {"name": "inception", "weights": "x.pth", "preprocessing": "tf2"})
     with pytest.raises(ConfigError, match="needs the field 'weights'"):
         registry.build("features", "inception")
-    with pytest.raises(ConfigError, match="unknown variant"):
+    with pytest.raises(ConfigError, match="variant: unknown .vit_h14."):
         registry.build("features", {"name": "clip", "weights": "x.pth", "variant": "vit_h14"})

@@ -273,7 +273,7 @@ def test_clip_scores_by_hand():
         (lambda x: metrics.psnr(*(np.zeros((1, 12, s, 1), np.uint8) for s in (12, 13))), DataError, "different shapes"),
         (lambda x: metrics.ssim(*2 * [np.zeros((1, 10, 12, 1), np.uint8)]), DataError, "at least 11 x 11"),
         (lambda x: metrics.consistency(*(np.zeros((n, 4, 4, 1), np.uint8) for n in (2, 3))), DataError, "do not belong"),
-        (lambda x: metrics.clip_score(x, x, definition="clip"), ConfigError, "unknown definition"),
+        (lambda x: metrics.clip_score(x, x, definition="clip"), ConfigError, "definition of the CLIP score: unknown .clip."),
         (lambda x: metrics.clip_score(x, x, definition="glide"), ConfigError, "logit_scale"),
         (lambda x: metrics.clip_score(x, x[:3]), DataError, "8 images and 3 captions"),
         (lambda x: metrics.clip_score(x, 0 * x), DataError, "have no direction"),

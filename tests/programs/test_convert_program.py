@@ -29,8 +29,8 @@ def get_config(variant="small"):
         network["channels"] = 16
     return {
         "system": {
-            "name": "generation", "process": {"schedule": {"name": "cosine", "num_steps": 20}, "prediction": "eps"},
-            "network": network, "num_classes": 10, "cond_drop": 0.1,
+            "process": {"schedule": {"name": "cosine", "num_steps": 20}, "prediction": "eps"},
+            "network": network, "conditioners": {"labels": {"num_classes": 10, "drop": 0.1}},
         },
         "data": {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 8},
         "optimizer": {"learning_rate": 1e-6},
@@ -128,7 +128,7 @@ def test_a_folder_of_diffusers_says_what_its_network_is(recipe, tmp_path):
         attention_head_dim=None, flip_sin_to_cos=False, freq_shift=1, downsample_padding=0, norm_eps=1e-6,
     )  # fmt: skip
     model.save_pretrained(tmp_path / "theirs" / "unet")
-    changed = UNSEEN | {"system.num_classes": 0, "system.network.dropout": 0.1}
+    changed = UNSEEN | {"system.conditioners": {}, "system.network.dropout": 0.1}
     made = {"layout": "diffusers", "config": recipe, "weights": str(tmp_path / "theirs")}
     convert.convert(options(tmp_path / "run", **made), changed)
     run = Run(tmp_path / "run")
@@ -180,7 +180,7 @@ def test_the_fourier_frequencies_of_an_edm_checkpoint_become_the_networks(tmp_pa
     network = {"name": "song_unet", "channels": 8, "multipliers": (1,), "num_res_blocks": 1, "attention_resolutions": ()}
     network |= {"embedding": "fourier"}
     process = {"schedule": "cosine_continuous"}
-    recipe = recipe_of(tmp_path / "r.py", name="generation", process=process, network=network)
+    recipe = recipe_of(tmp_path / "r.py", process=process, network=network)
     network = system_of(load_recipe(recipe)).network
     tensors = export(halves(network), build("layout", "edm").weight_maps(network))
     tensors["map_noise.freqs"] = np.linspace(-7, 7, len(network.module.frequencies)).astype(np.float32)

@@ -1,12 +1,7 @@
 """Solvers: pairs (init, step) that walk x from time t to an earlier time s with a `Denoiser`.
 
-<<<<<<< HEAD
-All but `categorical`, which draws bits and categories, are written in (alpha, sigma) and log-SNR, so each serves every
-Gaussian process. The levels sigma / alpha are the time of the probability-flow ODE, d(x / alpha) = eps d(sigma / alpha).
-=======
 All but `categorical`, which draws bits and categories, are written in (alpha, sigma) and log-SNR, so each serves every family
 of Gaussian processes. The levels sigma / alpha are the time of the probability-flow ODE, d(x / alpha) = eps d(sigma / alpha).
->>>>>>> main
 """
 
 from __future__ import annotations

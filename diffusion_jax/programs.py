@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import absl.logging
@@ -14,7 +16,7 @@ from absl import flags
 
 
 def configure_logging() -> None:
-    """This library's messages on stderr, one line each; of other libraries only warnings."""
+    """Show this library's messages on stderr, one line each; of other libraries only warnings."""
     absl.logging.set_verbosity(absl.logging.WARNING)
     logger = logging.getLogger("diffusion_jax")
     logger.setLevel(logging.INFO)
@@ -23,6 +25,17 @@ def configure_logging() -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
     logger.propagate = False
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs on disk, so that a command given again, or another checkpoint, compiles nothing anew.
+
+    They lie in ~/.cache/diffusion_jax/jax/HOST, or where JAX_COMPILATION_CACHE_DIR says; JAX_ENABLE_COMPILATION_CACHE=false
+    keeps none.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache / "diffusion_jax" / "jax" / platform.node()))
 
 
 def flags_parser(complain: Callable[[str], None]) -> Callable[[Sequence[str]], list[str]]:

@@ -95,6 +95,7 @@ def main(argv: list[str], overrides: Mapping[str, Any]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
     programs.configure_logging()
+    programs.keep_compiled()
     try:
         _work(flags.FLAGS.flag_values_dict(), overrides)
     except DiffusionError as error:

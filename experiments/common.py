@@ -28,6 +28,7 @@ def run_program(name: str, work: Callable[[], str]) -> None:
         if overrides:
             raise ConfigError(f"a study takes its recipes as they are: leave out --config.{next(iter(overrides))}")
         programs.configure_logging()
+        programs.keep_compiled()
         return work()
 
     command_line.run_program(name, lambda: None, checked)

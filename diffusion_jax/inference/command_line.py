@@ -187,6 +187,7 @@ def run_program(
         if len(argv) > 1:
             programs.leave(fail(f"unknown argument {argv[1]!r}; see --help"))
         programs.configure_logging()
+        programs.keep_compiled()
         try:
             values = flags.FLAGS.flag_values_dict()
             programs.join_processes(values)

@@ -175,7 +175,8 @@ class Evaluator:
     def _inputs(self, number: int, params: Any, asked: Requests, drawn: Callable[[], list[SampleSet]]) -> MetricInputs:
         """All that is known about a stage's samples, which may still be drawn."""
         if number not in self._parts:
-            self._parts[number] = parts_of(self.runs[number], self.settings)
+            compared = scores.compare_with_data(self.settings.metrics)  # else no classifier is trained
+            self._parts[number] = parts_of(self.runs[number], self.settings) if compared else Parts()
         several = len(self.runs) > 1
         return MetricInputs(
             lambda: drawn()[number], self.settings.num, self.settings, self._parts[number],

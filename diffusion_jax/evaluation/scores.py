@@ -247,6 +247,11 @@ def check_names(names: Sequence[str]) -> None:
         check_choice("metrics", name, METRICS)
 
 
+def compare_with_data(names: Sequence[str]) -> bool:
+    """Say whether any of these metrics, or the usual ones, hold samples against data in features or by a classifier."""
+    return not names or any({*_PAIR, "classifier"} & set(METRICS[name].needs) for name in names)
+
+
 def choose(inputs: MetricInputs, names: Sequence[str] = ()) -> list[str]:
     """The metrics to compute: those named, or else all that cost little and for which everything is there.
 

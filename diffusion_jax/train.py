@@ -27,25 +27,26 @@ stderr says which and how to mend it).
 
 from __future__ import annotations
 
-import functools
-import logging
-import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-from absl import app, flags
+from absl import flags
 
 from diffusion_jax import programs, training
-from diffusion_jax.errors import ConfigError, DiffusionError
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.inference import command_line
 from diffusion_jax.training.mesh import summary
-from diffusion_jax.training.recipes import load_recipe, split_overrides
+from diffusion_jax.training.recipes import load_recipe
 
-flags.DEFINE_string("config", None, "The recipe, FILE.py or FILE.py:VARIANT; --config.FIELD=VALUE overrides.")
-flags.DEFINE_string("workdir", None, "The run's directory; it is resumed if it holds checkpoints.")
-flags.DEFINE_bool("dry_run", False, "Compile, print parameters and memory per device, and stop.")
-programs.define_process_flags()
+
+def define_flags() -> None:
+    """Define the program's flags."""
+    flags.DEFINE_string(
+        "config", None, "The recipe, FILE.py or FILE.py:VARIANT; --config.FIELD=VALUE overrides.", required=True
+    )
+    flags.DEFINE_string("workdir", None, "The run's directory; it is resumed if it holds checkpoints.")
+    flags.DEFINE_bool("dry_run", False, "Compile, print parameters and memory per device, and stop.")
+    programs.define_process_flags()
 
 
 def _describe(program: training.Program) -> str:
@@ -63,65 +64,23 @@ def _describe(program: training.Program) -> str:
         "parameters by sharding",
         *(f"  {spec:50s}{count:>16,}" for spec, count in summary(program.target.params).items()),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
-def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
-    """What the flags want.
+def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
+    """Do what the flags say, and return what to print.
 
     Raises:
       DiffusionError: a mistake in the configuration, the data or the directory.
     """
     if not values["dry_run"] and not values["workdir"]:
         raise ConfigError("--workdir=DIR is needed: where the run's checkpoints and metrics go")
-    programs.join_processes(values)
     config = load_recipe(values["config"], overrides)
     if values["dry_run"]:
-        sys.stdout.write(_describe(training.prepare(config)))
-    else:
-        training.train(config, values["workdir"])
-
-
-def _leave(status: int) -> None:
-    """Exit; with peers, leaving through the interpreter's exit would wait for their heartbeat."""
-    sys.stderr.flush()
-    if jax.process_count() > 1:
-        os._exit(status)
-    sys.exit(status)
-
-
-def main(argv: list[str], overrides: Mapping[str, Any]) -> None:
-    """Run the program; see the module's docstring."""
-    if len(argv) > 1:
-        raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
-    programs.configure_logging()
-    programs.keep_compiled()
-    try:
-        _work(flags.FLAGS.flag_values_dict(), overrides)
-    except DiffusionError as error:
-        sys.stderr.write(f"error: {error}\n")
-        _leave(2)
-    except BaseException:
-        if jax.process_count() > 1:
-            logging.getLogger(__name__).exception("Process %d failed.", jax.process_index())
-            _leave(17)
-        raise
-
-
-def run() -> None:
-    """Parse flags and train."""
-    flags.mark_flag_as_required("config")
-
-    def complain(text: Any) -> None:
-        sys.stderr.write(f"error: {text}\n")
-
-    try:
-        argv, overrides = split_overrides(sys.argv)
-    except ConfigError as error:
-        complain(error)
-        sys.exit(2)
-    app.run(functools.partial(main, overrides=overrides), argv=argv, flags_parser=programs.flags_parser(complain))
+        return _describe(training.prepare(config))
+    done = training.train(config, values["workdir"])
+    return f"{values['workdir']}: step {done['step']} of {config['training']['steps']}"
 
 
 if __name__ == "__main__":
-    run()
+    command_line.run_program("train", define_flags, _work)

@@ -67,6 +67,7 @@ def test_bad_data(digits):
         train_classifier(images, labels, 5)
 
 
+@pytest.mark.slow
 def test_it_is_kept_beside_the_run_and_trained_again_when_damaged(tmp_path, caplog):
     source = Data({"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 8})
     with caplog.at_level("INFO"):

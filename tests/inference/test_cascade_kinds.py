@@ -22,6 +22,7 @@ CLASSIFIER = {"name": "unet_classifier", "channels": 8, "multipliers": (1,), "nu
               "head_channels": 8, "groups": 4}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_three_stages_hand_the_text_on():
     """Base 8, then 16, then 32 by a network trained on crops; the text reaches every stage."""
 

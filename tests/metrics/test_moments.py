@@ -85,6 +85,7 @@ def test_one_device_and_eight(devices):
     np.testing.assert_array_equal(moments.scatter, one.scatter)  # the host sees the same rows
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

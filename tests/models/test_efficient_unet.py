@@ -167,6 +167,7 @@ def test_low_resolution_is_enlarged_by_the_method(method):
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.slow
 def test_no_text_at_all_is_finite(kind):
     network = NETWORKS[kind]()
     x, noise, cond = inputs(network)

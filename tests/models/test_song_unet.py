@@ -79,6 +79,7 @@ def test_a_fresh_network_is_all_but_silent():
     assert 0.8 * bound < head.max() <= bound * 1.0001
 
 
+@pytest.mark.slow
 def test_half_precision_and_remat_change_little():
     plain = song_unet(**TINY, **NCSNPP)
     params, (x, noise, cond) = perturbed(plain), inputs(plain)

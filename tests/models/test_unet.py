@@ -95,6 +95,7 @@ def test_low_res_is_resized_and_concatenated():
         np.testing.assert_allclose(run(low, params, x, noise, {"low_res": small}), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_remat_changes_nothing_but_memory():
     """The tree, the initial values, the gradients, and the units dropped are those of the plain network."""
     fields = dict(multipliers=(1,), attention_resolutions=(4,), image_size=4, dropout=0.5)

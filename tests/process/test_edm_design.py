@@ -156,6 +156,7 @@ def test_levels_are_rounded_to_the_nearest_in_sigma():
     np.testing.assert_array_equal(schedule.inverse(schedule.log_snr(own)), own)
 
 
+@pytest.mark.slow
 def test_every_mixture_of_columns_trains():
     """4 x 4 x 4 rows: process of one, times of another, weighting of a third; the loss is finite and has a gradient."""
     x0 = jax.random.normal(jax.random.key(0), (16, 4))

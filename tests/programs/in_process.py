@@ -14,8 +14,8 @@ def call(program: ModuleType, *arguments: Any) -> str:
     """What the program prints at its end; raises what it would refuse its arguments with."""
     values = flags.FLAGS
     before, parsed = set(values), values.is_parsed()
-    program.define_flags()
     try:
+        program.define_flags()
         argv, overrides = split_overrides([program.__name__, *map(str, arguments)])
         values(argv)
         return program._work(values.flag_values_dict(), overrides)

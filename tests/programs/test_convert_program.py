@@ -108,6 +108,7 @@ def converted(recipe, weights, tmp_path_factory) -> Path:
     return convert.convert(options(tmp_path_factory.mktemp("runs") / "run", weights=weights, config=recipe), UNSEEN)
 
 
+@pytest.mark.slow
 def test_averages_from_a_file_of_their_own_at_a_step(recipe, weights, tensors, tmp_path):
     save_file({name: 2 * tensor for name, tensor in tensors.items()}, tmp_path / "ema.safetensors")
     made = options(tmp_path / "run", weights=weights, config=recipe, ema=str(tmp_path / "ema.safetensors"), step=7000)

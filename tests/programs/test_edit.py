@@ -68,6 +68,7 @@ def test_ilvr_and_labels(runs, given, tmp_path):
     assert np.corrcoef(means(held), means(inputs(given).astype(float)))[0, 1] > 0.8
 
 
+@pytest.mark.slow
 def test_interpolation_shows_both_ends_and_what_lies_between(runs, given, tmp_path):
     found = find([runs["base"]], sampling={"steps": [12], "solver": ["ddim"]})
     edit(found, options(given, tmp_path, "interpolate", between=2))

@@ -40,6 +40,7 @@ def test_the_base_of_a_truncated_cascade_is_measured_by_its_finished_images(runs
     assert truncated["frechet_distance"] != plain["frechet_distance"]
 
 
+@pytest.mark.slow
 def test_a_chain_has_bits_per_dim_and_without_classes_no_agreement(runs, tmp_path):
     settings = Settings(num=10, classifier_steps=10, bits_per_dim=4, bits_per_dim_terms=True)
     metrics = evaluate_run(runs["unconditional"], tmp_path, settings)

@@ -67,6 +67,7 @@ def test_given_images_are_measured_like_drawn_ones(runs, tmp_path):
     assert plain["frechet_distance"] == pytest.approx(found["frechet_distance"], rel=1e-6) and "agreement" not in plain
 
 
+@pytest.mark.slow
 def test_what_is_real_lies_nearer_than_noise(runs, tmp_path):
     """Training images as samples, held-out ones, and noise: in order by every distance, and copies are seen."""
     settings = Settings(num=180, classifier_steps=150, metrics=("fid", "kid", "pr", "neighbours"), kid_subset_size=100)

@@ -39,15 +39,13 @@ def images(tmp_path_factory):
     return folder
 
 
-_BUNDLED = ("mnist.py", "digits.py", "shapes.py", "folder.py")
-
-
 def _marked(name: str) -> Any:
-    """Bundled data's recipes run with every test, the first variant of each published system's in CI; the rest is slow."""
+    """The recipe of MNIST runs with every test, the first variant of each other in CI; the rest is slow."""
     file = name.partition(":")[0]
-    if name != next(other for other in TINY if other.partition(":")[0] == file):
-        return pytest.param(name, marks=pytest.mark.slow)
-    return name if file in _BUNDLED else pytest.param(name, marks=pytest.mark.recipes)
+    first = name == next(other for other in TINY if other.partition(":")[0] == file)
+    return (
+        name if name == "mnist.py:base,tiny" else pytest.param(name, marks=pytest.mark.recipes if first else pytest.mark.slow)
+    )
 
 
 @pytest.mark.parametrize("name", [_marked(name) for name in TINY])

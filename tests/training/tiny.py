@@ -209,13 +209,13 @@ def run(program: str, *arguments: Any, devices: int = 1, timeout: float = 300) -
     )
 
 
-def work(recipe: Any, workdir: Any, *arguments: str, **flags: Any) -> None:
-    """What the program `train` does with its arguments, in this process."""
+def work(recipe: Any, workdir: Any, *arguments: str, **flags: Any) -> str:
+    """What the program `train` prints, in this process."""
     from diffusion_jax import train as program  # recipes import this file in programs that define the same flags
 
     _, overrides = split_overrides(["train", *arguments])
-    values = {"config": str(recipe), "workdir": str(workdir), "dry_run": False, "distributed": False, "coordinator": None}
-    program._work({**values, **flags}, overrides)
+    values = {"config": str(recipe), "workdir": str(workdir), "dry_run": False}
+    return program._work({**values, **flags}, overrides)
 
 
 def rows(workdir: Path) -> list[dict]:

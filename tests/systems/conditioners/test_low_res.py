@@ -289,6 +289,7 @@ def test_the_low_resolution_image_is_pils_bicubic_and_levels_are_continuous():
     assert (distance > 1e-3).mean() > 0.8  # between the steps, not on them
 
 
+@pytest.mark.slow
 def test_any_list_of_betas_samples_from_one_checkpoint():
     system = _enlarging()
     low_res = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 1), np.uint8)

@@ -60,8 +60,6 @@ def get_config(variant: str = "binomial") -> ConfigDict:
         }
     )
     if tiny:
-        config.system.network.update(channels=8, groups=4)
-        config.data.batch_size = 8
-        config.training.update(steps=4)
-        config.sampling.steps = 2
+        config.system.network.update(groups=4, channels=8)
+        config.training.steps, config.sampling.steps, config.data.batch_size = 4, 2, 8
     return config

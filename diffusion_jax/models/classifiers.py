@@ -103,10 +103,10 @@ def unet_classifier(
     resample: Literal["conv", "resblock"] = "resblock",
     embedding: layers.Flavour = "adm",
     dropout: float = 0.0,
-    remat: bool = False,
-    dtype: str = "float32",
     groups: int = 32,
     norm_epsilon: float = 1e-5,
+    remat: bool = False,
+    dtype: str = "float32",
 ) -> Network:
     """Build a classifier of noisy images: logits [B, classes] of x_t [B, H, W, C] and its noise level [B].
 

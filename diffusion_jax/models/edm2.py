@@ -86,11 +86,11 @@ class EDM2UNet(nn.Module):
     image_size: tuple[int, int]
     out_channels: int
     channels: int
+    head_channels: int
+    num_classes: int
     multipliers: tuple[int, ...]
     num_res_blocks: int
     attention_resolutions: tuple[int, ...]
-    head_channels: int
-    num_classes: int
     dropout: float
     remat: bool
     dtype: Any
@@ -218,7 +218,7 @@ def edm2(
     checks.check_widths(widths, attends, 1, 1, head_channels)
     spec = {"label": jax.ShapeDtypeStruct((), jnp.int32)} if num_classes else {}
     module = EDM2UNet(
-        size, out_channels or in_channels, channels, multipliers, num_res_blocks, attention, head_channels,
-        num_classes, dropout, remat, jnp.dtype(dtype),
+        size, out_channels or in_channels, channels, head_channels, num_classes, multipliers, num_res_blocks, attention,
+        dropout, remat, jnp.dtype(dtype),
     )  # fmt: skip
     return EDM2Network(module, Spec.image(size, in_channels), spec)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -60,22 +59,11 @@ class Bound(Objective):
         """Make the time sampler's history; empty for most."""
         return self.times.init_state(system.process)
 
-    def loss(
-        self, system: Parts, params: Any, state: Any, example: Example, key: jax.Array, *,
-        step: jax.Array, frozen: Mapping[str, Any], train: bool,
-    ) -> tuple[jax.Array, dict[str, Any]]:  # fmt: skip
+    def loss(self, system: Parts, params: Any, state: Any, example: Example, key: jax.Array, *, step, frozen, train) -> tuple:
         """Compute the bound, and the auxiliary loss, of a batch."""
         value, output = bound_loss(
-            system.process,
-            system.network.apply,
-            params,
-            example.x0,
-            named(key, "denoising"),
-            cond=example.cond,
-            times=self.times,
-            steps=self.steps,
-            aux_weight=self.aux_weight,
-            sampler_state=state,
+            system.process, system.network.apply, params, example.x0, named(key, "denoising"), cond=example.cond,
+            times=self.times, steps=self.steps, aux_weight=self.aux_weight, sampler_state=state,
             apply_kwargs={"train": train, "rngs": {"dropout": named(key, "dropout")}},
-        )
+        )  # fmt: skip
         return value, {"state": output.sampler_state, "per_example": output.per_example, "log_snr": output.log_snr}

@@ -100,17 +100,7 @@ class Diffusion:
         """Warn where the objective plans another number of training steps."""
         self.objective.check_steps(steps)
 
-    def losses(
-        self,
-        params: Params,
-        state: Any,
-        batch: Batch,
-        key: jax.Array,
-        *,
-        step: jax.Array,
-        frozen: Mapping[str, Any],
-        train: bool,
-    ) -> Losses:
+    def losses(self, params: Params, state: Any, batch: Batch, key: jax.Array, *, step, frozen, train) -> Losses:
         """Compute the objective of a batch; see `System.losses`."""
         for conditioner in self.conditioners:
             batch = conditioner.prepare(batch, key, train)

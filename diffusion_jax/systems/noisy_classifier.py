@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -86,17 +86,7 @@ class NoisyClassifier:
         x, level = self.process.network_inputs(x_t, t)
         return self.network.apply(params["network"], x, level, {}, **kwargs).astype(jnp.float32)
 
-    def losses(
-        self,
-        params: Params,
-        state: Any,
-        batch: Batch,
-        key: jax.Array,
-        *,
-        step: jax.Array,
-        frozen: Mapping[str, Any],
-        train: bool,
-    ) -> Losses:
+    def losses(self, params: Params, state: Any, batch: Batch, key: jax.Array, *, step, frozen, train) -> Losses:
         """Compute the cross-entropy of a batch, each image noised to a time of its own; see `System.losses`.
 
         Args:

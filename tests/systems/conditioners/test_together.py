@@ -12,15 +12,7 @@ from diffusion_jax import data, systems
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.systems import Sampling, check_request, request_of, to_uint8
 from diffusion_jax.training.config import complete
-from tests.tiny_systems import (
-    fed_in_training,
-    loss_of,
-    make_batch,
-    make_function,
-    make_generation,
-    randomize,
-    start,
-)
+from tests.tiny_systems import fed_in_training, loss_of, make_batch, make_function, make_generation, randomize, start
 
 KEY = jax.random.key(0)
 

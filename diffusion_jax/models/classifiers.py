@@ -124,7 +124,7 @@ def unet_classifier(
     Source: Dhariwal & Nichol 2021, section 4 and appendix I (arXiv 2105.05233).
 
     >>> net = unet_classifier(8, 1, 10, channels=8, groups=4, multipliers=(1, 2), num_res_blocks=1, head_channels=8)
-    >>> net.apply(net.init(jax.random.key(0)), jnp.zeros((2, 8, 8, 1)), jnp.zeros(2)).shape
+    >>> jax.eval_shape(net.apply, net.shapes(), *net.example_inputs(batch=2)).shape
     (2, 10)
     """
     check_choice("unet_classifier: pool", pool, get_args(Pool))

@@ -202,8 +202,7 @@ def edm2(
     Source: Karras et al. 2024, section 2 and appendix B (arXiv 2312.02696).
 
     >>> net = edm2(16, channels=8, multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(8,), head_channels=8)
-    >>> params = net.init(jax.random.key(0))
-    >>> net.apply(params, jnp.zeros((2, 16, 16, 3)), jnp.zeros(2)).shape
+    >>> jax.eval_shape(net.apply, net.shapes(), *net.example_inputs(batch=2)).shape
     (2, 16, 16, 3)
     """
     size, multipliers, attention = size_of(image_size), tuple(multipliers), tuple(attention_resolutions)

@@ -229,8 +229,7 @@ def unet(
       ConfigError: sizes, channels, groups or heads that do not divide; the message names values that do.
 
     >>> net = unet(16, in_channels=1, channels=8, groups=4, multipliers=(1, 2), attention_resolutions=(8,))
-    >>> params = net.init(jax.random.key(0))
-    >>> net.apply(params, jnp.zeros((2, 16, 16, 1)), jnp.zeros(2)).shape
+    >>> jax.eval_shape(net.apply, net.shapes(), *net.example_inputs(batch=2)).shape
     (2, 16, 16, 1)
     """
     size, multipliers, attention = size_of(image_size), tuple(multipliers), tuple(attention_resolutions)

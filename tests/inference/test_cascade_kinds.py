@@ -80,6 +80,7 @@ def make_classifier(size: int = 8) -> NoisyClassifier:
     return NoisyClassifier(spec=Spec.image(size, 1), process=PROCESS, network=CLASSIFIER, num_classes=4)
 
 
+@pytest.mark.slow
 def test_a_classifiers_guidance_keeps_every_bit_at_scale_0_and_pulls_above_it():
     model, classifier = make_generation(labels=None), make_classifier()
     params = StageParams(randomize(start(model), 0.1), randomize(start(classifier), 0.5))

@@ -48,6 +48,7 @@ def small():
     return network, params, x, np.linspace(-1.5, 1, 8, dtype=np.float32), {"label": np.arange(8) % 5}
 
 
+@pytest.mark.slow
 def test_unit_magnitudes_at_the_start(small):
     network, params, *inputs = small
     run = jax.jit(lambda *inputs: network.module.apply({"params": params}, *inputs, capture_intermediates=True))

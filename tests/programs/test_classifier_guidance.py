@@ -55,6 +55,7 @@ def test_negative_labels_change_what_guidance_leads_away_from(runs, tmp_path):
         _draw(runs["base"], tmp_path / "range", guidance=3.0, negative="10")
 
 
+@pytest.mark.slow
 def test_a_classifier_is_evaluated_by_its_accuracy_alone(classifier, tmp_path):
     found = evaluation.evaluate_run(classifier, tmp_path, evaluation.Settings(num=40, batch_size=20))
     measured = {name for name in found if name not in ("settings", "num_samples")}

@@ -66,6 +66,7 @@ def test_bad_settings(runs, tmp_path):
         evaluate_run(runs["unconditional"], tmp_path, QUICK, sampling={"guidance": [3.0]})
 
 
+@pytest.mark.slow
 def test_the_program_prints_metrics(runs, tmp_path):
     good = start_program(
         f"--workdir={runs['base']}", "--num=10", "--classifier_steps=30", f"--out={tmp_path}", program="evaluate"

@@ -26,8 +26,8 @@ from diffusion_jax.training.loop import Loop
 from diffusion_jax.training.recipes import load_recipe
 
 _RECIPE = flags.DEFINE_string("config", "configs/mnist.py:base", "The recipe.")
-_STEPS = flags.DEFINE_integer("steps", 30, "Steps of a segment.")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Segments of each kind.")
+_STEPS = flags.DEFINE_integer("steps", 150, "Steps of a segment.")
+_ROUNDS = flags.DEFINE_integer("rounds", 4, "Segments of each kind.")
 _BATCH = flags.DEFINE_integer("batch_size", 16, "Images a step.")
 
 

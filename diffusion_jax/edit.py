@@ -39,8 +39,9 @@ import numpy as np
 from absl import flags
 
 from diffusion_jax import processes
-from diffusion_jax.data.files import fitted, load_image, masked_images, named_files, tile, write_image, write_json
+from diffusion_jax.data.files import fitted, load_image, masked_images, named_files, tile, write_image
 from diffusion_jax.errors import ConfigError, DataError, check_choice
+from diffusion_jax.files import write_json
 from diffusion_jax.inference import command_line, requests
 from diffusion_jax.inference.cascade import StageParams
 from diffusion_jax.inference.generator import mesh_of, place_batch

@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from diffusion_jax.data.files import tile, write_image, write_json
+from diffusion_jax.data.files import tile, write_image
 from diffusion_jax.evaluation.held_out import bound_terms, terms_table
+from diffusion_jax.files import write_json
 from diffusion_jax.process import Denoised, Denoiser, Process, likelihood
 from diffusion_jax.sampling import grids, latents
 from diffusion_jax.systems import to_float, to_uint8

@@ -1,41 +1,20 @@
-"""Files that appear whole or not at all, images in them and in folders, and pictures of many images."""
+"""Images in files and in folders, and pictures of many images."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from diffusion_jax.data.transforms import Crop, Fit, to_channels
 from diffusion_jax.errors import DataError
+from diffusion_jax.files import replacing
 from diffusion_jax.spec import Spec
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, renamed to it when the block ends well and removed when it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON data, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def write_image(path: Path, image: np.ndarray) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax import processes
-from diffusion_jax.data.files import replacing
 from diffusion_jax.errors import DataError
+from diffusion_jax.files import replacing
 from diffusion_jax.training.events import EventFile
 
 Row = dict[str, Any]

@@ -16,8 +16,8 @@ import numpy as np
 import optax
 
 from diffusion_jax import data, identity, processes
-from diffusion_jax.data.files import replacing
 from diffusion_jax.errors import DataError
+from diffusion_jax.files import replacing
 from diffusion_jax.models import Classifier, small_classifier
 from diffusion_jax.rng import named
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax import processes
-from diffusion_jax.data.files import read_image, replacing, tile, write_image, write_json
+from diffusion_jax.data.files import read_image, tile, write_image
 from diffusion_jax.errors import ConfigError, DataError, check_choice
+from diffusion_jax.files import replacing, write_json
 from diffusion_jax.identity import differences
 from diffusion_jax.spec import Spec
 

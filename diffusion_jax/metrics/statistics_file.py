@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.data.files import replacing
 from diffusion_jax.errors import DataError
+from diffusion_jax.files import replacing
 from diffusion_jax.metrics.frechet import Gaussian, Moments
 
 _LOG = logging.getLogger(__name__)

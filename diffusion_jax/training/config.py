@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.data.files import write_json
 from diffusion_jax.errors import CheckpointError, ConfigError, check_choice, nearest
+from diffusion_jax.files import write_json
 from diffusion_jax.training.checkpoints import finished_steps, read_meta
 from diffusion_jax.training.optimizer import has_groups
 

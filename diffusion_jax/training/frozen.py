@@ -22,8 +22,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 
 from diffusion_jax import systems
-from diffusion_jax.data.files import write_json
 from diffusion_jax.errors import CheckpointError, ConfigError, nearest
+from diffusion_jax.files import write_json
 from diffusion_jax.registry import check_fields
 from diffusion_jax.systems import Distils, System
 from diffusion_jax.training import config as configs

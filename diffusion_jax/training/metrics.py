@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from diffusion_jax.data.files import replacing
 from diffusion_jax.errors import CheckpointError
+from diffusion_jax.files import replacing
 from diffusion_jax.training.events import EventFile
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.models import checks, layers
+from diffusion_jax.models.adm_unet import unet
 from diffusion_jax.models.blocks import PooledText, TextAttention, TextPool
 from diffusion_jax.models.network import Network, constrain
-from diffusion_jax.models.unet import unet
 from diffusion_jax.registry import register
 from diffusion_jax.spec import Size, Spec, size_of
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -14,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.errors import CheckpointError, ConfigError, check_choice, nearest
-from diffusion_jax.files import write_json
+from diffusion_jax.files import read_json, write_json
+from diffusion_jax.registry import check_fields
 from diffusion_jax.training.checkpoints import finished_steps, read_meta
 from diffusion_jax.training.optimizer import has_groups
+from diffusion_jax.training.sections import Mesh, Seed, Training
+from diffusion_jax.values import check
 
 logger = logging.getLogger(__name__)
 
@@ -31,28 +35,18 @@ DEFAULTS: dict[str, Any] = {
     "frozen": {},  # what training reads and never changes: {name: run or file}, see training/frozen.py
     "data": {},
     "optimizer": {"name": "adamw", "learning_rate": 1e-4, "warmup_steps": 0, "decay": "constant", "clip_norm": 1.0},
-    "training": {
-        "steps": 100_000,
-        "ema": [{"name": "constant", "decay": 0.9999}],  # the first is what sampling and evaluation use
-        "trainable": [],  # patterns of the paths of parameters that are trained; none trains all
-        "accumulate": 1,  # microbatches a step
-        "log_every": 50,
-        "checkpoint_every": 1000,
-        "keep_last": 3,
-        "keep_every": 0,  # steps; 0 keeps the last ones only
-        "grid_every": 0,  # steps; 0 draws no grids
-        "grid_samples": 16,
-        "eval_every": 0,  # steps; 0 computes no held-out loss
-        "eval_examples": 256,
-        "tensorboard": True,
-    },
-    "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "rules": []},
+    "training": {},
+    "mesh": {},
     "sampling": {},
 }
 
+_SECTIONS = {"training": Training, "mesh": Mesh}
+for _name, _fields in _SECTIONS.items():
+    DEFAULTS[_name] = json.loads(json.dumps(dataclasses.asdict(_fields())))
+
 # What a resumed run may change: nothing that alters what the finished steps meant.
 _FREE = (
-    "imports", "training.steps", "training.log_every", "training.checkpoint_every", "training.keep_last", "training.keep_every",
+    "imports", "training.steps", "training.max_skipped", "training.log_every", "training.checkpoint_every", "training.keep_last", "training.keep_every",
     "training.grid_every", "training.grid_samples", "training.eval_every", "training.eval_examples",
     "training.tensorboard", "mesh", "sampling", "data.num_threads", "data.prefetch", "data.num_workers", "data.cache",
 )  # fmt: skip
@@ -84,9 +78,6 @@ def complete(config: Any) -> dict[str, Any]:
             continue
         if not isinstance(value, dict):
             raise ConfigError(f"the section {section!r} must be a mapping of fields, got {value!r}")
-        if section in ("training", "mesh"):
-            for field in value:
-                check_choice(f"{section}: field", field, DEFAULTS[section])
         merged[section].update(value)
     if has_groups(given.get("optimizer", {})):
         merged["optimizer"] = {group: {**DEFAULTS["optimizer"], **fields} for group, fields in given["optimizer"].items()}
@@ -95,7 +86,11 @@ def complete(config: Any) -> dict[str, Any]:
             raise ConfigError(f"the configuration needs a section {section!r}")
     if merged["version"] != VERSION:
         raise ConfigError(f"version must be {VERSION}, which this release reads and writes, got {merged['version']!r}")
-    _check_values(merged["seed"], merged["training"])
+    check("seed", Seed, merged["seed"])
+    for section, part in _SECTIONS.items():
+        check_fields(section, part, merged[section])
+    if not merged["training"]["ema"]:
+        raise ConfigError("training.ema must be a list such as [{'name': 'constant', 'decay': 0.9999}], got []")
     merged["imports"] = resolve_imports(merged["imports"])
     load_imports(merged["imports"])
     return merged
@@ -139,28 +134,6 @@ def load_imports(entries: Iterable[str]) -> None:
         except BaseException:
             del sys.modules[name]
             raise
-
-
-_LEAST = {
-    "steps": 1, "accumulate": 1, "log_every": 1, "checkpoint_every": 1, "grid_samples": 1, "eval_examples": 1,
-    "keep_last": 2,  # the one before the last is what a truncated checkpoint falls back to
-    "keep_every": 0, "grid_every": 0, "eval_every": 0,
-}  # fmt: skip
-
-
-def _check_values(seed: Any, training: Mapping[str, Any]) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ConfigError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed!r}")
-    for field, least in _LEAST.items():
-        value = training[field]
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"training.{field} must be a whole number from {least}, got {value!r}")
-    if not isinstance(training["trainable"], list):
-        raise ConfigError(f"training.trainable must be a list of patterns such as ['lora'], got {training['trainable']!r}")
-    if not isinstance(training["ema"], list) or not training["ema"]:
-        raise ConfigError(
-            f"training.ema must be a list such as [{{'name': 'constant', 'decay': 0.9999}}], got {training['ema']!r}"
-        )
 
 
 def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -213,13 +186,22 @@ def read(workdir: str | Path) -> dict[str, Any]:
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise CheckpointError(f"{workdir} holds no run (no config.json); train one there, or check --workdir")
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); restore it from the recipe the run was made with") from error
+    mend = "restore it from the recipe the run was made with"
+    config = read_json(path, "the configuration of a run", check=_unlike_a_run, mend=mend, error=CheckpointError)
     _check_version(workdir, config)
-    load_imports(config["imports"])
+    load_imports(config.get("imports", []))
     return config
+
+
+def _unlike_a_run(config: Mapping[str, Any]) -> str | None:
+    """What is wrong with the JSON of a configuration; what its fields hold is for `complete`."""
+    for section in ("system", "data"):
+        if not isinstance(config.get(section), dict):
+            return f"it has no section {section!r}"
+    imports = config.get("imports", [])
+    if not isinstance(imports, list) or not all(isinstance(entry, str) for entry in imports):
+        return "imports is no list of names"
+    return None
 
 
 def _check_version(workdir: str | Path, config: Mapping[str, Any]) -> None:

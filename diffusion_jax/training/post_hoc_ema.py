@@ -103,7 +103,7 @@ def reconstruct(workdir: str | Path, sigma_rel: float, step: int | None = None) 
       ConfigError: a width out of range.
       CheckpointError: no run, no such checkpoint, or no power averages in it.
     """
-    emas.Power(sigma_rel)
+    check("sigma_rel", emas.Width, sigma_rel)
     config = configs.read(workdir)
     powers = {a.sigma_rel: a.label for a in emas.from_config(config["training"]["ema"]) if isinstance(a, emas.Power)}
     if not powers:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.models import checks, layers
+from diffusion_jax.models.adm_unet import UNet, unet
 from diffusion_jax.models.blocks import Conditioning
 from diffusion_jax.models.network import Network
-from diffusion_jax.models.unet import UNet, unet
 from diffusion_jax.registry import check_fields, register
 from diffusion_jax.spec import Size, Spec, size_of
 from diffusion_jax.values import Count, Positive, Probability

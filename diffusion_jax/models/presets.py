@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from diffusion_jax.models.adm_unet import unet
 from diffusion_jax.models.classifiers import unet_classifier
-from diffusion_jax.models.efficient_unet import efficient_unet, text_unet
+from diffusion_jax.models.imagen_unet import efficient_unet, text_unet
 from diffusion_jax.models.network import Network
-from diffusion_jax.models.song_unet import song_unet
-from diffusion_jax.models.unet import unet
+from diffusion_jax.models.score_sde_unet import song_unet
 from diffusion_jax.registry import register
 
 _DDPM = {"conditioning": "additive", "embedding": "ddpm", "down_padding": "same", "norm_epsilon": 1e-6}

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.models import checks, layers
+from diffusion_jax.models.adm_unet import unet
 from diffusion_jax.models.blocks import PooledText, TextAttention, TextPool
 from diffusion_jax.models.network import Network, constrain
-from diffusion_jax.models.unet import unet
 from diffusion_jax.registry import check_fields, register
 from diffusion_jax.spec import Size, Spec, size_of
 from diffusion_jax.values import Count, Natural, Positive, Probability

@@ -11,7 +11,7 @@ from scipy import signal
 from diffusion_jax import models
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.models.layers import downsample, upsample
-from diffusion_jax.models.song_unet import fourier_frequencies, song_unet
+from diffusion_jax.models.score_sde_unet import fourier_frequencies, song_unet
 from tests.models.helpers import inputs, perturbed
 
 TINY = dict(image_size=8, in_channels=2, channels=8, multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,))

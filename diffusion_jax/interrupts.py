@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 INTERRUPTED = 130
@@ -19,7 +18,7 @@ _GRACE = 5.0  # seconds, for a program to end by itself
 _lock = threading.Lock()
 _watching = False
 _said: set[str] = set()
-_answer: Callable[[int], None] = lambda number: None
+_answer: Callable[[int], None] = signal.Signals  # until a program is watched, no more than the signal's name
 
 
 def say(line: str) -> None:
@@ -44,9 +43,28 @@ def leave_now(status: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    for worker in multiprocessing.active_children():
-        worker.terminate()
+    if "multiprocessing" in sys.modules:
+        for worker in sys.modules["multiprocessing"].active_children():
+            worker.terminate()
     os._exit(status)
+
+
+def watch_start(command: Sequence[str]) -> None:
+    """Make Ctrl-C one line and exit status 130 while a program, `python -m diffusion_jax.NAME`, is still being imported.
+
+    There is nothing to clean up yet, and a `KeyboardInterrupt` among imports would be a page of lines, or be lost.
+
+    Args:
+      command: the interpreter's, `sys.orig_argv`.
+    """
+    module = command[command.index("-m") + 1] if "-m" in command[:-1] else ""
+    if module.startswith("diffusion_jax.") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _pass)
+        _listen_with(lambda number: say_interrupted(module.rpartition(".")[2]) and leave_now(INTERRUPTED))
+
+
+def _pass(number: int, frame: object) -> None:
+    """The handler of a signal that the listening thread answers."""
 
 
 def watch(name: str) -> None:
@@ -58,7 +76,6 @@ def watch(name: str) -> None:
     Args:
       name: the program's, which begins the line.
     """
-    global _watching, _answer
 
     def answer(number: int) -> None:
         if number == signal.SIGINT:
@@ -68,6 +85,13 @@ def watch(name: str) -> None:
             timer.daemon = True
             timer.start()
 
+    _listen_with(answer)
+    if signal.getsignal(signal.SIGINT) is _pass:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _listen_with(answer: Callable[[int], None]) -> None:
+    global _watching, _answer
     _answer = answer
     if not _watching:
         _watching = True
@@ -85,14 +109,15 @@ def _listen(ours: socket.socket, pythons: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def stop_requests(message: str) -> Iterator[threading.Event]:
+def stop_requests(message: str, hand_on: int | None = None) -> Iterator[threading.Event]:
     """Yield an event that SIGTERM or Ctrl-C sets, which is said at once; a second Ctrl-C interrupts.
 
-    In a program that is watched, the second Ctrl-C ends the process, with status 130. Signals reach the main thread of a program
+    In a program that is watched, the second Ctrl-C ends the process, with status 130. Signals reach a program's main thread
     alone: in others the event is never set.
 
     Args:
       message: the line that says what is going to happen.
+      hand_on: the signal that Ctrl-C becomes, for a handler that is there already and is left alone.
     """
     global _answer
     stop = threading.Event()
@@ -101,11 +126,13 @@ def stop_requests(message: str) -> Iterator[threading.Event]:
         return
 
     def answer(number: int) -> None:
-        if number not in (signal.SIGINT, signal.SIGTERM):
+        if number != signal.SIGINT and (number != signal.SIGTERM or hand_on):
             return
         if not stop.is_set():
             stop.set()
             say(message)
+            if hand_on:
+                os.kill(os.getpid(), hand_on)
         elif number == signal.SIGINT:
             say("stopped at once; what was saved before is kept")
             leave_now(INTERRUPTED)
@@ -117,7 +144,8 @@ def stop_requests(message: str) -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         answer(number)
 
-    before, answered = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}, _answer
+    numbers = (signal.SIGINT,) if hand_on else (signal.SIGTERM, signal.SIGINT)
+    before, answered = {number: signal.signal(number, handle) for number in numbers}, _answer
     _answer = answer
     try:
         yield stop

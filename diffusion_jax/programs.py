@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
-import importlib.metadata
 import logging
 import os
 import platform
@@ -22,7 +20,7 @@ import jax
 from absl import flags
 from jax._src import distributed
 
-from diffusion_jax import interrupts, processes
+from diffusion_jax import identity, interrupts, processes
 from diffusion_jax.errors import ConfigError, DiffusionError
 
 _LOG = logging.getLogger("diffusion_jax.programs")
@@ -152,9 +150,7 @@ def join_processes(values: Mapping[str, Any], name: str = "") -> None:
     _LOG.info("Joining the other processes at %s, for at most %d s (--join_seconds).", where, limit)
     _end_with_peers(name)
     try:
-        jax.distributed.initialize(
-            **named, initialization_timeout=limit, heartbeat_timeout_seconds=values["heartbeat_seconds"]
-        )
+        jax.distributed.initialize(**named, initialization_timeout=limit, heartbeat_timeout_seconds=values["heartbeat_seconds"])
     except (RuntimeError, ValueError) as error:
         why = str(error).strip().splitlines()[0] if "bad_cast" not in str(error) else "no answer"
         raise ConfigError(
@@ -164,29 +160,15 @@ def join_processes(values: Mapping[str, Any], name: str = "") -> None:
     threading.Thread(target=_end_when_told, args=(name,), name="failures of peers", daemon=True).start()
     shared = {key: value for key, value in values.items() if key != "process_id"}
     shared = {key: value if isinstance(value, str | int | float | bool | None) else str(value) for key, value in shared.items()}
-    processes.check_alike("how they were started", {"flags": shared, "libraries": libraries(), "code": code()})
-
-
-def libraries() -> dict[str, str]:
-    """Return the versions of the libraries that numbers depend on."""
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    return {name: importlib.metadata.version(name) for name in names}
-
-
-def code() -> dict[str, str]:
-    """Return a digest of each source file of this package, by its path in it."""
-    root = Path(__file__).parent
-    return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in sorted(root.rglob("*.py"))
-    }
+    processes.check_alike("how they were started", {"flags": shared, "libraries": identity.versions(), "code": identity.code()})
 
 
 def _end_with_peers(name: str) -> None:
     """Make the death of a peer one line and status 17.
 
-    JAX's runtime then aborts this process, from a thread in C++: a handler of SIGABRT in C is all that runs. With a callback for
-    missed heartbeats, which fails in 0.10 since Python cannot be given its argument, it prints 9 lines before that and not 30, and
-    an error when joining reaches Python.
+    JAX's runtime then aborts this process, from a thread in C++: a handler of SIGABRT in C is all that runs. With a callback
+    for missed heartbeats, which fails in 0.10 since Python cannot be given its argument, it prints 9 lines before that and not
+    30, and an error when joining reaches Python.
     """
     make = distributed._jax.get_distributed_runtime_client
     if not isinstance(make, _Client):

@@ -46,8 +46,9 @@ for _name, _fields in _SECTIONS.items():
 
 # What a resumed run may change: nothing that alters what the finished steps meant.
 _FREE = (
-    "imports", "training.steps", "training.max_skipped", "training.log_every", "training.checkpoint_every", "training.keep_last", "training.keep_every",
-    "training.grid_every", "training.grid_samples", "training.eval_every", "training.eval_examples",
+    "imports", "training.steps", "training.max_skipped", "training.log_every", "training.checkpoint_every",
+    "training.keep_last", "training.keep_every", "training.grid_every", "training.grid_samples", "training.eval_every",
+    "training.eval_examples",
     "training.tensorboard", "mesh", "sampling", "data.num_threads", "data.prefetch", "data.num_workers", "data.cache",
 )  # fmt: skip
 
@@ -213,8 +214,8 @@ def _check_version(workdir: str | Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def check_owner(workdir: str | Path, config: Mapping[str, Any]) -> None:
-    """Refuse a directory with another run's checkpoints, and log what a resumed run changes. Nothing is written.
+def check_owner(workdir: str | Path, config: Mapping[str, Any]) -> list[str]:
+    """Refuse a directory with another run's checkpoints, and return what a resumed run changes. Nothing is written.
 
     A directory without a finished checkpoint has nothing to lose, and belongs to whoever comes.
 
@@ -226,7 +227,7 @@ def check_owner(workdir: str | Path, config: Mapping[str, Any]) -> None:
     """
     steps = finished_steps(workdir)
     if not steps:
-        return
+        return []
     recorded = read(workdir) if (Path(workdir) / "config.json").exists() else read_meta(workdir, steps[-1])["config"]
     _check_version(workdir, recorded)
     # Fields that the defaults have gained since then had what are the defaults now.
@@ -237,8 +238,7 @@ def check_owner(workdir: str | Path, config: Mapping[str, Any]) -> None:
             f"{workdir} holds a run of another configuration; use another --workdir, or the one it was made with. "
             f"There -> here: {'; '.join(changed)}"
         )
-    for line in difference(before, after, free=True):
-        logger.info("Resuming with %s.", line)
+    return difference(before, after, free=True)
 
 
 def claim(workdir: str | Path, config: Mapping[str, Any]) -> None:
@@ -247,7 +247,8 @@ def claim(workdir: str | Path, config: Mapping[str, Any]) -> None:
     Raises:
       CheckpointError: the directory holds another configuration's run (the difference is shown), or is not writable.
     """
-    check_owner(workdir, config)
+    for line in check_owner(workdir, config):
+        logger.info("Resuming with %s.", line)
     path = Path(workdir) / "config.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -83,13 +83,17 @@ def adamw(
 
 
 @register("optimizer", "adam")
-def adam(rate: optax.Schedule, b1: Probability = 0.9, b2: Probability = 0.999, eps: Positive = 1e-8) -> optax.GradientTransformation:
+def adam(
+    rate: optax.Schedule, b1: Probability = 0.9, b2: Probability = 0.999, eps: Positive = 1e-8
+) -> optax.GradientTransformation:
     """Build Adam (arXiv 1412.6980)."""
     return optax.adam(rate, b1=b1, b2=b2, eps=eps)
 
 
 @register("optimizer", "radam")
-def radam(rate: optax.Schedule, b1: Probability = 0.9, b2: Probability = 0.999, eps: Positive = 1e-8) -> optax.GradientTransformation:
+def radam(
+    rate: optax.Schedule, b1: Probability = 0.9, b2: Probability = 0.999, eps: Positive = 1e-8
+) -> optax.GradientTransformation:
     """Build rectified Adam (arXiv 1908.03265), which consistency models are trained with."""
     return optax.radam(rate, b1=b1, b2=b2, eps=eps)
 

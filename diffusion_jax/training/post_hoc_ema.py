@@ -25,6 +25,7 @@ from diffusion_jax.training import ema as emas
 from diffusion_jax.training.checkpoints import finished_steps, restore_part, restore_weights
 from diffusion_jax.training.given_weights import check_empty, save_run
 from diffusion_jax.training.state import TrainState
+from diffusion_jax.values import check
 
 logger = logging.getLogger(__name__)
 

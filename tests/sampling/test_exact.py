@@ -96,7 +96,7 @@ def test_the_tables_name_all_schedules_predictions_and_solvers() -> None:
         "tcd",
         "consistency",
         "categorical",
-    }  # exact with a network that learnt to jump: test_serving; test_categorical
+    }  # exact with networks that jump: test_serving; test_categorical
     assert set(known("solver")) - others - learnt == set(DETERMINISTIC) | set(STOCHASTIC) - {"heun_churn"}
 
 

@@ -13,14 +13,15 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from diffusion_jax.errors import CheckpointError
+from diffusion_jax.lazy import lazy
 from diffusion_jax.training.mesh import path_name
 from diffusion_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
+ocp = lazy("orbax.checkpoint")
 
 # For an incomplete or damaged checkpoint Orbax, TensorStore and the file system raise errors of many kinds, and Orbax a bare
 # Exception for a truncated array: whatever it is, it is logged, and an older checkpoint is tried.

@@ -13,6 +13,7 @@ import numpy as np
 from jax._src import distributed  # its key-value store has no public name
 from jax.experimental import multihost_utils
 
+from diffusion_jax import errors
 from diffusion_jax.errors import DiffusionError
 
 _DAY = 24 * 3600 * 1000  # in ms; how long peers are waited for: one that dies ends the wait, through its heartbeat
@@ -34,6 +35,15 @@ def agreed(value: Any) -> Any:
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     padded = np.resize(text, size) if is_first() else np.zeros(size, np.uint8)
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+
+
+def by_first(work: Callable[[], Any]) -> Any:
+    """Return, on every process, the JSON data that `work` gives on the first, which alone does it.
+
+    Raises:
+      DiffusionError: what `work` raises on the first process, on every process.
+    """
+    return decide(None, lambda _: work())
 
 
 def barrier(name: str) -> None:
@@ -84,13 +94,14 @@ def decide(mine: Any, rule: Callable[[list[Any]], Any]) -> Any:
         try:
             answer = {"decision": rule(given)}
         except DiffusionError as error:
-            client.key_value_set(f"{key}/answer", json.dumps({"error": str(error)}))
+            client.key_value_set(f"{key}/answer", json.dumps({"error": [type(error).__name__, str(error)]}))
             raise
         client.key_value_set(f"{key}/answer", json.dumps(answer))
         return answer["decision"]
     answer = json.loads(client.blocking_key_value_get(f"{key}/answer", _DAY))
     if "error" in answer:
-        raise DiffusionError(answer["error"])
+        kind, text = answer["error"]
+        raise getattr(errors, kind, DiffusionError)(text)
     return answer["decision"]
 
 
@@ -136,10 +147,11 @@ def tell_failure(error: str) -> None:
 
 
 def wait_for_failure() -> str:
-    """Return what a peer says when it ends by a mistake; waits for ever where none does."""
+    """Return what a peer says when it ends by a mistake; waits as long as this process has peers, and then for ever."""
+    client = distributed.global_state.client
     while True:
         try:
-            return distributed.global_state.client.blocking_key_value_get(_FAILURE, _DAY)
+            return client.blocking_key_value_get(_FAILURE, _DAY)
         except jax.errors.JaxRuntimeError:
             time.sleep(1.0)
 

@@ -219,6 +219,11 @@ def answering(name: str) -> Iterator[None]:
         interrupts.say(f"{name}: error: {error}")
         processes.tell_failure(str(error))
         interrupts.leave_now(MISTAKE)
+    except SystemExit as ended:
+        if jax.distributed.is_initialized() and not ended.code:
+            jax.distributed.shutdown()
+            interrupts.leave_now(0)  # the thread that listens to peers must not outlive the interpreter
+        raise
     except KeyboardInterrupt:
         interrupts.say_interrupted(name)
         interrupts.leave_now(interrupts.INTERRUPTED)

@@ -43,6 +43,7 @@ from diffusion_jax import programs, systems, training
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.inference import command_line
 from diffusion_jax.systems import Samples
+from diffusion_jax.training.config import recorded
 from diffusion_jax.training.mesh import summary
 from diffusion_jax.training.recipes import load_recipe
 
@@ -96,7 +97,7 @@ def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
     config = load_recipe(values["config"], overrides)
     if values["dry_run"]:
         program = training.prepare(config)
-        return f"{_describe(program)}\n{json.dumps(program.config, indent=2)}"
+        return f"{_describe(program)}\n{json.dumps(recorded(program.config), indent=2)}"
     done = training.train(config, values["workdir"])
     after = _next(config, values["workdir"], done["interrupted"])
     return f"{values['workdir']}: step {done['step']} of {config['training']['steps']}\n{after}"

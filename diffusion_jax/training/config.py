@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
-import importlib.util
 import json
 import logging
-import sys
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from diffusion_jax.errors import CheckpointError, ConfigError, check_choice, nearest
 from diffusion_jax.files import read_json, write_json
-from diffusion_jax.registry import check_fields
+from diffusion_jax.registry import PYTHON_OBJECT, check_fields
+from diffusion_jax.training import imports
 from diffusion_jax.training.checkpoints import finished_steps, read_meta
 from diffusion_jax.training.optimizer import has_groups
 from diffusion_jax.training.sections import Mesh, Seed, Training
@@ -29,7 +27,7 @@ VERSION = 2
 
 DEFAULTS: dict[str, Any] = {
     "version": VERSION,
-    "imports": [],  # modules, or paths of .py files, that register parts of one's own
+    "imports": [],  # modules, or paths of .py files, that register parts of one's own; see training/imports.py
     "seed": 0,
     "system": {},
     "frozen": {},  # what training reads and never changes: {name: run or file}, see training/frozen.py
@@ -64,6 +62,18 @@ def plain(value: Any) -> Any:
     return value
 
 
+def recorded(config: Any) -> Any:
+    """Return a configuration as config.json holds it: of parts that are Python objects only what they are."""
+    if isinstance(config, Mapping):
+        return {key: recorded(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [recorded(value) for value in config]
+    if config is None or isinstance(config, str | int | float | bool):
+        return config
+    kind = config if isinstance(config, type | FunctionType) else type(config)
+    return {PYTHON_OBJECT: f"{kind.__module__}.{kind.__qualname__}"}
+
+
 def complete(config: Any) -> dict[str, Any]:
     """Lay a recipe over the defaults, as plain data, and import what it says.
 
@@ -76,6 +86,9 @@ def complete(config: Any) -> dict[str, Any]:
         check_choice("configuration: section", section, DEFAULTS)
         if not isinstance(DEFAULTS[section], dict):
             merged[section] = value
+            continue
+        if section == "system" and hasattr(value, "losses"):
+            merged[section] = value  # a Python object, as any part may be
             continue
         if not isinstance(value, dict):
             raise ConfigError(f"the section {section!r} must be a mapping of fields, got {value!r}")
@@ -92,49 +105,8 @@ def complete(config: Any) -> dict[str, Any]:
         check_fields(section, part, merged[section])
     if not merged["training"]["ema"]:
         raise ConfigError("training.ema must be a list such as [{'name': 'constant', 'decay': 0.9999}], got []")
-    merged["imports"] = resolve_imports(merged["imports"])
-    load_imports(merged["imports"])
+    merged["imports"] = imports.load(imports.entries(merged["imports"]))
     return merged
-
-
-def resolve_imports(entries: Any, folder: str | Path = ".") -> list[str]:
-    """Return the section `imports` with the paths in it absolute; relative ones are of a folder.
-
-    Raises:
-      ConfigError: something else than a list of names.
-    """
-    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-        raise ConfigError(f"imports must be a list of modules and paths of .py files, got {entries!r}")
-    return [str((Path(folder) / entry).resolve()) if entry.endswith(".py") else entry for entry in entries]
-
-
-def load_imports(entries: Iterable[str]) -> None:
-    """Import modules, and files by their absolute paths, once each: what they register can be named in configurations.
-
-    Raises:
-      ConfigError: there is no such module or file.
-    """
-    for entry in entries:
-        if not entry.endswith(".py"):
-            try:
-                importlib.import_module(entry)
-            except ModuleNotFoundError as error:
-                if not f"{entry}.".startswith(f"{error.name}."):
-                    raise  # it is there, and itself imports what is not
-                raise ConfigError(f"imports: there is no module {entry!r}; a file is named by its path, FILE.py") from error
-            continue
-        name = f"imported_{zlib.crc32(entry.encode()):08x}_{Path(entry).stem}"
-        if name in sys.modules:
-            continue
-        if not Path(entry).is_file():
-            raise ConfigError(f"imports: there is no file {entry}")
-        spec = importlib.util.spec_from_file_location(name, entry)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(sys.modules[name])
-        except BaseException:
-            del sys.modules[name]
-            raise
 
 
 def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -190,7 +162,7 @@ def read(workdir: str | Path) -> dict[str, Any]:
     mend = "restore it from the recipe the run was made with"
     config = read_json(path, "the configuration of a run", check=_unlike_a_run, mend=mend, error=CheckpointError)
     _check_version(workdir, config)
-    load_imports(config.get("imports", []))
+    imports.load(imports.entries(config.get("imports") or []))
     return config
 
 
@@ -199,10 +171,7 @@ def _unlike_a_run(config: Mapping[str, Any]) -> str | None:
     for section in ("system", "data"):
         if not isinstance(config.get(section), dict):
             return f"it has no section {section!r}"
-    imports = config.get("imports", [])
-    if not isinstance(imports, list) or not all(isinstance(entry, str) for entry in imports):
-        return "imports is no list of names"
-    return None
+    return None if isinstance(config.get("imports"), list | None) else "its 'imports' are no list"
 
 
 def _check_version(workdir: str | Path, config: Mapping[str, Any]) -> None:
@@ -228,10 +197,10 @@ def check_owner(workdir: str | Path, config: Mapping[str, Any]) -> list[str]:
     steps = finished_steps(workdir)
     if not steps:
         return []
-    recorded = read(workdir) if (Path(workdir) / "config.json").exists() else read_meta(workdir, steps[-1])["config"]
-    _check_version(workdir, recorded)
+    found = read(workdir) if (Path(workdir) / "config.json").exists() else read_meta(workdir, steps[-1])["config"]
+    _check_version(workdir, found)
     # Fields that the defaults have gained since then had what are the defaults now.
-    before, after = complete(recorded), plain(config)
+    before, after = complete(found), recorded(plain(config))
     changed = difference(before, after)
     if changed:
         raise CheckpointError(
@@ -252,6 +221,6 @@ def claim(workdir: str | Path, config: Mapping[str, Any]) -> None:
     path = Path(workdir) / "config.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, plain(config))
+        write_json(path, recorded(plain(config)))
     except OSError as error:
         raise CheckpointError(f"cannot write to {workdir}: {error.strerror}; choose a writable --workdir") from error

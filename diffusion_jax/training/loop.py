@@ -46,12 +46,12 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
       DiffusionError: processes of one job differ in configuration or data.
     """
     config = configs.complete(config)
-    processes.check_alike("the configuration", config)
+    processes.check_alike("the configuration", configs.recorded(config))
     configs.check_owner(workdir, config)
     program = prepare(config)
     processes.check_alike("the data", program.data_identity())
     with contextlib.ExitStack() as held:
-        processes.decide(None, lambda _: held.enter_context(only_writer(Path(workdir), "training")))
+        processes.by_first(lambda: held.enter_context(only_writer(Path(workdir), "training")))
         if jax.process_index() == 0:
             sweep_temporary(Path(workdir))
             configs.claim(workdir, config)
@@ -186,7 +186,7 @@ class Loop:
             row |= self._look(step, state)
         self._write(step, row)
         if stopping or last or step % self._training["checkpoint_every"] == 0:
-            self._checkpointer.save(state, step, self._program.config, sums)
+            self._checkpointer.save(state, step, configs.recorded(self._program.config), sums)
         if stopping:
             self._checkpointer.wait()
             self._write(step, self._look(step, state))

@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from diffusion_jax.errors import ConfigError, check_choice, nearest
+from diffusion_jax.lazy import lazy
 from diffusion_jax.registry import build, check_fields, fields, lookup, register
 from diffusion_jax.values import Count, Fraction, Natural, NonNegative, Positive, Probability
+
+optax = lazy("optax")
 
 Decay = Literal["constant", "cosine", "linear", "rsqrt", "inverse_sqrt"]
 Decayed = Literal["all", "matrices"]

@@ -83,13 +83,28 @@ class Fitted:
 
     def _prepare(self, index: int) -> Example:
         example = dict(self._source[index])
-        label = example.get("label")
-        if label is not None and not 0 <= label < self._source.num_classes:
-            raise DataError(
-                f"example {index} of the source {self._source.name!r} has the label {label}, "
-                f"outside 0 to {self._source.num_classes - 1}"
-            )
+        problem = _problem(example, self._source.num_classes)
+        if problem:
+            raise DataError(f"example {index} of the source {self._source.name!r} {problem}")
         example["image"] = self._fit(example["image"])
         if "mask" in example:
             example["mask"] = dataclasses.replace(self._fit, channels=1)(example["mask"])
         return example
+
+
+def _problem(example: Example, num_classes: int) -> str | None:
+    """What is wrong with a source's example; None if nothing is."""
+    for name in ("image", "mask"):
+        image = example.get(name, None if name == "image" else _EMPTY)
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
+            got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            return f"has the {name} {got}, not uint8 [h, w, c] in 0 to 255"
+    label = example.get("label", 0)
+    if not isinstance(label, int | np.integer) or isinstance(label, bool):
+        return f"has the label {label!r}, not a whole number"
+    if "label" in example and not 0 <= label < num_classes:
+        return f"has the label {label}, outside 0 to {num_classes - 1}"
+    return None
+
+
+_EMPTY = np.zeros((0, 0, 1), np.uint8)

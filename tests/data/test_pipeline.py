@@ -165,7 +165,11 @@ def test_pixels_are_those_of_the_first_release(fields, training, evaluation, tmp
             Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).save(
                 tmp_path / "ab"[number % 2] / f"{number}.png"
             )
-        fields = {**FOLDER, **fields, "source": {"name": "folder", "path": str(tmp_path), "test_fraction": 0.2}}
+        fields = {
+            **FOLDER,
+            **fields,
+            "source": {"name": "folder", "path": str(tmp_path), "test_fraction": 0.2, "stratified": False},
+        }
     pipe = data.from_config(fields, seed=2)
     assert _digest(pipe.batch(step) for step in (0, 3, 50)) == training
     assert _digest(pipe.one_pass(7, limit=40)) == evaluation

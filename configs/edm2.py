@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.models.edm2 import CHANNELS
+from diffusion_jax.models.edm2_unet import CHANNELS
 from diffusion_jax.training.recipes import shrink_to_shapes, split_variant
 
 TINY = ("tiny",)

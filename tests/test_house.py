@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -20,6 +21,28 @@ def run(*command: str) -> subprocess.CompletedProcess:
 def test_floors_import_only_from_below():
     result = run(sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()")
     assert result.returncode == 0, result.stdout
+
+
+def _names(tree: ast.Module, package: str) -> set[str]:
+    """What a package's own lines bind, but for its modules."""
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        if isinstance(node, ast.ImportFrom) and node.module != package:
+            names |= {alias.asname or alias.name for alias in node.names}
+    return names
+
+
+def test_no_name_of_a_package_hides_a_module_of_it():
+    """Else `import package.module` gives a function, or takes the function away."""
+    hidden = []
+    for init in (ROOT / "diffusion_jax").rglob("__init__.py"):
+        package = ".".join(init.parent.relative_to(ROOT).parts)
+        modules = {path.stem for path in init.parent.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+        names = _names(ast.parse(init.read_text()), package)
+        hidden += [f"{package}.{name}" for name in sorted(modules & names)]
+    assert not hidden
 
 
 def test_style():

@@ -17,7 +17,7 @@ import jax
 from diffusion_jax import identity, processes
 from diffusion_jax.evaluation import scores
 from diffusion_jax.evaluation.inputs import MetricInputs, Model, Parts, Settings, parts_alone, parts_of
-from diffusion_jax.evaluation.measure import measure, sources, write_pictures, write_tables
+from diffusion_jax.evaluation.measuring import measure, sources, write_pictures, write_tables
 from diffusion_jax.evaluation.results import Results, Row
 from diffusion_jax.evaluation.sweep import Case
 from diffusion_jax.files import write_json

@@ -25,7 +25,7 @@ from diffusion_jax.features.classifier import train_classifier
 from diffusion_jax.features.extractor import BATCH
 from diffusion_jax.inference.sample_sets import count_duplicates
 from diffusion_jax.metrics.frechet import frechet_distance, warn_if_few
-from diffusion_jax.metrics.precision_recall import nearest_rows
+from diffusion_jax.metrics.manifolds import nearest_rows
 from diffusion_jax.systems import Classifies, Denoises, Samples
 
 _LOG = logging.getLogger(__name__)

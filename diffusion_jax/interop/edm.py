@@ -20,9 +20,9 @@ from diffusion_jax.interop import layers
 from diffusion_jax.interop.convert import WeightMap, linear
 from diffusion_jax.interop.layouts import Layout
 from diffusion_jax.interop.tensors import read_tensors
+from diffusion_jax.models.adm_unet import UNet
 from diffusion_jax.models.network import Network
-from diffusion_jax.models.song_unet import SongUNet
-from diffusion_jax.models.unet import UNet
+from diffusion_jax.models.score_sde_unet import SongUNet
 from diffusion_jax.registry import register
 
 _FREQUENCIES = "map_noise.freqs"

@@ -10,8 +10,8 @@ import numpy as np
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.interop.convert import Change, WeightMap, convolution, linear, same
+from diffusion_jax.models.adm_unet import UNet
 from diffusion_jax.models.network import Network
-from diffusion_jax.models.unet import UNet
 
 QkvOrder = Literal["legacy", "new"]
 """How the 3C outputs of a stacked projection are ordered: [head][q, k, v][d], or [q, k, v][head][d] as here."""

@@ -13,7 +13,7 @@ from diffusion_jax.metrics.frechet import (
     warn_if_few,
 )
 from diffusion_jax.metrics.images import consistency, psnr, ssim
-from diffusion_jax.metrics.precision_recall import PrecisionRecall, precision_recall
+from diffusion_jax.metrics.manifolds import PrecisionRecall, precision_recall
 from diffusion_jax.metrics.statistics_file import (
     Meta,
     Statistics,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from diffusion_jax.models.adm_unet import unet
 from diffusion_jax.models.classifiers import Classifier, small_classifier, unet_classifier
-from diffusion_jax.models.edm2 import edm2
-from diffusion_jax.models.efficient_unet import efficient_unet, text_unet
+from diffusion_jax.models.edm2_unet import edm2
+from diffusion_jax.models.imagen_unet import efficient_unet, text_unet
 from diffusion_jax.models.network import Network, activation_sharding
 from diffusion_jax.models.presets import (
     adm_classifier64,
@@ -36,8 +37,7 @@ from diffusion_jax.models.presets import (
     unet_imagen_sr1024,
     unet_palette256,
 )
-from diffusion_jax.models.song_unet import song_unet
-from diffusion_jax.models.unet import unet
+from diffusion_jax.models.score_sde_unet import song_unet
 
 __all__ = [
     "Classifier",

@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from diffusion_jax.models.adm_unet import unet
 from diffusion_jax.models.classifiers import unet_classifier
-from diffusion_jax.models.efficient_unet import efficient_unet, text_unet
+from diffusion_jax.models.imagen_unet import efficient_unet, text_unet
 from diffusion_jax.models.network import Network
-from diffusion_jax.models.song_unet import song_unet
-from diffusion_jax.models.unet import unet
+from diffusion_jax.models.score_sde_unet import song_unet
 from diffusion_jax.registry import register
 
 _DDPM = {"conditioning": "additive", "embedding": "ddpm", "down_padding": "same", "norm_epsilon": 1e-6}
@@ -40,6 +40,7 @@ def _preset(
     ]
     build.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     build.__name__ = build.__qualname__ = name
+    build.__wrapped__ = network  # type: ignore[attr-defined]
     build.__doc__ = f"{doc}\n\nTakes every field of `{network.__name__}`, by keyword."
     return register("network", name)(build)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diffusion_jax.sampling import editing, edm_design, grids, guidance, latents, solvers
-from diffusion_jax.sampling.sample import invert, sample
+from diffusion_jax.sampling.loop import invert, sample
 from diffusion_jax.sampling.solvers import Solver
 
 times = grids

@@ -18,7 +18,7 @@ from diffusion_jax.process.process import Process
 from diffusion_jax.process.types import Data, Denoiser
 from diffusion_jax.rng import named
 from diffusion_jax.sampling.grids import Grid
-from diffusion_jax.sampling.sample import initial_noise, sample, sample_keys, times_of
+from diffusion_jax.sampling.loop import initial_noise, sample, sample_keys, times_of
 from diffusion_jax.sampling.solvers import Noise, Solver
 
 

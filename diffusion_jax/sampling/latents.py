@@ -16,7 +16,7 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.types import Data, Denoiser, expand
 from diffusion_jax.rng import named
 from diffusion_jax.sampling.grids import Grid
-from diffusion_jax.sampling.sample import invert, sample, times_of
+from diffusion_jax.sampling.loop import invert, sample, times_of
 from diffusion_jax.sampling.solvers import Solver, ddim
 
 Mix = Callable[[Data, Data, Any], jax.Array]

@@ -20,7 +20,7 @@ from diffusion_jax.process.likelihood import check_data
 from diffusion_jax.process.process import gaussian
 from diffusion_jax.process.types import PIXELS, Data, DataRange, Denoiser, PerExample
 from diffusion_jax.rng import named
-from diffusion_jax.sampling.sample import sample_keys
+from diffusion_jax.sampling.loop import sample_keys
 
 METHODS = {"euler": 1, "heun": 2, "rk4": 4}
 """Rules of integration, and their network evaluations a step."""

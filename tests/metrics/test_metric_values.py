@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 from scipy import linalg
 
 from diffusion_jax import metrics
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.metrics import Gaussian, Moments, frechet_distance
+from diffusion_jax.metrics import Gaussian, Moments, frechet_distance, manifolds
 from tests.peers import peer
-
-manifolds = sys.modules["diffusion_jax.metrics.precision_recall"]  # the function has the module's name
 
 
 def features(count: int, width: int, condition: float = 1.0, shift: float = 0.0, seed: int = 0) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from diffusion_jax import models
-from diffusion_jax.models.edm2 import CHANNELS
+from diffusion_jax.models.edm2_unet import CHANNELS
 
 
 class Row(NamedTuple):
@@ -68,7 +68,7 @@ _EDM2 = {
     "XXS": 31_307_877, "XS": 124_710_949, "S": 280_209_381, "M": 497_803_173, "L": 777_492_325, "XL": 1_119_276_837,
     "XXL": 1_523_156_709,
 }  # fmt: skip
-# Slow, since test_edm2 counts one of them in every run.
+# Slow, since test_edm2_unet counts one of them in every run.
 EDM2 = [
     Row("EDM2", f"RGB 64, {size}", "edm2", {"image_size": 64, "channels": CHANNELS[size], **_CLASSES}, count)
     for size, count in _EDM2.items()

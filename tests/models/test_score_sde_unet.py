@@ -11,7 +11,7 @@ from scipy import signal
 from diffusion_jax import models
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.models.layers import downsample, upsample
-from diffusion_jax.models.song_unet import fourier_frequencies, song_unet
+from diffusion_jax.models.score_sde_unet import fourier_frequencies, song_unet
 from tests.models.helpers import inputs, perturbed
 
 TINY = dict(image_size=8, in_channels=2, channels=8, multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,))
@@ -111,7 +111,7 @@ def test_frequencies_are_of_the_network_and_stay():
         ({"embedding": "furier"}, "did you mean 'fourier'"),
         ({"resample_filter": (1, 2, 1)}, r"\(1, 1\) or \(1, 3, 3, 1\)"),
         ({"null_class": True}, "needs num_classes"),
-        ({"dropout": 1.0}, "dropout must lie in"),
+        ({"dropout": 1.0}, "dropout must be a number in"),
         ({"image_size": 9}, "not divisible by 2"),
         ({"embedding": "fourier", "frequencies": (1.0, 2.0)}, "8 channels need as many frequencies, got 2"),
         ({"frequencies": (1.0,)}, "those of embedding='fourier'"),

@@ -15,7 +15,7 @@ from diffusion_jax.evaluation import scores
 from diffusion_jax.evaluation.inputs import MetricInputs
 from diffusion_jax.evaluation.results import Results, Table
 from diffusion_jax.features.classifier import gather
-from diffusion_jax.metrics.precision_recall import nearest_rows
+from diffusion_jax.metrics.manifolds import nearest_rows
 
 _LOG = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from scipy import integrate, stats
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.models import magnitude
-from diffusion_jax.models.edm2 import CHANNELS, edm2
+from diffusion_jax.models.edm2_unet import CHANNELS, edm2
 from tests.peers import peer
 
 # Karras et al. 2024 (arXiv 2312.02696): 64 pixels RGB, and 64x64 latents of 4 channels, with 1,000 classes.

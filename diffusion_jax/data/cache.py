@@ -11,7 +11,8 @@ import numpy as np
 
 from diffusion_jax.data.sources.base import Example, Source
 from diffusion_jax.data.transforms import Fit
-from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.errors import DataError
+from diffusion_jax.values import NonNegative, check
 
 _LOG = logging.getLogger(__name__)
 _GIB = 2**30
@@ -28,8 +29,7 @@ class Cache:
     """
 
     def __init__(self, gib: float = 1.0) -> None:
-        if not isinstance(gib, int | float) or gib < 0:
-            raise ConfigError(f"data: cache must be a number of GiB from 0, got {gib!r}")
+        check("data: cache", NonNegative, gib)
         self._left, self._gib, self._lock = gib * _GIB, gib, threading.Lock()
         self._fitted: dict[tuple[int, Fit], Fitted] = {}
 

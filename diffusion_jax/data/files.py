@@ -187,3 +187,34 @@ def beside(sheets: Sequence[np.ndarray], gap: int = 12) -> np.ndarray:
     bar = np.full((sheets[0].shape[0], gap, sheets[0].shape[2]), 255, np.uint8)
     parts = [part for sheet in sheets for part in (bar, sheet)][1:]
     return np.concatenate(parts, axis=1)
+
+
+def by_class(images: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, int | None]:
+    """Arrange images for `tile` so that each row is a class, where labels go round a few classes or are sorted by them.
+
+    Args:
+      images: uint8 [N, H, W, C].
+      labels: int [N], or None.
+
+    Returns:
+      (the images, with white ones where a class has fewer than others; how many to a row), or the images as they are, and None,
+      where there are no labels, one class, more than four times as many classes as images of one, or where more white would
+      come than a quarter of the images.
+
+    >>> images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)
+    >>> arranged, columns = by_class(images, np.array([0, 1, 0, 1, 0, 1]))
+    >>> arranged.ravel().tolist(), columns
+    ([0, 2, 4, 1, 3, 5], 3)
+    """
+    if labels is None:
+        return images, None
+    classes, counts = np.unique(labels, return_counts=True)
+    columns = counts.max()
+    white = len(classes) * columns - len(images)
+    if len(classes) < 2 or columns < 2 or len(classes) > 4 * columns or white > len(images) / 4:
+        return images, None
+    sheet = np.full((len(classes), columns, *images.shape[1:]), 255, np.uint8)
+    for row, label in enumerate(classes):
+        found = images[labels == label]
+        sheet[row, : len(found)] = found
+    return sheet.reshape(-1, *images.shape[1:]), int(columns)

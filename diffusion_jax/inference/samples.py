@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax import processes
-from diffusion_jax.data.files import read_image, tile, write_image
+from diffusion_jax.data.files import by_class, read_image, tile, write_image
 from diffusion_jax.errors import ConfigError, DataError, check_choice
 from diffusion_jax.files import replacing, write_json
 from diffusion_jax.identity import differences
@@ -121,7 +121,8 @@ class SampleFolder:
                 self._store.finish(num, labels)
                 if self._spec.kind == "image":
                     first = self._store.read(min(num, _GRID))
-                    write_image(picture, tile(first, scale=max(1, 64 // first.shape[1])))
+                    arranged = by_class(first, None if labels is None else np.asarray(labels)[: len(first)])
+                    write_image(picture, tile(*arranged, scale=max(1, 64 // first.shape[1])))
         processes.barrier(f"samples in {self.path}")
         return picture if self._spec.kind == "image" else self.path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import io
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,14 @@ MOST_PIXELS = 178_956_970
 def write_image(path: Path, image: np.ndarray) -> None:
     """Write a PNG of uint8 [H, W, 1 or 3], whole or not at all."""
     with replacing(path) as temporary:
-        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary, format="png")
+        temporary.write_bytes(png_of(image))
+
+
+def png_of(image: np.ndarray) -> bytes:
+    """Return the PNG file of uint8 [H, W, 1 or 3]."""
+    content = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(content, format="png")
+    return content.getvalue()
 
 
 def read_image(path: Path) -> np.ndarray:

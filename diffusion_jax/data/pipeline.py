@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-import grain
 import numpy as np
 from absl import flags
 
@@ -17,9 +16,12 @@ from diffusion_jax.data.cache import Cache
 from diffusion_jax.data.sources.base import Example, Source
 from diffusion_jax.data.transforms import Crop, Fit
 from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.lazy import lazy
 from diffusion_jax.registry import build
 from diffusion_jax.spec import Spec
 from diffusion_jax.values import Count, Fraction, Natural, NonNegative
+
+grain = lazy("grain")
 
 Batch = dict[str, Any]
 
@@ -49,13 +51,13 @@ def _finish(example: Example, crop: Crop, rng: np.random.Generator | None) -> Ex
     return {**finished, "image": joined[..., :channels], "mask": joined[..., channels:]}
 
 
-class _Augment(grain.transforms.RandomMap):
+class _Augment:
     """The random part, its generator tied to the example's global position: another one each epoch."""
 
     def __init__(self, crop: Crop, augment: NonLeaky | None, degradation: Degradation | None) -> None:
         self._crop, self._augment, self._degradation = crop, augment, degradation
 
-    def random_map(self, element: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, element: Example, rng: np.random.Generator) -> Example:
         finished = _finish(element, self._crop, rng)
         if self._augment is not None:
             finished["image"], finished["augment"] = self._augment(finished["image"], rng)

@@ -162,7 +162,7 @@ class Loop:
             row |= self._look(step, state)
         self._write(step, row)
         if stopping or last or step % self._training["checkpoint_every"] == 0:
-            self._checkpointer.save(state, step, self._program.config, sums)
+            self._checkpointer.save(state, step, configs.recorded(self._program.config), sums)
         if stopping:
             self._checkpointer.wait()
             self._write(step, self._look(step, state))

@@ -39,9 +39,7 @@ class Labels(Conditioner):
     columns = ("label", "negative_label")
     flags = (
         Flag("labels", "Classes: 'all', '0,1,2' or 'cat,dog' (in turn), or '10-per-class' (sorted); all if left out."),
-        Flag(
-            "negative_labels", "Classes that guidance leads away from, instead of from no class: '3', or 'cat,dog' (in turn)."
-        ),
+        Flag("negative_labels", "Classes that guidance leads away from, instead of no class: '3', or 'cat,dog' (in turn)."),
     )
 
     @property

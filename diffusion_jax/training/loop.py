@@ -19,6 +19,7 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.files import only_writer, sweep_temporary
 from diffusion_jax.systems import Reports, Sampling
 from diffusion_jax.training import config as configs
+from diffusion_jax.training import data_record
 from diffusion_jax.training.checkpoints import Checkpointer
 from diffusion_jax.training.metrics import Clock, CollapseWatch, Progress, Writers
 from diffusion_jax.training.previews import GridWriter, HeldOut, fixed_batch
@@ -29,13 +30,15 @@ from diffusion_jax.training.step import summarize
 logger = logging.getLogger("diffusion_jax.train")
 
 
-def train(config: Any, workdir: str | Path) -> dict[str, Any]:
+def train(config: Any, workdir: str | Path, *, allow_other_data: bool = False) -> dict[str, Any]:
     """Train, or go on with, the run in a working directory.
 
     Args:
       config: the recipe; what it does not say is in `config.DEFAULTS`.
-      workdir: for config.json, checkpoints/, metrics.jsonl, tensorboard/ and grids/. If it holds checkpoints of the
-        same configuration, training goes on from the newest readable one, with the same numbers as if never stopped.
+      workdir: for config.json, data.json (what the data were), checkpoints/, metrics.jsonl, tensorboard/ and grids/. If
+        it holds checkpoints of the same configuration, training goes on from the newest readable one, with the same numbers
+        as if never stopped.
+      allow_other_data: go on where the data are not those that the run began with; the difference is logged.
 
     Returns:
       The last row of metrics, with "step", "skipped" and "interrupted".
@@ -49,12 +52,14 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     processes.check_alike("the configuration", configs.recorded(config))
     configs.check_owner(workdir, config)
     program = prepare(config)
-    processes.check_alike("the data", program.data_identity())
+    processes.check_alike("the data", data_record.data_identity(program.pipeline))
+    data_record.check(workdir, program.pipeline.source, allow_other_data)
     with contextlib.ExitStack() as held:
         processes.by_first(lambda: held.enter_context(only_writer(Path(workdir), "training")))
         if jax.process_index() == 0:
             sweep_temporary(Path(workdir))
             configs.claim(workdir, config)
+        data_record.write(workdir, program.pipeline.source)
         return _train(program, workdir)
 
 

@@ -134,16 +134,6 @@ class Program:
         """Place metric sums on every device."""
         return jax.device_put(sums, meshes.replicated(self.mesh))
 
-    def data_identity(self) -> dict[str, Any]:
-        """Return what all processes must agree on of their data, as JSON data."""
-        found = self.pipeline
-        return {
-            "examples": len(found),
-            "skipped": found.skipped,
-            "shape": str(found.spec),
-            "classes": list(map(str, found.class_names)),
-        }
-
     def num_params(self) -> int:
         """Count the parameters that are trained."""
         trained = self.train_step.trainable.pick(self.target.params)

@@ -199,6 +199,8 @@ class _Client:
 def _end_when_told(name: str) -> None:
     """End this process by the mistake of a peer, unless it ends by itself."""
     said = processes.wait_for_failure()
+    if said.startswith(f"process {distributed.global_state.process_id}:"):
+        return  # its own
     threading.Event().wait(0.5)
     interrupts.say(f"{name}: error: {said}")
     interrupts.leave_now(MISTAKE)

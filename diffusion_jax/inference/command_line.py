@@ -11,6 +11,7 @@ from absl import app, flags
 
 from diffusion_jax import processes, programs
 from diffusion_jax.errors import ConfigError, DiffusionError, check_choice
+from diffusion_jax.files import user_path
 from diffusion_jax.inference import requests
 from diffusion_jax.registry import known
 from diffusion_jax.training import config as configs
@@ -65,8 +66,9 @@ def define_conditioning_flags(leave_out: Sequence[str] = ()) -> None:
 
 
 def conditioning(values: Mapping[str, Any], leave_out: Sequence[str] = ()) -> dict[str, str]:
-    """Return the conditioners' flags that were given, and their values."""
-    return {name: values[name] for name in requests.flags() if name not in leave_out and values.get(name) is not None}
+    """Return the conditioners' flags that were given, and their values, with ~ expanded in paths."""
+    names = (name for name in requests.flags() if name not in leave_out and values.get(name) is not None)
+    return {name: str(user_path(values[name])) if values[name].startswith("~") else values[name] for name in names}
 
 
 def mesh_of(values: Mapping[str, Any]) -> dict[str, int] | None:

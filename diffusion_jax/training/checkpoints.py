@@ -12,16 +12,17 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from diffusion_jax.errors import CheckpointError
 from diffusion_jax.files import read_json
-from diffusion_jax.training.integrity import SummedPath, verify
+from diffusion_jax.lazy import lazy
+from diffusion_jax.training.integrity import summed_path, verify
 from diffusion_jax.training.mesh import path_name
 from diffusion_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
+ocp = lazy("orbax.checkpoint")
 
 # For what the checksums do not show, such as a state of other shapes, Orbax, TensorStore and the file system raise errors of
 # many kinds, and Orbax a bare Exception: whatever it is, it is told in one line, and an older checkpoint is tried.
@@ -75,7 +76,7 @@ class Checkpointer:
     def _open(self) -> None:
         options = ocp.CheckpointManagerOptions(
             **self._keep, cleanup_tmp_directories=True, todelete_subdir="trash", enable_async_checkpointing=True,
-            temporary_path_class=SummedPath,
+            temporary_path_class=summed_path(),
         )  # fmt: skip
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import importlib.util
 import json
 import logging
-import sys
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from diffusion_jax.errors import CheckpointError, ConfigError, check_choice, nearest
 from diffusion_jax.files import write_json
+from diffusion_jax.registry import PYTHON_OBJECT
+from diffusion_jax.training import imports
 from diffusion_jax.training.checkpoints import finished_steps, read_meta
 from diffusion_jax.training.optimizer import has_groups
 
@@ -25,7 +24,7 @@ VERSION = 2
 
 DEFAULTS: dict[str, Any] = {
     "version": VERSION,
-    "imports": [],  # modules, or paths of .py files, that register parts of one's own
+    "imports": [],  # modules, or paths of .py files, that register parts of one's own; see training/imports.py
     "seed": 0,
     "system": {},
     "frozen": {},  # what training reads and never changes: {name: run or file}, see training/frozen.py
@@ -69,6 +68,18 @@ def plain(value: Any) -> Any:
     return value
 
 
+def recorded(config: Any) -> Any:
+    """Return a configuration as config.json holds it: of parts that are Python objects only what they are."""
+    if isinstance(config, Mapping):
+        return {key: recorded(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [recorded(value) for value in config]
+    if config is None or isinstance(config, str | int | float | bool):
+        return config
+    kind = config if isinstance(config, type | FunctionType) else type(config)
+    return {PYTHON_OBJECT: f"{kind.__module__}.{kind.__qualname__}"}
+
+
 def complete(config: Any) -> dict[str, Any]:
     """Lay a recipe over the defaults, as plain data, and import what it says.
 
@@ -81,6 +92,9 @@ def complete(config: Any) -> dict[str, Any]:
         check_choice("configuration: section", section, DEFAULTS)
         if not isinstance(DEFAULTS[section], dict):
             merged[section] = value
+            continue
+        if section == "system" and hasattr(value, "losses"):
+            merged[section] = value  # a Python object, as any part may be
             continue
         if not isinstance(value, dict):
             raise ConfigError(f"the section {section!r} must be a mapping of fields, got {value!r}")
@@ -96,49 +110,8 @@ def complete(config: Any) -> dict[str, Any]:
     if merged["version"] != VERSION:
         raise ConfigError(f"version must be {VERSION}, which this release reads and writes, got {merged['version']!r}")
     _check_values(merged["seed"], merged["training"])
-    merged["imports"] = resolve_imports(merged["imports"])
-    load_imports(merged["imports"])
+    merged["imports"] = imports.load(imports.entries(merged["imports"]))
     return merged
-
-
-def resolve_imports(entries: Any, folder: str | Path = ".") -> list[str]:
-    """Return the section `imports` with the paths in it absolute; relative ones are of a folder.
-
-    Raises:
-      ConfigError: something else than a list of names.
-    """
-    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-        raise ConfigError(f"imports must be a list of modules and paths of .py files, got {entries!r}")
-    return [str((Path(folder) / entry).resolve()) if entry.endswith(".py") else entry for entry in entries]
-
-
-def load_imports(entries: Iterable[str]) -> None:
-    """Import modules, and files by their absolute paths, once each: what they register can be named in configurations.
-
-    Raises:
-      ConfigError: there is no such module or file.
-    """
-    for entry in entries:
-        if not entry.endswith(".py"):
-            try:
-                importlib.import_module(entry)
-            except ModuleNotFoundError as error:
-                if not f"{entry}.".startswith(f"{error.name}."):
-                    raise  # it is there, and itself imports what is not
-                raise ConfigError(f"imports: there is no module {entry!r}; a file is named by its path, FILE.py") from error
-            continue
-        name = f"imported_{zlib.crc32(entry.encode()):08x}_{Path(entry).stem}"
-        if name in sys.modules:
-            continue
-        if not Path(entry).is_file():
-            raise ConfigError(f"imports: there is no file {entry}")
-        spec = importlib.util.spec_from_file_location(name, entry)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(sys.modules[name])
-        except BaseException:
-            del sys.modules[name]
-            raise
 
 
 _LEAST = {
@@ -218,7 +191,7 @@ def read(workdir: str | Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); restore it from the recipe the run was made with") from error
     _check_version(workdir, config)
-    load_imports(config["imports"])
+    imports.load(imports.entries(config["imports"]))
     return config
 
 
@@ -245,10 +218,10 @@ def check_owner(workdir: str | Path, config: Mapping[str, Any]) -> None:
     steps = finished_steps(workdir)
     if not steps:
         return
-    recorded = read(workdir) if (Path(workdir) / "config.json").exists() else read_meta(workdir, steps[-1])["config"]
-    _check_version(workdir, recorded)
+    found = read(workdir) if (Path(workdir) / "config.json").exists() else read_meta(workdir, steps[-1])["config"]
+    _check_version(workdir, found)
     # Fields that the defaults have gained since then had what are the defaults now.
-    before, after = complete(recorded), plain(config)
+    before, after = complete(found), recorded(plain(config))
     changed = difference(before, after)
     if changed:
         raise CheckpointError(
@@ -269,6 +242,6 @@ def claim(workdir: str | Path, config: Mapping[str, Any]) -> None:
     path = Path(workdir) / "config.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, plain(config))
+        write_json(path, recorded(plain(config)))
     except OSError as error:
         raise CheckpointError(f"cannot write to {workdir}: {error.strerror}; choose a writable --workdir") from error

@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from diffusion_jax.errors import ConfigError, check_choice, nearest
+from diffusion_jax.lazy import lazy
 from diffusion_jax.registry import build, fields, lookup, register
+
+optax = lazy("optax")
 
 DECAYS = ("constant", "cosine", "linear", "rsqrt", "inverse_sqrt")
 

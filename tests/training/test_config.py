@@ -117,7 +117,8 @@ def test_imports(tmp_path, monkeypatch):
         f"def get_config():\n    return {{**{tiny.CONFIG!r}, 'imports': ['parts/mine.py', 'json']}}\n"
     )
     config = load_recipe(str(tmp_path / "recipe.py"))
-    assert config["imports"] == [str(tmp_path / "parts" / "mine.py"), "json"] and "mine" in known("weighting")
+    assert [entry.get("module", entry["file"]) for entry in config["imports"]] == [str(tmp_path / "parts" / "mine.py"), "json"]
+    assert "mine" in known("weighting") and all(len(entry["sha256"]) == 16 for entry in config["imports"])
     configs.claim(tmp_path / "run", config)
     monkeypatch.chdir("/")
     assert configs.read(tmp_path / "run") == config
@@ -159,7 +160,7 @@ def test_recipes(tmp_path):
     assert load_recipe(f"{path}:base", {"training.steps": 7})["training"]["steps"] == 7
     (tmp_path / "plain").mkdir()
     plain = tiny.recipe(tmp_path / "plain")
-    assert load_recipe(str(plain)) == tiny.config(imports=["tests.training.tiny"])
+    assert load_recipe(str(plain)) == configs.complete(tiny.config(imports=["tests.training.tiny"]))
     for spec, message in [
         (tmp_path / "other.py", "no recipe"),
         (f"{path}:bsae", "has the variant base, not 'bsae'"),

@@ -16,6 +16,11 @@ from jax.experimental import multihost_utils
 from diffusion_jax import errors
 from diffusion_jax.errors import DiffusionError
 
+
+class LostPeer(RuntimeError):
+    """Another process of this job did not come, or has gone."""
+
+
 _DAY = 24 * 3600 * 1000  # in ms; how long peers are waited for: one that dies ends the wait, through its heartbeat
 _FAILURE = "diffusion_jax/failure"
 _rounds = itertools.count()

@@ -68,7 +68,8 @@ def test_tensorboard_has_a_run_for_each_setting(results):
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write to"):
-        Results(tmp_path / "file" / "out")
+        with Results(tmp_path / "file" / "out").held():
+            pass
     with pytest.raises(DataError, match="no results to report"):
         report.write(Results(tmp_path / "empty"), "nothing")
 

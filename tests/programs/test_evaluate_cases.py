@@ -102,7 +102,7 @@ BAD = {
     "alone": (["--samples={images}", "--out={base}/x"], "samples alone need a network"),
     "watch": (["--workdir={base},{sr}", "--watch"], "--watch follows one run"),
     "checkpoints": (["--workdir={base}", "--checkpoints=9", "--num=4"], "has no checkpoint of step 9 (it has: 1)"),
-    "num": (["--workdir={base}", "--num=1"], "num must be at least 2"),
+    "num": (["--workdir={base}", "--num=1"], "--num must be a whole number at least 2, got 1"),
 }
 
 
@@ -130,7 +130,7 @@ def test_a_killed_evaluation_goes_on(runs, tmp_path):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not (tmp_path / "killed" / "results.jsonl").exists()
+    assert not (tmp_path / "killed" / "results.jsonl").read_text()
     again = start_program(*arguments, program="evaluate")
     printed, log = again.communicate(timeout=200)
     assert again.returncode == 0 and "of 600 samples are there already" in log

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from collections import deque
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax import processes
-from diffusion_jax.data.files import png_of, tile
+from diffusion_jax.data.files import by_class, png_of, tile
 from diffusion_jax.errors import ConfigError, DataError, check_choice
 from diffusion_jax.files import only_writer, user_path
 from diffusion_jax.inference.manifest import Manifest
@@ -129,7 +130,8 @@ class SampleFolder:
 
         Args:
           labels: int [num], recorded beside the samples.
-          picture: of the first samples uint8 [N, H, W, C] -> uint8 [h, w, C]; a square grid by default.
+          picture: of the first samples uint8 [N, H, W, C] -> uint8 [h, w, C]; by default a grid with a class to a row
+            where labels go round a few, else a square one.
           shown: how many samples the picture shows at most.
 
         Returns:
@@ -147,7 +149,7 @@ class SampleFolder:
                     raise DataError(f"{self.path}: sample {odd} is {'missing' if odd < num else f'beyond the {num} asked for'}")
                 self._store.finish(num, labels)
                 if self._spec.kind == "image":
-                    drawn = (picture or _grid)(self._store.read(min(num, shown)))
+                    drawn = (picture or functools.partial(_grid, labels))(self._store.read(min(num, shown)))
                     self._manifest.put([("grid.png", png_of(drawn), {})])
                 self._manifest.complete(num)
         processes.barrier(f"samples in {self.path}")
@@ -166,8 +168,9 @@ class SampleFolder:
         self.close(now=kind is not None)
 
 
-def _grid(images: np.ndarray) -> np.ndarray:
-    return tile(images, scale=max(1, 64 // images.shape[1]))
+def _grid(labels: np.ndarray | None, images: np.ndarray) -> np.ndarray:
+    arranged = by_class(images, None if labels is None else np.asarray(labels)[: len(images)])
+    return tile(*arranged, scale=max(1, 64 // images.shape[1]))
 
 
 def check_folder(path: str | os.PathLike, format: str | None, spec: Spec, record: str = RECORD) -> None:

@@ -54,7 +54,7 @@ def write(results: Results, title: str) -> Path:
         raise DataError(f"{results.folder} holds no results to report")
     check_charts()
     path = results.folder / "report.html"
-    with results.writing(), replacing(path) as temporary:
+    with results.held(), results.writing(), replacing(path) as temporary:
         temporary.write_text(page(results, title), encoding="utf-8")
     return path
 

@@ -7,21 +7,47 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from diffusion_jax import values
 from diffusion_jax.errors import ConfigError, nearest
 
 _PARTS: dict[str, dict[str, Callable[..., Any]]] = {}
 
 
 def register(kind: str, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: make a function or class buildable as `build(kind, name)`."""
+    """Decorator: make a function or class buildable as `build(kind, name)`.
+
+    Its annotations say what its fields may hold; see `diffusion_jax.values`. A part that is registered again from the same
+    place, as when its file is loaded twice, takes the place of the former.
+
+    Raises:
+      ConfigError: another part has the name.
+    """
 
     def decorate(part: Callable[..., Any]) -> Callable[..., Any]:
         parts = _PARTS.setdefault(kind, {})
-        if parts.setdefault(name, part) is not part:
-            raise ConfigError(f"{kind} {name!r} is registered twice: {parts[name]} and {part}")
+        if name in parts and _place(parts[name]) != _place(part):
+            raise ConfigError(f"{kind} {name!r} is registered twice: {' and '.join(map(_place, (parts[name], part)))}")
+        parts[name] = part
         return part
 
     return decorate
+
+
+def _place(part: Callable[..., Any]) -> str:
+    """Where a part is written: its file and its name."""
+    code = getattr(inspect.unwrap(part), "__code__", None)
+    file = code.co_filename if code else getattr(inspect.getmodule(part), "__file__", part.__module__)
+    return f"{part.__qualname__} of {file}"
+
+
+def modules() -> set[str]:
+    """Return the names of the modules in which parts are written."""
+    return {inspect.unwrap(part).__module__ for parts in _PARTS.values() for part in parts.values()}
+
+
+def kinds() -> list[str]:
+    """Return the kinds of parts, sorted."""
+    return sorted(_PARTS)
 
 
 def known(kind: str) -> list[str]:
@@ -38,8 +64,25 @@ def fields(part: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...], 
     return tuple(p.name for p in parameters), required, anything
 
 
+@functools.cache
+def annotations(part: Callable[..., Any]) -> dict[str, Any]:
+    """The annotation of each field of a part; `Any` where there is none, or its names are not to be had."""
+    written = inspect.unwrap(part)
+    constructor = inspect.unwrap(written.__init__) if inspect.isclass(written) else written
+    found = {}
+    for field, parameter in inspect.signature(part).parameters.items():
+        annotation = parameter.annotation
+        if isinstance(annotation, str):
+            try:
+                annotation = eval(annotation, getattr(constructor, "__globals__", {}))
+            except NameError:  # imported for type checkers only
+                annotation = Any
+        found[field] = Any if annotation is parameter.empty else annotation
+    return found
+
+
 def check_fields(what: str, part: Callable[..., Any], given: Mapping[str, Any]) -> None:
-    """Raise a `ConfigError` for a field that `part` does not take, or one that it needs and lacks."""
+    """Raise a `ConfigError` for a field that `part` does not take, one that it needs and lacks, or a value of a wrong kind."""
     names, required, anything = fields(part)
     if not anything:
         for field in given:
@@ -50,6 +93,10 @@ def check_fields(what: str, part: Callable[..., Any], given: Mapping[str, Any]) 
     missing = [name for name in required if name not in given]
     if missing:
         raise ConfigError(f"{what} needs the field{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}")
+    kinds = annotations(part)
+    for field, value in given.items():
+        if field in kinds and field in names:
+            values.check(f"{what}: {field}", kinds[field], value)
 
 
 def lookup(kind: str, name: str) -> Callable[..., Any]:

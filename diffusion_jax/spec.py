@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 from diffusion_jax.errors import ConfigError, check_choice
+from diffusion_jax.values import Count, Said
 
-Size = int | tuple[int, int]
+Size = Annotated[Count | tuple[Count, Count], Said("a positive whole number of pixels, or (height, width)")]
 """An image size as recipes write it: of a square, or (height, width)."""
 
 KINDS = ("image", "video", "audio", "points", "tokens", "vector")

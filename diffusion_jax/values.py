@@ -41,6 +41,13 @@ class Range:
         return f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """The words that a message says for an annotation."""
+
+    words: str
+
+
 Count = Annotated[int, Range(1)]
 """A whole number from 1."""
 Natural = Annotated[int, Range(0)]
@@ -79,8 +86,9 @@ def describe(annotation: Any) -> str:
     """Say in words what an annotation takes, such as "a whole number at least 1, or None"."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        ranges = [str(limit) for limit in inner[1:] if isinstance(limit, Range)]
-        return " ".join([describe(inner[0]), *ranges])
+        said = [note.words for note in inner[1:] if isinstance(note, Said)]
+        ranges = [str(note) for note in inner[1:] if isinstance(note, Range)]
+        return " ".join(said or [describe(inner[0]), *ranges])
     if origin is Literal:
         return "one of " + ", ".join(map(repr, inner))
     if origin in (typing.Union, types.UnionType):

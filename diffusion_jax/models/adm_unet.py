@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import ConfigError, check_choice
+from diffusion_jax.errors import ConfigError
 from diffusion_jax.models import checks, layers
 from diffusion_jax.models.blocks import AttentionBlock, Conditioning, ResidualBlock
 from diffusion_jax.models.network import Network
-from diffusion_jax.registry import register
+from diffusion_jax.registry import check_fields, register
 from diffusion_jax.spec import Size, Spec, size_of
+from diffusion_jax.values import Count, Natural, Positive, Probability
 
 
 class Embedded(NamedTuple):
@@ -163,34 +164,34 @@ def _cond_spec(
 @register("network", "unet")
 def unet(
     image_size: Size,
-    in_channels: int = 3,
-    out_channels: int | None = None,
-    channels: int = 128,
-    multipliers: Sequence[float] = (1, 2, 2, 2),
-    num_res_blocks: int | Sequence[int] = 2,
-    attention_resolutions: Sequence[int] = (16,),
-    num_heads: int = 1,
-    head_channels: int | None = None,
+    in_channels: Count = 3,
+    out_channels: Count | None = None,
+    channels: Count = 128,
+    multipliers: Sequence[Positive] = (1, 2, 2, 2),
+    num_res_blocks: Count | Sequence[Count] = 2,
+    attention_resolutions: Sequence[Count] = (16,),
+    num_heads: Count = 1,
+    head_channels: Count | None = None,
     conditioning: Conditioning = "adagn",
     resample: Literal["conv", "resblock"] = "conv",
     embedding: layers.Flavour = "adm",
-    num_classes: int = 0,
+    num_classes: Natural = 0,
     null_class: bool = False,
-    low_res_channels: int = 0,
+    low_res_channels: Natural = 0,
     low_res_size: Size | None = None,
-    low_res_method: str = "bilinear",
-    image_channels: int = 0,
+    low_res_method: checks.Resizing = "bilinear",
+    image_channels: Natural = 0,
     mask: bool = False,
     aug_level: bool = False,
-    context_dim: int = 0,
-    context_length: int = 77,
-    pooled_dim: int = 0,
+    context_dim: Natural = 0,
+    context_length: Count = 77,
+    pooled_dim: Natural = 0,
     vectors: Mapping[str, int] | None = None,
-    dropout: float = 0.0,
+    dropout: Probability = 0.0,
     remat: bool = False,
-    dtype: str = "float32",
-    groups: int = 32,
-    norm_epsilon: float = 1e-5,
+    dtype: checks.Dtype = "float32",
+    groups: Count = 32,
+    norm_epsilon: Positive = 1e-5,
     skip_scale: float = 1.0,
     down_padding: Literal["same", "symmetric"] = "symmetric",
 ) -> Network:
@@ -232,20 +233,12 @@ def unet(
     >>> jax.eval_shape(net.apply, net.shapes(), *net.example_inputs(batch=2)).shape
     (2, 16, 16, 1)
     """
+    check_fields("unet", unet, locals())
     size, multipliers, attention = size_of(image_size), tuple(multipliers), tuple(attention_resolutions)
     blocks = (num_res_blocks,) * len(multipliers) if isinstance(num_res_blocks, int) else tuple(num_res_blocks)
     if len(blocks) != len(multipliers):
         raise ConfigError(f"unet: num_res_blocks has {len(blocks)} entries, multipliers has {len(multipliers)} levels")
-    checks.check_fields(
-        "unet", dtype, dropout, num_classes, null_class, in_channels=(in_channels, 1), channels=(channels, 1),
-        groups=(groups, 1), num_heads=(num_heads, 1), num_res_blocks=(min(blocks, default=1), 1),
-        head_channels=(1 if head_channels is None else head_channels, 1),
-    )  # fmt: skip
-    check_choice("unet: conditioning", conditioning, get_args(Conditioning))
-    check_choice("unet: resample", resample, ("conv", "resblock"))
-    check_choice("unet: embedding", embedding, get_args(layers.Flavour))
-    check_choice("unet: down_padding", down_padding, ("same", "symmetric"))
-    check_choice("unet: low_res_method", low_res_method, ("nearest", "bilinear", "bicubic"))
+    checks.check_null_class("unet", num_classes, null_class)
     widths = checks.level_widths(channels, multipliers)
     checks.check_levels("unet", size, widths)
     attends = checks.attention_levels(size, attention, len(widths))

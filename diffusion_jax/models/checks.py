@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import ConfigError, check_choice
+from diffusion_jax.errors import ConfigError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""Of a computation."""
+Resizing = Literal["nearest", "bilinear", "bicubic"]
 
 
-def check_fields(
-    network: str, dtype: Any, dropout: float, num_classes: int = 0, null_class: bool = False, **counts: tuple[int, int]
-) -> None:
-    """Raise a `ConfigError` where a field that most networks have is out of its range.
-
-    Args:
-      network: whose fields they are, for the message.
-      counts: each a field's value and its minimum.
-    """
-    for field, (value, minimum) in (counts | {"num_classes": (num_classes, 0)}).items():
-        if value < minimum:
-            raise ConfigError(f"{network}: {field} must be at least {minimum}, got {value}")
-    check_choice(f"{network}: dtype", str(dtype), ("float32", "bfloat16", "float16"))
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"{network}: dropout must lie in [0, 1), got {dropout}")
+def check_null_class(network: str, num_classes: int, null_class: bool) -> None:
+    """Raise a `ConfigError` for a null class without classes."""
     if null_class and not num_classes:
         raise ConfigError(f"{network}: null_class needs num_classes above 0")
 

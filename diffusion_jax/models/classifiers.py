@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import ConfigError, check_choice
-from diffusion_jax.models import layers
+from diffusion_jax.errors import ConfigError
+from diffusion_jax.models import checks, layers
 from diffusion_jax.models.adm_unet import UNet, unet
 from diffusion_jax.models.blocks import Conditioning
 from diffusion_jax.models.network import Network
-from diffusion_jax.registry import register
+from diffusion_jax.registry import check_fields, register
 from diffusion_jax.spec import Size, Spec, size_of
+from diffusion_jax.values import Count, Positive, Probability
 
 Pool = Literal["attention", "adaptive", "spatial", "spatial_v2"]
 
@@ -90,23 +91,23 @@ class UNetClassifier(UNet):
 @register("network", "unet_classifier")
 def unet_classifier(
     image_size: Size,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    channels: int = 128,
-    multipliers: Sequence[float] = (1, 2, 3, 4),
-    num_res_blocks: int | Sequence[int] = 2,
-    attention_resolutions: Sequence[int] = (32, 16, 8),
-    num_heads: int = 1,
-    head_channels: int | None = 64,
+    in_channels: Count = 3,
+    num_classes: Count = 1000,
+    channels: Count = 128,
+    multipliers: Sequence[Positive] = (1, 2, 3, 4),
+    num_res_blocks: Count | Sequence[Count] = 2,
+    attention_resolutions: Sequence[Count] = (32, 16, 8),
+    num_heads: Count = 1,
+    head_channels: Count | None = 64,
     pool: Pool = "attention",
     conditioning: Conditioning = "adagn",
     resample: Literal["conv", "resblock"] = "resblock",
     embedding: layers.Flavour = "adm",
-    dropout: float = 0.0,
-    groups: int = 32,
-    norm_epsilon: float = 1e-5,
+    dropout: Probability = 0.0,
+    groups: Count = 32,
+    norm_epsilon: Positive = 1e-5,
     remat: bool = False,
-    dtype: str = "float32",
+    dtype: checks.Dtype = "float32",
 ) -> Network:
     """Build a classifier of noisy images: logits [B, classes] of x_t [B, H, W, C] and its noise level [B].
 
@@ -127,9 +128,7 @@ def unet_classifier(
     >>> jax.eval_shape(net.apply, net.shapes(), *net.example_inputs(batch=2)).shape
     (2, 10)
     """
-    check_choice("unet_classifier: pool", pool, get_args(Pool))
-    if num_classes < 1:
-        raise ConfigError(f"unet_classifier: num_classes must be at least 1, got {num_classes}")
+    check_fields("unet_classifier", unet_classifier, locals())
     trunk = unet(
         image_size, in_channels, channels=channels, multipliers=multipliers, num_res_blocks=num_res_blocks,
         attention_resolutions=attention_resolutions, num_heads=num_heads, head_channels=head_channels,
@@ -182,7 +181,7 @@ class Classifier:
 
 
 @register("network", "small_classifier")
-def small_classifier(image_size: Size, channels: int, num_classes: int, features: int = 128) -> Classifier:
+def small_classifier(image_size: Size, channels: Count, num_classes: Count, features: Count = 128) -> Classifier:
     """Build a small convolutional classifier: 58,000 parameters for 8 pixels, 193,000 for 32, 304,000 for 256.
 
     Args:

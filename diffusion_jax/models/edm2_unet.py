@@ -24,8 +24,9 @@ from diffusion_jax.models.magnitude import (
     normalize_kernel,
 )
 from diffusion_jax.models.network import Network, Params, constrain
-from diffusion_jax.registry import register
+from diffusion_jax.registry import check_fields, register
 from diffusion_jax.spec import Size, Spec, size_of
+from diffusion_jax.values import Count, Natural, Probability
 
 _BALANCE = 0.3  # the share of the branch in residual and attention sums
 _UNCERTAINTY_FEATURES = 128
@@ -168,18 +169,18 @@ class EDM2Network(Network):
 @register("network", "edm2")
 def edm2(
     image_size: Size,
-    in_channels: int = 3,
-    out_channels: int | None = None,
-    channels: int = 192,
-    multipliers: Sequence[int] = (1, 2, 3, 4),
-    num_res_blocks: int = 3,
-    attention_resolutions: Sequence[int] = (16, 8),
-    head_channels: int = 64,
-    num_classes: int = 0,
+    in_channels: Count = 3,
+    out_channels: Count | None = None,
+    channels: Count = 192,
+    multipliers: Sequence[Count] = (1, 2, 3, 4),
+    num_res_blocks: Count = 3,
+    attention_resolutions: Sequence[Count] = (16, 8),
+    head_channels: Count = 64,
+    num_classes: Natural = 0,
     null_class: bool = False,
-    dropout: float = 0.0,
+    dropout: Probability = 0.0,
     remat: bool = False,
-    dtype: str = "float32",
+    dtype: checks.Dtype = "float32",
 ) -> Network:
     """Build EDM2's U-Net: normalised weights, no biases, no group normalisation, every activation at unit magnitude.
 
@@ -205,11 +206,9 @@ def edm2(
     >>> jax.eval_shape(net.apply, net.shapes(), *net.example_inputs(batch=2)).shape
     (2, 16, 16, 3)
     """
+    check_fields("edm2", edm2, locals())
     size, multipliers, attention = size_of(image_size), tuple(multipliers), tuple(attention_resolutions)
-    checks.check_fields(
-        "edm2", dtype, dropout, num_classes, null_class, in_channels=(in_channels, 1), channels=(channels, 1),
-        head_channels=(head_channels, 1), num_res_blocks=(num_res_blocks, 1),
-    )  # fmt: skip
+    checks.check_null_class("edm2", num_classes, null_class)
     widths = checks.level_widths(channels, multipliers)
     checks.check_levels("edm2", size, widths)
     attends = checks.attention_levels(size, attention, len(widths))

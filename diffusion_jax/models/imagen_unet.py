@@ -11,13 +11,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import ConfigError, check_choice
+from diffusion_jax.errors import ConfigError
 from diffusion_jax.models import checks, layers
 from diffusion_jax.models.adm_unet import unet
 from diffusion_jax.models.blocks import PooledText, TextAttention, TextPool
 from diffusion_jax.models.network import Network, constrain
-from diffusion_jax.registry import register
+from diffusion_jax.registry import check_fields, register
 from diffusion_jax.spec import Size, Spec, size_of
+from diffusion_jax.values import Count, Natural, Positive, Probability
 
 
 class EfficientBlock(nn.Module):
@@ -117,28 +118,28 @@ class EfficientUNet(nn.Module):
 @register("network", "efficient_unet")
 def efficient_unet(
     image_size: Size,
-    in_channels: int = 3,
-    out_channels: int | None = None,
-    channels: int = 128,
-    multipliers: Sequence[int] = (1, 2, 4, 8),
-    num_res_blocks: Sequence[int] = (2, 4, 8, 8),
+    in_channels: Count = 3,
+    out_channels: Count | None = None,
+    channels: Count = 128,
+    multipliers: Sequence[Count] = (1, 2, 4, 8),
+    num_res_blocks: Sequence[Count] = (2, 4, 8, 8),
     strides: Sequence[int] = (2, 2, 2, 2),
     self_attention: Sequence[bool] = (False, False, False, True),
     text_attention: Sequence[bool] = (False, False, False, True),
-    num_heads: int = 8,
-    num_classes: int = 0,
+    num_heads: Count = 8,
+    num_classes: Natural = 0,
     null_class: bool = False,
-    low_res_channels: int = 0,
+    low_res_channels: Natural = 0,
     low_res_size: Size | None = None,
-    low_res_method: str = "bilinear",
+    low_res_method: checks.Resizing = "bilinear",
     aug_level: bool = False,
-    context_dim: int = 0,
-    context_length: int = 128,
-    dropout: float = 0.0,
+    context_dim: Natural = 0,
+    context_length: Count = 128,
+    dropout: Probability = 0.0,
     remat: bool = False,
-    dtype: str = "float32",
-    groups: int = 32,
-    norm_epsilon: float = 1e-5,
+    dtype: checks.Dtype = "float32",
+    groups: Count = 32,
+    norm_epsilon: Positive = 1e-5,
 ) -> Network:
     """Build Imagen's Efficient U-Net: most blocks at low resolutions, shrinking before and enlarging after a level's blocks.
 
@@ -162,17 +163,14 @@ def efficient_unet(
 
     Source: Saharia et al. 2022, appendix B.1 (arXiv 2205.11487).
     """
+    check_fields("efficient_unet", efficient_unet, locals())
     per_level = {"num_res_blocks": num_res_blocks, "strides": strides}
     per_level |= {"self_attention": self_attention, "text_attention": text_attention}
     for field, values in per_level.items():
         if len(values) != len(multipliers):
             raise ConfigError(f"efficient_unet: {field} has {len(values)} entries, multipliers has {len(multipliers)} levels")
     size = size_of(image_size)
-    checks.check_fields(
-        "efficient_unet", dtype, dropout, num_classes, null_class, in_channels=(in_channels, 1), channels=(channels, 1),
-        groups=(groups, 1), num_heads=(num_heads, 1), num_res_blocks=(min(num_res_blocks, default=1), 1),
-    )  # fmt: skip
-    check_choice("efficient_unet: low_res_method", low_res_method, ("nearest", "bilinear", "bicubic"))
+    checks.check_null_class("efficient_unet", num_classes, null_class)
     if set(strides) - {1, 2}:
         raise ConfigError(f"efficient_unet: strides are 1 or 2, got {tuple(strides)}")
     checks.check_sides("efficient_unet", size, math.prod(strides), "the product of the strides")

@@ -40,6 +40,7 @@ def _preset(
     ]
     build.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     build.__name__ = build.__qualname__ = name
+    build.__wrapped__ = network  # type: ignore[attr-defined]
     build.__doc__ = f"{doc}\n\nTakes every field of `{network.__name__}`, by keyword."
     return register("network", name)(build)
 

@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import ConfigError, check_choice
+from diffusion_jax.errors import ConfigError
 from diffusion_jax.models import checks, layers
 from diffusion_jax.models.blocks import AttentionBlock, ResidualBlock
 from diffusion_jax.models.layers import downsample
 from diffusion_jax.models.network import Network
-from diffusion_jax.registry import register
+from diffusion_jax.registry import check_fields, register
 from diffusion_jax.spec import Size, Spec, size_of
+from diffusion_jax.values import Count, Natural, Probability
 
 _SKIP_SCALE = math.sqrt(0.5)
 _NEAR_ZERO = 1e-10  # of the variance: the weights are 1e-5 of their usual size
@@ -120,22 +121,22 @@ class SongUNet(nn.Module):
 @register("network", "song_unet")
 def song_unet(
     image_size: Size,
-    in_channels: int = 3,
-    out_channels: int | None = None,
-    channels: int = 128,
-    multipliers: Sequence[int] = (2, 2, 2),
-    num_res_blocks: int = 4,
-    attention_resolutions: Sequence[int] = (16,),
+    in_channels: Count = 3,
+    out_channels: Count | None = None,
+    channels: Count = 128,
+    multipliers: Sequence[Count] = (2, 2, 2),
+    num_res_blocks: Count = 4,
+    attention_resolutions: Sequence[Count] = (16,),
     embedding: Literal["sinusoid", "fourier"] = "sinusoid",
     frequencies: Sequence[float] = (),
     pyramid: bool = False,
     resample_filter: Sequence[int] = (1, 1),
-    num_classes: int = 0,
+    num_classes: Natural = 0,
     null_class: bool = False,
-    augment_dim: int = 0,
-    dropout: float = 0.0,
+    augment_dim: Natural = 0,
+    dropout: Probability = 0.0,
     remat: bool = False,
-    dtype: str = "float32",
+    dtype: checks.Dtype = "float32",
 ) -> Network:
     """Build DDPM++ and NCSN++ (Song et al. 2021, arXiv 2011.13456) as EDM has them (Karras et al. 2022, arXiv 2206.00364).
 
@@ -168,12 +169,9 @@ def song_unet(
     >>> sorted(net.cond_keys)
     ['augment']
     """
+    check_fields("song_unet", song_unet, locals())
     size, multipliers, taps = size_of(image_size), tuple(multipliers), tuple(resample_filter)
-    checks.check_fields(
-        "song_unet", dtype, dropout, num_classes, null_class, in_channels=(in_channels, 1), channels=(channels, 1),
-        num_res_blocks=(num_res_blocks, 1), augment_dim=(augment_dim, 0),
-    )  # fmt: skip
-    check_choice("song_unet: embedding", embedding, ("sinusoid", "fourier"))
+    checks.check_null_class("song_unet", num_classes, null_class)
     if taps not in ((1, 1), (1, 3, 3, 1)):
         raise ConfigError(f"song_unet: resample_filter must be (1, 1) or (1, 3, 3, 1), got {taps}")
     widths = [channels, *checks.level_widths(channels, multipliers)]

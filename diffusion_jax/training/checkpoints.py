@@ -1,10 +1,9 @@
-"""Checkpoints: asynchronous, atomic, restored onto any mesh, with a way back when the newest is broken."""
+"""Checkpoints: asynchronous, atomic, held to checksums, restored onto any mesh, with a way back when the newest is broken."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +16,15 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from diffusion_jax.errors import CheckpointError
+from diffusion_jax.files import read_json
+from diffusion_jax.training.integrity import SummedPath, verify
 from diffusion_jax.training.mesh import path_name
 from diffusion_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-# For an incomplete or damaged checkpoint Orbax, TensorStore and the file system raise errors of many kinds, and Orbax a bare
-# Exception for a truncated array: whatever it is, it is logged, and an older checkpoint is tried.
+# For what the checksums do not show, such as a state of other shapes, Orbax, TensorStore and the file system raise errors of
+# many kinds, and Orbax a bare Exception: whatever it is, it is told in one line, and an older checkpoint is tried.
 _UNREADABLE = Exception
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -41,10 +42,7 @@ def read_meta(workdir: str | Path, step: int) -> dict[str, Any]:
       CheckpointError: there is no such checkpoint, or its record is damaged.
     """
     path = Path(workdir) / "checkpoints" / str(step) / "meta" / "metadata"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); name another --step") from error
+    return read_json(path, "the record of a checkpoint", mend="name another --step", error=CheckpointError)
 
 
 def versions() -> dict[str, str]:
@@ -76,8 +74,9 @@ class Checkpointer:
 
     def _open(self) -> None:
         options = ocp.CheckpointManagerOptions(
-            **self._keep, cleanup_tmp_directories=True, todelete_subdir="trash", enable_async_checkpointing=True
-        )
+            **self._keep, cleanup_tmp_directories=True, todelete_subdir="trash", enable_async_checkpointing=True,
+            temporary_path_class=SummedPath,
+        )  # fmt: skip
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.path, options=options)
@@ -107,6 +106,7 @@ class Checkpointer:
         self.wait()
         flat = {name: np.asarray(value).tolist() for name, value in _flat(jax.device_get(sums or {})).items()}
         meta = {"step": step, "config": dict(config), "versions": versions(), "dtypes": _dtypes(state), "sums": flat}
+        meta["checksums"] = True  # a checkpoint that says so is damaged if it comes without them
         args = ocp.args.Composite(state=ocp.args.StandardSave(state.as_dict()), meta=ocp.args.JsonSave(meta))
         with self._failures():
             written = self._manager.save(step, args=args)
@@ -152,26 +152,32 @@ class Checkpointer:
         Raises:
           CheckpointError: there are checkpoints, and none can be read; nothing is moved then.
         """
-        steps, reason = self.steps(), ""
+        steps, broken = self.steps(), []
         for step in reversed(steps):
             try:
-                _check_dtypes(read_meta(self.path.parent, step)["dtypes"], _dtypes(target))
-                args = ocp.args.Composite(state=ocp.args.StandardRestore(target.as_dict()))
-                restored = TrainState(**self._manager.restore(step, args=args).state)
+                restored = self._restored(step, target)
             except _UNREADABLE as error:
-                reason = reason or f"{step}: {_first_line(error)}"
-                logger.error("Checkpoint %d in %s cannot be read (%s).", step, self.path, _first_line(error))
+                broken.append(_first_line(error))
                 continue
-            if step != steps[-1]:
-                logger.warning("Falling back to checkpoint %d; the broken newer ones are moved to broken/.", step)
+            if broken:
+                logger.warning(
+                    "%s: going on from checkpoint %d; the newer ones are moved to %s.",
+                    "; ".join(broken), step, self.path.parent / "broken",
+                )  # fmt: skip
                 self._set_aside([later for later in steps if later > step])
             return restored
         if steps:
             raise CheckpointError(
-                f"none of the checkpoints {steps} in {self.path} can be read ({reason}); "
+                f"none of the checkpoints {steps} in {self.path} can be read ({broken[0]}); "
                 "restore them from a copy, or remove the directory to start anew"
             )
         return None
+
+    def _restored(self, step: int, target: TrainState) -> TrainState:
+        verify(self.path / str(step))
+        _check_dtypes(read_meta(self.path.parent, step)["dtypes"], _dtypes(target))
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target.as_dict()))
+        return TrainState(**self._manager.restore(step, args=args).state)
 
     def restore_sums(self, step: int, zeros: Mapping[str, Any]) -> dict[str, Any]:
         """Return the metric sums saved with a step, with the shapes and dtypes of `zeros`; where there are none, `zeros`."""
@@ -223,11 +229,20 @@ def _check_dtypes(saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
 
 
 def restore_part(workdir: str | Path, target: Any, step: int) -> Any:
-    """Restore some fields of a step's state, as the nested dict `target` of abstract arrays names them; errors are Orbax's."""
+    """Restore some fields of a step's state, as the nested dict `target` of abstract arrays names them.
+
+    Raises:
+      CheckpointError: the checkpoint is damaged, or has other fields, shapes or dtypes.
+    """
+    folder = (Path(workdir) / "checkpoints").resolve() / str(step)
+    verify(folder)
     restore_args = ocp.checkpoint_utils.construct_restore_args(target)
     args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        return reader.restore((Path(workdir) / "checkpoints").resolve() / str(step) / "state", args=args)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            return reader.restore(folder / "state", args=args)
+    except _UNREADABLE as error:
+        raise CheckpointError(f"{folder} cannot be read: {_first_line(error)}") from error
 
 
 def restore_weights(workdir: str | Path, target: Any, weights: str, step: int | None = None) -> tuple[Any, int]:
@@ -236,10 +251,10 @@ def restore_weights(workdir: str | Path, target: Any, weights: str, step: int | 
     Args:
       target: abstract parameters {group: tree}, with the shardings that they are to have: each device reads its own part.
       weights: "raw", or the label of an average.
-      step: of the checkpoint; the newest readable one by default.
+      step: of the checkpoint; the newest good one by default, and what is wrong with newer ones is logged.
 
     Raises:
-      CheckpointError: no checkpoint, not this step (those that exist are listed), or none that can be read.
+      CheckpointError: no checkpoint, not this step (those that exist are listed), or none that is whole.
     """
     steps = finished_steps(workdir)
     if not steps:
@@ -247,12 +262,14 @@ def restore_weights(workdir: str | Path, target: Any, weights: str, step: int | 
     if step is not None and step not in steps:
         raise CheckpointError(f"{workdir} has no checkpoint of step {step} (it has: {', '.join(map(str, steps))})")
     nested = {"params": target} if weights == "raw" else {"ema": {weights: target}}
-    path = (Path(workdir) / "checkpoints").resolve()
+    broken = []
     for candidate in [step] if step is not None else reversed(steps):
         try:
             found = restore_part(workdir, nested, candidate)
-        except _UNREADABLE as error:
-            logger.error("Checkpoint %d in %s cannot be read (%s).", candidate, path, _first_line(error))
+        except CheckpointError as error:
+            broken.append(str(error))
             continue
+        if broken:
+            logger.warning("%s: checkpoint %d is used instead.", "; ".join(broken), candidate)
         return (found["params"] if weights == "raw" else found["ema"][weights]), candidate
-    raise CheckpointError(f"no checkpoint in {path} can be read; restore it from a copy, or name another --step")
+    raise CheckpointError(f"{broken[0]}; no checkpoint can be read: restore it from a copy, or name another --step")

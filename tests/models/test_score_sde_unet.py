@@ -111,7 +111,7 @@ def test_frequencies_are_of_the_network_and_stay():
         ({"embedding": "furier"}, "did you mean 'fourier'"),
         ({"resample_filter": (1, 2, 1)}, r"\(1, 1\) or \(1, 3, 3, 1\)"),
         ({"null_class": True}, "needs num_classes"),
-        ({"dropout": 1.0}, "dropout must lie in"),
+        ({"dropout": 1.0}, "dropout must be a number in"),
         ({"image_size": 9}, "not divisible by 2"),
         ({"embedding": "fourier", "frequencies": (1.0, 2.0)}, "8 channels need as many frequencies, got 2"),
         ({"frequencies": (1.0,)}, "those of embedding='fourier'"),

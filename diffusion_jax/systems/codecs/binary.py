@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import ConfigError
-from diffusion_jax.registry import register
+from diffusion_jax.registry import check_fields, register
 from diffusion_jax.spec import Spec
 from diffusion_jax.systems.codecs.pixels import to_float, to_uint8
+from diffusion_jax.values import Fraction
 
 
 @register("codec", "binary")
@@ -28,15 +28,14 @@ class Binary:
       ConfigError: a threshold outside [0, 1].
     """
 
-    threshold: float | None = 0.5
+    threshold: Fraction | None = 0.5
 
     range = None
     needs = ()
     num_values = 2
 
     def __post_init__(self) -> None:
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise ConfigError(f"codec 'binary': threshold must lie in [0, 1] or be None, got {self.threshold}")
+        check_fields("codec 'binary'", Binary, {"threshold": self.threshold})
 
     def spec(self, data: Spec) -> Spec:
         """Return the data's own spec: a bit for each number."""

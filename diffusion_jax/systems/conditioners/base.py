@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.data import Pipeline, numeric
-from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Process
+from diffusion_jax.registry import check_fields
 from diffusion_jax.rng import named
 from diffusion_jax.spec import Spec
 from diffusion_jax.systems.sampling import Sampling
+from diffusion_jax.values import Fraction
 
 Columns = dict[str, np.ndarray]
 """Entries of requests by name, [M, ...] each; example i has row i % M."""
@@ -65,7 +66,7 @@ class Conditioner:
       keeps_known: whether `known` says which part of the data is known.
     """
 
-    drop: float = 0.0
+    drop: Fraction = 0.0
 
     name: ClassVar[str] = "conditioner"
     keys: ClassVar[frozenset[str]] = frozenset()
@@ -76,8 +77,8 @@ class Conditioner:
     keeps_known: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.drop <= 1:
-            raise ConfigError(f"conditioner {self.name!r}: drop is a probability between 0 and 1, got {self.drop}")
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        check_fields(f"conditioner {self.name!r}", type(self), given)
 
     # The network -----------------------------------------------------------------------------------------------------
 

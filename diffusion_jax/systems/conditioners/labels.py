@@ -16,6 +16,7 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.registry import register
 from diffusion_jax.systems.conditioners.base import Columns, Conditioner, DataOf, Flag
 from diffusion_jax.systems.sampling import Sampling
+from diffusion_jax.values import Count, Fraction
 
 
 @register("conditioner", "labels")
@@ -30,8 +31,8 @@ class Labels(Conditioner):
       num_classes: at least 1.
     """
 
-    num_classes: int
-    drop: float = 0.1
+    num_classes: Count
+    drop: Fraction = 0.1
 
     name = "labels"
     keys = frozenset({"label"})
@@ -40,11 +41,6 @@ class Labels(Conditioner):
         Flag("labels", "Classes: 'all' (in turn), '0,1,2' (in turn) or '10-per-class' (sorted); all if left out."),
         Flag("negative_labels", "Classes that guidance leads away from, instead of from no class: '3', or '0,1,2' (in turn)."),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_classes < 1:
-            raise ConfigError(f"conditioner 'labels': num_classes must be at least 1, got {self.num_classes}")
 
     @property
     def meaning(self) -> str:

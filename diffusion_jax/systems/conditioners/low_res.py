@@ -18,11 +18,12 @@ from diffusion_jax.errors import ConfigError, DataError, check_choice
 from diffusion_jax.process import Process
 from diffusion_jax.registry import register
 from diffusion_jax.rng import named
-from diffusion_jax.spec import Spec, size_of
+from diffusion_jax.spec import Size, Spec, size_of
 from diffusion_jax.systems.codecs.pixels import to_float, to_uint8
 from diffusion_jax.systems.conditioners.base import Columns, Conditioner, DataOf, Flag, crop_like, per_example, spec_field
 from diffusion_jax.systems.parts import build_process
 from diffusion_jax.systems.sampling import Sampling
+from diffusion_jax.values import Fraction, Positive
 
 RESIZE_METHODS = ("area", "bilinear", "bicubic")
 
@@ -50,13 +51,13 @@ class LowRes(Conditioner):
     (arXiv 2205.11487); blur: Saharia et al. 2021 (arXiv 2104.07636).
     """
 
-    size: Any
+    size: Size
     resize: str = "area"
     aug_schedule: Any = "cosine_continuous"
-    aug_levels: tuple[float, float] = (0.0, 1.0)
-    blur_prob: float = 0.0
-    blur_sigma: tuple[float, float] = (0.4, 0.6)
-    crop_size: Any = None
+    aug_levels: tuple[Fraction, Fraction] = (0.0, 1.0)
+    blur_prob: Fraction = 0.0
+    blur_sigma: tuple[Positive, Positive] = (0.4, 0.6)
+    crop_size: Size | None = None
     spec: Spec = spec_field()
 
     name = "low_res"
@@ -71,10 +72,8 @@ class LowRes(Conditioner):
         object.__setattr__(self, "keys", frozenset({"low_res", "aug_level"} if self.aug_schedule is not None else {"low_res"}))
         self._check_sizes()
         low, high = self.aug_levels
-        if not 0 <= low <= high <= 1:
-            raise ConfigError(f"conditioner 'low_res': aug_levels must be (low, high), 0 <= low <= high <= 1, got {low, high}")
-        if not 0 <= self.blur_prob <= 1:
-            raise ConfigError(f"conditioner 'low_res': blur_prob is a probability between 0 and 1, got {self.blur_prob}")
+        if low > high:
+            raise ConfigError(f"conditioner 'low_res': aug_levels must be (low, high), low <= high, got {low, high}")
 
     def _check_sizes(self) -> None:
         check_choice("conditioner 'low_res': resize", self.resize, RESIZE_METHODS)

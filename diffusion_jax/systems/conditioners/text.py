@@ -15,6 +15,7 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.registry import register
 from diffusion_jax.systems.conditioners.base import Columns, Conditioner, DataOf, Flag
 from diffusion_jax.systems.sampling import Sampling
+from diffusion_jax.values import Count, Fraction, Natural
 
 
 @register("conditioner", "text")
@@ -34,10 +35,10 @@ class Text(Conditioner):
     Source: Saharia et al. 2022, sections 2.1 and 2.2 (arXiv 2205.11487).
     """
 
-    dim: int
-    length: int = 128
-    pooled_dim: int = 0
-    drop: float = 0.1
+    dim: Count
+    length: Count = 128
+    pooled_dim: Natural = 0
+    drop: Fraction = 0.1
 
     name = "text"
     keys = frozenset({"text"})
@@ -46,11 +47,6 @@ class Text(Conditioner):
         Flag("text", "Text embeddings: an npz of tokens [N, L, D] and mask [N, L]; held-out ones if left out."),
     )  # fmt: skip
     needs_data = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.dim < 1 or self.length < 1 or self.pooled_dim < 0:
-            raise ConfigError("conditioner 'text': dim and length must be at least 1, pooled_dim not negative")
 
     @property
     def _endings(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.registry import register
 from diffusion_jax.systems.conditioners.base import Conditioner
 from diffusion_jax.systems.sampling import Sampling
+from diffusion_jax.values import Count
 
 
 @register("conditioner", "vector")
@@ -30,14 +31,12 @@ class Vector(Conditioner):
     """
 
     key: str = "augment"
-    dim: int = LABELS
+    dim: Count = LABELS
 
     name = "vector"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dim < 1:
-            raise ConfigError(f"conditioner 'vector': dim must be at least 1, got {self.dim}")
         object.__setattr__(self, "keys", frozenset({self.key}))
 
     def network_fields(self) -> dict[str, Any]:

@@ -87,9 +87,9 @@ def test_requests_and_fields_that_are_refused():
         labels.check_request({"label": np.array([0, 4])})
     with pytest.raises(ConfigError, match="needs 'label'"):
         labels.check_request({})
-    with pytest.raises(ConfigError, match="'labels': drop is a probability"):
+    with pytest.raises(ConfigError, match="'labels': drop must be a number in"):
         Labels(num_classes=4, drop=1.5)
-    with pytest.raises(ConfigError, match="num_classes must be at least 1"):
+    with pytest.raises(ConfigError, match="num_classes must be a whole number at least 1"):
         Labels(num_classes=0)
     with pytest.raises(ConfigError, match="conditioner 'labels' needs the field 'num_classes'"):
         make_generation(labels={})

@@ -108,5 +108,5 @@ def test_errors_name_the_text():
         check_request(make_text(), {**texts([1.0]), "negative_text": np.zeros((1, 2, 2))})
     with pytest.raises(ConfigError, match="no text embeddings"):
         make_text().check(data.from_config({"source": "digits", "image_size": 8, "channels": 1, "batch_size": 4}))
-    with pytest.raises(ConfigError, match="dim and length must be at least 1"):
+    with pytest.raises(ConfigError, match="must be a whole number at least"):
         make_text(length=0)

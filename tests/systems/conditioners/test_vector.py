@@ -36,7 +36,7 @@ def test_a_vector_of_another_name_and_length():
     batch = {"image": np.zeros((4, 8, 8, 1), np.uint8), "sizes": np.arange(8.0).reshape(4, 2)}
     vector = {"vector": {"key": "sizes", "dim": 2}}
     np.testing.assert_array_equal(fed_in_training(batch, conditioners=vector)[2]["sizes"], batch["sizes"])
-    with pytest.raises(ConfigError, match="dim must be at least 1"):
+    with pytest.raises(ConfigError, match="dim must be a whole number at least 1"):
         make_function(conditioners={"vector": {"dim": 0}})
 
 

@@ -10,6 +10,9 @@ from typing import Any
 from diffusion_jax import values
 from diffusion_jax.errors import ConfigError, nearest
 
+PYTHON_OBJECT = "python_object"
+"""The field that stands for a part in records of configurations that were given as Python objects."""
+
 _PARTS: dict[str, dict[str, Callable[..., Any]]] = {}
 
 
@@ -25,12 +28,22 @@ def register(kind: str, name: str) -> Callable[[Callable[..., Any]], Callable[..
 
     def decorate(part: Callable[..., Any]) -> Callable[..., Any]:
         parts = _PARTS.setdefault(kind, {})
-        if name in parts and _place(parts[name]) != _place(part):
+        if name in parts and not _same(parts[name], part):
             raise ConfigError(f"{kind} {name!r} is registered twice: {' and '.join(map(_place, (parts[name], part)))}")
         parts[name] = part
         return part
 
     return decorate
+
+
+def _same(first: Callable[..., Any], second: Callable[..., Any]) -> bool:
+    """Whether two parts are written in one place, or are copies of one another."""
+    if _place(first) == _place(second):
+        return True
+    try:
+        return inspect.getsource(inspect.unwrap(first)) == inspect.getsource(inspect.unwrap(second))
+    except (OSError, TypeError):
+        return False
 
 
 def _place(part: Callable[..., Any]) -> str:
@@ -124,6 +137,11 @@ def build(kind: str, config: Any, **defaults: Any) -> Any:
     if not isinstance(config, Mapping) and not hasattr(config, "items"):
         return config
     given = {key: value for key, value in config.items()}
+    if PYTHON_OBJECT in given:
+        raise ConfigError(
+            f"this {kind} was given to training as a Python object, {given[PYTHON_OBJECT]}, which no file records: "
+            "open the run from Python, with Run.open(workdir, config=...), or register it and give its name"
+        )
     if "name" not in given:
         raise ConfigError(f"a {kind} needs a 'name' (known: {', '.join(known(kind))}); got the fields {sorted(given)}")
     name = given.pop("name")

@@ -27,7 +27,6 @@ from diffusion_jax.inference.requests import Requests
 from diffusion_jax.inference.run import Run, Runs
 from diffusion_jax.inference.sample_sets import SampleSet, open_samples
 from diffusion_jax.systems import Samples
-from diffusion_jax.training.checkpoints import versions
 
 _LOG = logging.getLogger(__name__)
 
@@ -239,7 +238,7 @@ def _row(
     tables = write_tables(results, key, found)
     return {
         "key": key, "num": inputs.num, "metrics": found, "pictures": write_pictures(results, key, inputs), "tables": tables,
-        "settings": dict(settled), "versions": versions(), "seconds": time.monotonic() - began,
+        "settings": dict(settled), "versions": identity.versions(), "seconds": time.monotonic() - began,
     }  # fmt: skip
 
 

@@ -13,13 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from diffusion_jax import data, identity, processes
 from diffusion_jax.errors import DataError
 from diffusion_jax.files import replacing
+from diffusion_jax.lazy import lazy
 from diffusion_jax.models import Classifier, small_classifier
 from diffusion_jax.rng import named
+
+optax = lazy("optax")
 
 _LOG = logging.getLogger(__name__)
 

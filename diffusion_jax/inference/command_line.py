@@ -9,8 +9,9 @@ from typing import Any
 
 from absl import app, flags
 
-from diffusion_jax import processes, programs
+from diffusion_jax import interrupts, processes, programs
 from diffusion_jax.errors import ConfigError, DiffusionError, check_choice
+from diffusion_jax.files import user_path
 from diffusion_jax.inference import requests
 from diffusion_jax.registry import known
 from diffusion_jax.training import config as configs
@@ -65,8 +66,9 @@ def define_conditioning_flags(leave_out: Sequence[str] = ()) -> None:
 
 
 def conditioning(values: Mapping[str, Any], leave_out: Sequence[str] = ()) -> dict[str, str]:
-    """Return the conditioners' flags that were given, and their values."""
-    return {name: values[name] for name in requests.flags() if name not in leave_out and values.get(name) is not None}
+    """Return the conditioners' flags that were given, and their values, with ~ expanded in paths."""
+    names = (name for name in requests.flags() if name not in leave_out and values.get(name) is not None)
+    return {name: str(user_path(values[name])) if values[name].startswith("~") else values[name] for name in names}
 
 
 def mesh_of(values: Mapping[str, Any]) -> dict[str, int] | None:
@@ -185,28 +187,21 @@ def run_program(
 
     def main(argv: Sequence[str]) -> None:
         if len(argv) > 1:
-            programs.leave(fail(f"unknown argument {argv[1]!r}; see --help"))
+            raise ConfigError(f"unknown argument {argv[1]!r}; see --help")
         programs.configure_logging()
         programs.keep_compiled()
-        try:
-            values = flags.FLAGS.flag_values_dict()
-            programs.join_processes(values)
-            result = work(values, overrides)
-        except DiffusionError as error:
-            programs.leave(fail(error))
-        except BaseException:
-            programs.leave_peers()
-            raise
+        values = flags.FLAGS.flag_values_dict()
+        programs.join_processes(values, name)
+        result = work(values, overrides)
         if processes.is_first():
             sys.stdout.write(f"{result}\n")
 
-    try:
+    with programs.answering(name):
+        interrupts.watch(name)
         argv, overrides = split_overrides(sys.argv)
         _import_parts(argv)
-    except DiffusionError as error:
-        sys.exit(fail(error))
-    define_flags()
-    app.run(main, argv=argv, flags_parser=programs.flags_parser(fail))
+        define_flags()
+        app.run(main, argv=argv, flags_parser=programs.flags_parser(fail))
 
 
 def _import_parts(argv: Sequence[str]) -> None:

@@ -9,9 +9,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
 
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.lazy import lazy
+
+special = lazy("scipy.special")
 
 Family = Literal["vp", "ve", "linear"]
 

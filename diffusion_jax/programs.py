@@ -14,6 +14,8 @@ import absl.logging
 import jax
 from absl import flags
 
+from diffusion_jax import manual
+
 
 def configure_logging() -> None:
     """Show this library's messages on stderr, one line each; of other libraries only warnings."""
@@ -55,8 +57,17 @@ def flags_parser(complain: Callable[[str], None]) -> Callable[[Sequence[str]], l
     return parse
 
 
+SEVERAL_HOSTS = "Several hosts and devices"
+"""The title of the flags that say where a program runs."""
+
+
 def define_process_flags() -> None:
     """Define the flags that say which processes are one job."""
+    with manual.group(SEVERAL_HOSTS):
+        _define_process_flags()
+
+
+def _define_process_flags() -> None:
     flags.DEFINE_bool("distributed", False, "Join the processes that the cluster's environment names.")
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
     flags.DEFINE_integer("num_processes", None, "How many processes there are, with --coordinator.")

@@ -220,8 +220,9 @@ class Runs:
         """Join opened runs; see `find`, which has the arguments."""
         count = len(runs)
         given = {field: per_stage(field, values, count) for field, values in (sampling or {}).items()}
-        check_fields("sampling", Sampling, given)
         chosen = [{field: values[number] for field, values in given.items()} for number in range(count)]
+        for fields in chosen:
+            check_fields("sampling", Sampling, fields)
         stages = [_stage(run, chosen[number], number) for number, run in enumerate(runs)]
         return cls(list(runs), Cascade(stages), per_stage("step", checkpoints, count))
 

@@ -82,13 +82,19 @@ def read_json(
 
 
 def read_json_lines(
-    path: Path, what: str, *, check: Callable[[Any], str | None] | None = None, error: type[DiffusionError] = DataError
+    path: Path,
+    what: str,
+    *,
+    check: Callable[[Any], str | None] | None = None,
+    cut_short: Callable[[str], None] | None = None,
+    error: type[DiffusionError] = DataError,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (number from 1, object) of each line of a file that is not blank; a bad line is one error with file and number.
 
     Args:
       what: what a line is, such as "the metadata of an image".
       check: object -> what is wrong with it, or None.
+      cut_short: told in words of a last line that a killed program did not finish, which is then left out and no error.
 
     Raises:
       DataError (or `error`): the file cannot be read, or a line is no JSON object or fails the check.
@@ -101,6 +107,9 @@ def read_json_lines(
                 try:
                     value = json.loads(line)
                 except (ValueError, RecursionError) as cause:
+                    if cut_short and not line.endswith("\n"):
+                        cut_short(f"{path}, line {number}, was cut short, as by a killed program: it is left out")
+                        return
                     raise error(f"{path}, line {number}: not JSON ({_reason(cause)}); {what} is one object a line") from cause
                 problem = None if isinstance(value, dict) else f"a {type(value).__name__}, where {what} is an object"
                 problem = problem or (check and check(value))

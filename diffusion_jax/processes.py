@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from diffusion_jax import errors
+from diffusion_jax.errors import DiffusionError
 
 _BYTES = 64 * 2**20  # of all processes, gathered at a time
 
@@ -25,6 +29,26 @@ def agreed(value: Any) -> Any:
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     padded = np.resize(text, size) if is_first() else np.zeros(size, np.uint8)
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+
+
+def by_first(work: Callable[[], Any]) -> Any:
+    """Return, on every process, the JSON data that `work` gives on the first, which alone does it.
+
+    Raises:
+      DiffusionError: what `work` raises on the first process, on every process.
+    """
+    found, kind, text = None, "", ""
+    if is_first():
+        try:
+            found = work()
+        except DiffusionError as error:
+            if jax.process_count() == 1:
+                raise
+            kind, text = type(error).__name__, str(error)
+    found, kind, text = agreed([found, kind, text])
+    if kind:
+        raise getattr(errors, kind, DiffusionError)(text)
+    return found
 
 
 def barrier(name: str) -> None:

@@ -7,12 +7,14 @@ command line:
 
     --config.training.steps=2000 --config.data.batch_size=128 --config.optimizer.learning_rate=1e-4
 
-The working directory receives config.json, checkpoints/, metrics.jsonl (a JSON object a line), tensorboard/ (event
-files) and, with --config.training.grid_every=N, grids/ (samples of the averaged and the raw weights side by side).
+The working directory receives config.json, data.json (what the data were), checkpoints/, metrics.jsonl (a JSON object a
+line), tensorboard/ (event files) and, with --config.training.grid_every=N, grids/ (samples of the averaged and the raw
+weights side by side).
 
 To resume, run the same command again: training goes on from the newest readable checkpoint, with the numbers it would
 have had without the break, on any number of devices. SIGTERM and Ctrl-C save first. A directory that holds another
-configuration's run is refused, and the difference is shown; nothing is overwritten.
+configuration's run is refused, and the difference is shown; nothing is overwritten. So are data that are no longer those
+that the run began with (an image added, removed or changed, a class renamed), unless --allow_other_data is given.
 
 To see what a recipe needs before paying for it: --dry_run builds and compiles it and prints parameters, FLOPs and memory
 per device.
@@ -45,6 +47,9 @@ def define_flags() -> None:
         "config", None, "The recipe, FILE.py or FILE.py:VARIANT; --config.FIELD=VALUE overrides.", required=True
     )
     flags.DEFINE_string("workdir", None, "The run's directory; it is resumed if it holds checkpoints.")
+    flags.DEFINE_bool(
+        "allow_other_data", False, "Go on where images were added, removed or changed, or classes renamed, since the run began."
+    )
     flags.DEFINE_bool("dry_run", False, "Compile, print parameters and memory per device, and stop.")
     programs.define_process_flags()
 
@@ -78,7 +83,7 @@ def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
     config = load_recipe(values["config"], overrides)
     if values["dry_run"]:
         return _describe(training.prepare(config))
-    done = training.train(config, values["workdir"])
+    done = training.train(config, values["workdir"], allow_other_data=values.get("allow_other_data", False))
     return f"{values['workdir']}: step {done['step']} of {config['training']['steps']}"
 
 

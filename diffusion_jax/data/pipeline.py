@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from absl import flags
@@ -19,6 +19,7 @@ from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.lazy import lazy
 from diffusion_jax.registry import build
 from diffusion_jax.spec import Spec
+from diffusion_jax.values import Count, Fraction, Natural, NonNegative
 
 grain = lazy("grain")
 
@@ -76,7 +77,7 @@ class Pipeline:
       image_size: (height, width) of the images in pixels, or one number for squares.
       batch_size: of the global batch, over all hosts; epochs run together inside a batch.
       channels: 1 or 3.
-      resize, pad: see `Fit`; crop, flip: see `Crop`.
+      resize, pad: see `Fit`; crop, flip: see `Crop`. None, which is how a command line reads none, is the crop "none".
       augment: above 0, the probability of EDM's non-leaky augmentation, see `augment.NonLeaky`: images of training batches
         are then float32 in [-1, 1], and "augment" float32 [b, 9] says what was done to each.
       seed: of shuffles and augmentation.
@@ -94,21 +95,21 @@ class Pipeline:
     """
 
     source: Source
-    image_size: int | tuple[int, int]
-    batch_size: int
-    channels: int = 3
-    resize: str = "area"
-    pad: int = 0
-    crop: str = "center"
+    image_size: Count | tuple[Count, Count]
+    batch_size: Count
+    channels: Literal[1, 3] = 3
+    resize: Literal["area", "bicubic", "bilinear", "adm"] = "area"
+    pad: Natural = 0
+    crop: Literal["center", "random", "zoom", "none"] | None = "center"
     flip: bool = False
-    augment: float = 0.0
-    seed: int = 0
-    host: int = 0
-    hosts: int = 1
-    num_threads: int = 4
-    prefetch: int = 4
-    num_workers: int = 0
-    cache: float | Cache = 1.0
+    augment: Fraction = 0.0
+    seed: Natural = 0
+    host: Natural = 0
+    hosts: Count = 1
+    num_threads: Count = 4
+    prefetch: Natural = 4
+    num_workers: Natural = 0
+    cache: NonNegative | Cache = 1.0
     degradation: Any = None
 
     def __post_init__(self) -> None:
@@ -122,7 +123,7 @@ class Pipeline:
         if self.augment and self.flip:
             raise ConfigError("data: augment flips images itself, and says so: set flip to False")
         augment = NonLeaky(self.augment) if self.augment else None
-        crop = Crop(self.image_size, self.crop, self.flip)
+        crop = Crop(self.image_size, self.crop or "none", self.flip)
         degradation = None if self.degradation is None else build("degradation", self.degradation)
         if degradation is not None and self.augment:
             raise ConfigError("data: degradations are made of plain images: leave augment at 0, or degradation out")

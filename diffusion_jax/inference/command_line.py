@@ -72,8 +72,9 @@ def define_conditioning_flags(leave_out: Sequence[str] = ()) -> None:
 
 
 def conditioning(values: Mapping[str, Any], leave_out: Sequence[str] = ()) -> dict[str, str]:
-    """Return the conditioners' flags that were given, and their values."""
-    return {name: values[name] for name in requests.flags() if name not in leave_out and values.get(name) is not None}
+    """Return the conditioners' flags that were given, and their values, with ~ expanded in paths."""
+    names = (name for name in requests.flags() if name not in leave_out and values.get(name) is not None)
+    return {name: str(user_path(values[name])) if values[name].startswith("~") else values[name] for name in names}
 
 
 def mesh_of(values: Mapping[str, Any]) -> dict[str, int] | None:

@@ -20,8 +20,8 @@ from diffusion_jax.inference.generator import Generator
 from diffusion_jax.registry import check_fields
 from diffusion_jax.systems import Classifies, Samples, Sampling, ability
 from diffusion_jax.training import config as configs
+from diffusion_jax.training import data_record, finished_steps, frozen
 from diffusion_jax.training import ema as emas
-from diffusion_jax.training import finished_steps, frozen
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training.checkpoints import restore_weights
 
@@ -61,6 +61,7 @@ class Run:
             if changed:
                 raise ConfigError(f"{self.workdir} was trained with another recipe. There -> here: {'; '.join(changed)}")
         self.config = configs.apply_overrides(found if config is None else config, overrides)
+        self._other_data = any(path == "data" or path.startswith("data.source") for path in overrides or {})
         self._mesh = mesh
         self._pipelines: dict[str, data.Pipeline] = {}
         self._others: dict[str, Run] = {}
@@ -85,8 +86,9 @@ class Run:
 
     @functools.cached_property
     def data(self) -> data.Data:
-        """The splits of the run's data, each opened once."""
-        return data.Data(self.config["data"], seed=self.config["seed"])
+        """The splits of the run's data, each opened once, and held against what they were in training."""
+        recorded = None if self._other_data else data_record.read(self.workdir)
+        return data.Data(self.config["data"], seed=self.config["seed"], recorded=recorded)
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
@@ -221,8 +223,8 @@ class Runs:
         count = len(runs)
         given = {field: per_stage(field, values, count) for field, values in (sampling or {}).items()}
         chosen = [{field: values[number] for field, values in given.items()} for number in range(count)]
-        for fields in chosen:
-            check_fields("sampling", Sampling, fields)
+        for each in chosen:
+            check_fields("sampling", Sampling, each)
         stages = [_stage(run, chosen[number], number) for number, run in enumerate(runs)]
         return cls(list(runs), Cascade(stages), per_stage("step", checkpoints, count))
 

@@ -16,6 +16,7 @@ import jax
 
 from diffusion_jax.systems import Reports, Sampling
 from diffusion_jax.training import config as configs
+from diffusion_jax.training import data_record
 from diffusion_jax.training.checkpoints import Checkpointer
 from diffusion_jax.training.metrics import Clock, CollapseWatch, Progress, Writers
 from diffusion_jax.training.previews import GridWriter, HeldOut, fixed_batch
@@ -26,13 +27,15 @@ from diffusion_jax.training.step import summarize
 logger = logging.getLogger(__name__)
 
 
-def train(config: Any, workdir: str | Path) -> dict[str, Any]:
+def train(config: Any, workdir: str | Path, *, allow_other_data: bool = False) -> dict[str, Any]:
     """Train, or go on with, the run in a working directory.
 
     Args:
       config: the recipe; what it does not say is in `config.DEFAULTS`.
-      workdir: for config.json, checkpoints/, metrics.jsonl, tensorboard/ and grids/. If it holds checkpoints of the
-        same configuration, training goes on from the newest readable one, with the same numbers as if never stopped.
+      workdir: for config.json, data.json (what the data were), checkpoints/, metrics.jsonl, tensorboard/ and grids/. If
+        it holds checkpoints of the same configuration, training goes on from the newest readable one, with the same numbers
+        as if never stopped.
+      allow_other_data: go on where the data are not those that the run began with; the difference is logged.
 
     Returns:
       The last row of metrics, with "step", "skipped" and "interrupted".
@@ -44,8 +47,10 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     config = configs.complete(config)
     configs.check_owner(workdir, config)
     program = prepare(config)
+    data_record.check(workdir, program.pipeline.source, allow_other_data)
     if jax.process_index() == 0:
         configs.claim(workdir, config)
+    data_record.write(workdir, program.pipeline.source)
     training = config["training"]
     checkpointer = Checkpointer(workdir, training["keep_last"], training["keep_every"])
     try:

@@ -63,8 +63,16 @@ class Tfds:
             ) from error
         label = builder.info.features[self.label_key] if self.label_key else None
         object.__setattr__(self, "_source", source)
+        object.__setattr__(self, "_builder", {
+            "builder": builder.info.full_name, "version": str(builder.info.version),
+            "splits": {name: found.num_examples for name, found in builder.info.splits.items()},
+        })  # fmt: skip
         object.__setattr__(self, "num_classes", getattr(label, "num_classes", None) or 0)
         object.__setattr__(self, "class_names", tuple(getattr(label, "names", None) or ()))
+
+    def identity(self) -> dict[str, Any]:
+        """Return the builder, its version, and how many examples each of its splits has."""
+        return dict(self._builder)
 
     def __len__(self) -> int:
         return len(self._source)

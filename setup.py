@@ -1,4 +1,4 @@
-"""Packaging lives in pyproject.toml, but for what it cannot say: recipes and experiments are installed inside of the package."""
+"""Packaging lives in pyproject.toml; what it cannot say: recipes and experiments are installed inside of the package."""
 
 from setuptools import find_packages, setup
 

@@ -12,6 +12,7 @@ The packages form layers; each imports only from those after it:
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from diffusion_jax.inference import Run
     from diffusion_jax.process import Process
     from diffusion_jax.sampling import grids, guidance, solvers
+
+if sys.argv[:1] == ["-m"]:  # a program is starting
+    from diffusion_jax import interrupts
+
+    interrupts.watch_start(sys.orig_argv)
 
 __version__ = "0.1.0"
 __all__ = ["Process", "Run", "grids", "guidance", "models", "solvers"]

@@ -26,8 +26,9 @@ from diffusion_jax.values import describe
 PAGE = Path(__file__).with_name("reference.md")
 HEAD = """# Reference: every field and every part
 
-Made from the code by `python docs/make_reference.py`; edit the docstrings instead. What a recipe says for a part is its name, or a mapping with the name and some
-of the fields below: `{"name": "cosine", "num_steps": 4000}`. A value of a wrong kind is refused before anything is built.
+Made from the code by `python docs/make_reference.py`; edit the docstrings instead. What a recipe says for a part is its name,
+or a mapping with the name and some of the fields below: `{"name": "cosine", "num_steps": 4000}`. A value of a wrong kind is
+refused before anything is built.
 """
 # What is found by name in which section of a recipe.
 WHERE = {

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
 
-from diffusion_jax import manual, processes, programs
+from diffusion_jax import interrupts, manual, processes, programs
 from diffusion_jax.errors import ConfigError, DiffusionError, check_choice
 from diffusion_jax.files import user_path
 from diffusion_jax.inference import requests
@@ -19,7 +18,6 @@ from diffusion_jax.training import imports
 from diffusion_jax.training.mesh import AXES
 from diffusion_jax.training.recipes import split_overrides
 
-_INTERRUPTED = 130  # as shells have it
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 _SAMPLING: dict[str, tuple[Callable[[str], Any], str]] = {
@@ -198,38 +196,27 @@ def run_program(
 
     def main(argv: Sequence[str]) -> None:
         if len(argv) > 1:
-            programs.leave(fail(f"unknown argument {argv[1]!r}; see --help"))
+            raise ConfigError(f"unknown argument {argv[1]!r}; see --help")
         programs.configure_logging()
         programs.keep_compiled()
-        try:
-            values = flags.FLAGS.flag_values_dict()
-            programs.join_processes(values)
-            result = work(values, overrides)
-        except DiffusionError as error:
-            programs.leave(fail(error))
-        except KeyboardInterrupt:
-            sys.stderr.write(f"\n{name}: interrupted; what was saved is whole: give the same command again to go on\n")
-            sys.stderr.flush()
-            os._exit(_INTERRUPTED)  # threads of libraries, which the interpreter would wait for, hold nothing of value
-        except BaseException:
-            programs.leave_peers()
-            raise
+        values = flags.FLAGS.flag_values_dict()
+        programs.join_processes(values, name)
+        result = work(values, overrides)
         if processes.is_first():
             sys.stdout.write(f"{result}\n")
 
-    try:
+    with programs.answering(name):
+        interrupts.watch(name)
         argv, overrides = split_overrides(sys.argv)
         _import_parts(argv)
-    except DiffusionError as error:
-        sys.exit(fail(error))
-    with manual.group("Options"):
-        define_flags()
-    with manual.group("The configuration, and parts of your own"):
-        flags.DEFINE_list("import", [], "Modules and .py files that register parts, beside what runs and recipes import.")
-    if manual.is_asked_for(argv):
-        sys.stdout.write(manual.text())
-        sys.exit(0)
-    app.run(main, argv=argv, flags_parser=programs.flags_parser(fail))
+        with manual.group("Options"):
+            define_flags()
+        with manual.group("The configuration, and parts of your own"):
+            flags.DEFINE_list("import", [], "Modules and .py files that register parts, beside what runs and recipes import.")
+        if manual.is_asked_for(argv):
+            sys.stdout.write(manual.text())
+            return
+        app.run(main, argv=argv, flags_parser=programs.flags_parser(fail))
 
 
 def _import_parts(argv: Sequence[str]) -> None:

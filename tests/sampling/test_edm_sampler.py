@@ -289,7 +289,7 @@ def test_a_schedule_must_reach_the_grids_first_level():
     ("build_it", "message"),
     [
         (lambda: sampling_design.column("ddim"), "column: unknown 'ddim'.*known: vp, ve, iddpm, edm"),
-        (lambda: sampling_design.edm_ve(0)(Process("ve", "edm_ve")), "num_steps must be at least 1"),
+        (lambda: sampling_design.edm_ve(0)(Process("ve", "edm_ve")), "num_steps must be a whole number at least 1"),
         (lambda: sampling_design.edm_ve(4, 2.0, 1.0), "0 < sigma_min < sigma_max"),
         (lambda: sampling_design.edm_vp(4)(Process("edm", "edm")), "starts at the level 152.*above 80.*set sigma_max"),
         (lambda: sampling_design.edm_iddpm(4, first=1000), r"first must lie in \[0, 1000\)"),

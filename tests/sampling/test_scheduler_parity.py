@@ -163,6 +163,49 @@ def test_trailing_times_of_steps_that_do_not_divide_the_chain(count):
     np.testing.assert_allclose(grids.trailing(count)(LINEAR), times_of_indices(peer_of.timesteps.numpy()))
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "config", "count", "grid"),
+    [
+        ("DPMSolverMultistepScheduler", {}, 7, grids.dpm_solver(7)),
+        ("DPMSolverMultistepScheduler", {}, 23, grids.dpm_solver(23)),
+        ("DEISMultistepScheduler", {}, 20, grids.dpm_solver(20)),
+        ("UniPCMultistepScheduler", {}, 15, grids.dpm_solver(15)),
+        (
+            "DPMSolverMultistepScheduler",
+            {"timestep_spacing": "leading", "steps_offset": 1},
+            12,
+            grids.dpm_solver(12, "leading", 1),
+        ),
+        ("LCMScheduler", {}, 4, grids.lcm(4)),
+        ("LCMScheduler", {"original_inference_steps": 100}, 7, grids.lcm(7, 100)),
+        ("TCDScheduler", {}, 3, grids.lcm(3)),
+    ],
+)
+def test_indices_of_grids(scheduler, config, count, grid):
+    peer_of = scheduler_of(scheduler, **config)
+    peer_of.set_timesteps(count)
+    np.testing.assert_allclose(grid(LINEAR), times_of_indices(peer_of.timesteps.numpy()))
+
+
+@pytest.mark.parametrize("tokens", [None, 256, 1024, 4096])
+@pytest.mark.parametrize("own_shift", [1.0, 2.0])
+def test_sigmas_of_flow_matching(tokens, own_shift):
+    """Stable Diffusion 3's and Flux's; the schedule's own shift moves the times, not the sigmas."""
+    process = Process({"name": "straight_line", "shift": own_shift}, prediction="velocity")
+    sigmas = lambda grid: process.schedule.alpha_sigma(grid(process))[1]  # noqa: E731
+    name, kwargs = "FlowMatchEulerDiscreteScheduler", {}
+    if tokens is None:
+        peer_of, options = scheduler_of(name, shift=3.0), {"shift": 3.0}
+    else:
+        peer_of, options = scheduler_of(name, use_dynamic_shifting=True), {"tokens": tokens}
+        slope = (1.15 - 0.5) / (4096 - 256)  # as in Flux's pipeline
+        kwargs["mu"] = tokens * slope + 0.5 - slope * 256
+    peer_of.set_timesteps(28, **kwargs)
+    np.testing.assert_allclose(sigmas(grids.flow(28, train_steps=1000, **options)), peer_of.sigmas, rtol=1e-5)
+    peer_of.set_timesteps(sigmas=np.linspace(1.0, 1 / 28, 28), **kwargs)
+    np.testing.assert_allclose(sigmas(grids.flow(28, **options)), peer_of.sigmas, rtol=1e-5)
+
+
 @pytest.mark.parametrize("spacing", ["linspace", "trailing"])
 def test_euler(spacing):
     """In x / alpha there, in x here."""

@@ -10,7 +10,7 @@ from absl import app, flags
 
 from diffusion_jax import interrupts, manual, processes, programs
 from diffusion_jax.errors import ConfigError, DiffusionError, check_choice
-from diffusion_jax.files import user_path
+from diffusion_jax.files import user_path, user_paths
 from diffusion_jax.inference import requests
 from diffusion_jax.registry import known
 from diffusion_jax.training import config as configs
@@ -199,7 +199,7 @@ def run_program(
             raise ConfigError(f"unknown argument {argv[1]!r}; see --help")
         programs.configure_logging()
         programs.keep_compiled()
-        values = flags.FLAGS.flag_values_dict()
+        values = user_paths(flags.FLAGS.flag_values_dict())
         programs.join_processes(values, name)
         result = work(values, overrides)
         if processes.is_first():

@@ -90,7 +90,7 @@ def test_the_tables_name_all_schedules_predictions_and_solvers() -> None:
     elsewhere = {"mu", "edm_vp", "edm_ve", "consistency"}  # see test_objectives, test_edm_design and those of consistency
     assert set(known("prediction")) - elsewhere == set(PREDICTIONS)
     # The first two are the step of ddim: see test_deterministic and test_stochastic; the last, test_edm_sampler.
-    others = {"euler", "euler_ancestral", "in_time"}
+    others = {"euler", "euler_ancestral", "in_time", "reverse_diffusion", "predictor_corrector"}  # the last two: test_score_sde
     learnt = {
         "lcm",
         "tcd",

@@ -7,4 +7,11 @@ The house has floors; each imports only from those below it:
 
 from __future__ import annotations
 
+import sys
+
+if sys.argv[:1] == ["-m"]:  # a program is starting
+    from diffusion_jax import interrupts
+
+    interrupts.watch_start(sys.orig_argv)
+
 __version__ = "0.1.0"

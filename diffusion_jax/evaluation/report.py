@@ -12,6 +12,7 @@ from typing import Any
 
 from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.evaluation.results import Results, Row, flat
+from diffusion_jax.files import replacing
 from diffusion_jax.metrics import Interval, distinguishable
 
 DISTANCES = ("fid", "fd_dinov2", "frechet_distance")
@@ -48,8 +49,8 @@ def write(results: Results, title: str) -> Path:
         raise DataError(f"{results.folder} holds no results to report")
     check_charts()
     path = results.folder / "report.html"
-    with results.writing():
-        path.write_text(page(results, title), encoding="utf-8")
+    with results.held(), results.writing(), replacing(path) as temporary:
+        temporary.write_text(page(results, title), encoding="utf-8")
     return path
 
 

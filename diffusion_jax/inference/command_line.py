@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import app, flags
 
-from diffusion_jax import processes, programs
+from diffusion_jax import interrupts, processes, programs
 from diffusion_jax.errors import ConfigError, DiffusionError, check_choice
 from diffusion_jax.files import user_path
 from diffusion_jax.inference import requests
@@ -187,28 +187,21 @@ def run_program(
 
     def main(argv: Sequence[str]) -> None:
         if len(argv) > 1:
-            programs.leave(fail(f"unknown argument {argv[1]!r}; see --help"))
+            raise ConfigError(f"unknown argument {argv[1]!r}; see --help")
         programs.configure_logging()
         programs.keep_compiled()
-        try:
-            values = flags.FLAGS.flag_values_dict()
-            programs.join_processes(values)
-            result = work(values, overrides)
-        except DiffusionError as error:
-            programs.leave(fail(error))
-        except BaseException:
-            programs.leave_peers()
-            raise
+        values = flags.FLAGS.flag_values_dict()
+        programs.join_processes(values, name)
+        result = work(values, overrides)
         if processes.is_first():
             sys.stdout.write(f"{result}\n")
 
-    try:
+    with programs.answering(name):
+        interrupts.watch(name)
         argv, overrides = split_overrides(sys.argv)
         _import_parts(argv)
-    except DiffusionError as error:
-        sys.exit(fail(error))
-    define_flags()
-    app.run(main, argv=argv, flags_parser=programs.flags_parser(fail))
+        define_flags()
+        app.run(main, argv=argv, flags_parser=programs.flags_parser(fail))
 
 
 def _import_parts(argv: Sequence[str]) -> None:

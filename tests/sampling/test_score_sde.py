@@ -113,6 +113,22 @@ def test_a_predictor_with_corrections_draws_from_the_data(predictor):
     assert abs(inner.mean()) < 0.02
 
 
+def test_reverse_diffusion_of_the_sub_vp_sde():
+    """Its Euler and Maruyama's step backward, x + (beta x / 2 + g^2 score) dt + g sqrt(dt) z with g^2 = beta (1 - e^(-2 B))."""
+    process, (t, s) = Process("subvp_sde", "v"), (0.6, 0.5999)
+    start, z = BIMODAL.marginal(process, t, 8), np.random.default_rng(0).normal(size=(1, 8, 2))
+    found = run(BIMODAL.denoiser(process), solvers.reverse_diffusion(), np.array([t, s]), start, step=z)[-1]
+    beta, integral = 19.9 * t + 0.1, 9.95 * t**2 + 0.1 * t
+    square = beta * -np.expm1(-2 * integral) * (t - s)
+    expected = (1 + 0.5 * beta * (t - s)) * start + square * score_of(process, start, t) + np.sqrt(square) * z[0]
+    np.testing.assert_allclose(found - start, expected - start, atol=2e-4)
+    draw = lambda key: sample(  # noqa: E731
+        BIMODAL.denoiser(process), solvers.ddpm(), grids.karras(100, 0.01, 100.0), key, (4000, 2)
+    )
+    along = BIMODAL.along_axes(np.asarray(jax.jit(draw, compiler_options=QUICK)(jax.random.key(0))))
+    np.testing.assert_allclose(along.mean(0), (BIMODAL.weights[:, None] * BIMODAL.means).sum(0), atol=0.05)
+
+
 def test_settings():
     solver = build("solver", {"name": "predictor_corrector", "predictor": "heun", "corrections": 2})
     assert solver.evaluations == 4

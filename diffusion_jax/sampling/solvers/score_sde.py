@@ -30,7 +30,7 @@ def reverse_diffusion() -> Solver:
     def step(denoiser: Denoiser, x: Data, state: Any, t: jax.Array, s: jax.Array, noise: Noise) -> tuple[Data, Any]:
         process, denoised = denoiser.process, denoiser(x, t)
         (alpha_t, sigma_t), (alpha_s, _) = process.alpha_sigma(t), process.alpha_sigma(s)
-        variance = -jnp.expm1(process.log_snr(t) - process.log_snr(s)) * sigma_t**2
+        variance = -jnp.expm1(-process.drop(s, t)) * sigma_t**2
         mean = (2 - alpha_t / alpha_s) * x - variance / sigma_t * denoised.eps
         return jnp.where(s > 0, mean + jnp.sqrt(variance) * noise("step"), denoised.x0), state
 

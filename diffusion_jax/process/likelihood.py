@@ -23,14 +23,15 @@ def check_data(x0: jax.Array, data_range: DataRange | None = None) -> None:
     """Raise a `DataError` for pixels that have not been brought to floating numbers in their range.
 
     Args:
-      data_range: that x0 must lie in, but for rounding; None is any. The values of traced data pass unseen.
+      data_range: that x0 must not leave by more than its width; None is any. The values of traced data pass unseen.
     """
     if not jnp.issubdtype(x0.dtype, jnp.floating):
         raise DataError(f"clean data must be floating numbers, got {x0.dtype}: for pixels of uint8, x / 127.5 - 1")
-    if data_range is None or isinstance(x0, jax.core.Tracer):
+    if data_range is None or isinstance(x0, jax.core.Tracer) or not x0.is_fully_addressable:
         return
-    low, high, edge = float(x0.min()), float(x0.max()), 0.01 * (data_range[1] - data_range[0])
-    if not (data_range[0] - edge <= low and high <= data_range[1] + edge):
+    values, width = np.asarray(x0), data_range[1] - data_range[0]
+    low, high = values.min(), values.max()
+    if not (data_range[0] - width <= low and high <= data_range[1] + width):
         raise DataError(
             f"clean data run from {low:g} to {high:g}, but their 256 levels from {data_range[0]:g} to {data_range[1]:g}: for "
             "pixels of 0 to 255, x / 127.5 - 1; else give data_range"

@@ -159,17 +159,17 @@ class Process:
     def posterior(self, x0: Data, x_t: Data, s: Time, t: Time, later: Time | None = None) -> tuple[jax.Array, jax.Array]:
         """Return mean and log-variance of q(x_s | x_t, x0) for s < t; the log-variance broadcasts against x and is clipped.
 
-        With r = exp(L_t - L_s): mean = (alpha_t / alpha_s)(sigma_s / sigma_t)^2 x_t + (1 - r) alpha_s x0 and
-        variance = (1 - r) sigma_s^2. At T neighbouring steps this is DDPM's posterior (Ho et al. 2020, equation 7).
+        With r = exp(L_t - L_s): mean = r (alpha_s / alpha_t) x_t + (1 - r) alpha_s x0 and variance = (1 - r) sigma_s^2. At T
+        neighbouring steps this is DDPM's posterior (Ho et al. 2020, equation 7).
 
         Args:
           later: the step after t, whose variance stands for the one at s = 0, which vanishes. By default 2 t, the chain's own
             next step where t is its first; of a respaced chain it is the next step that was kept.
         """
-        alpha_s, sigma_s = self._coefficients(s, x_t)
-        alpha_t, sigma_t = self._coefficients(t, x_t)
-        one_minus_r = expand(-jnp.expm1(-self.drop(s, t)), x_t)
-        mean = (alpha_t / alpha_s) * (sigma_s / sigma_t) ** 2 * x_t + one_minus_r * alpha_s * x0
+        alpha_s, alpha_t = self._coefficients(s, x_t)[0], self._coefficients(t, x_t)[0]
+        drop = expand(self.drop(s, t), x_t)
+        from_x_t = jnp.where(alpha_t > 0, jnp.exp(-drop) * alpha_s / jnp.where(alpha_t > 0, alpha_t, 1.0), 0.0)
+        mean = from_x_t * x_t - jnp.expm1(-drop) * alpha_s * x0
         return mean, expand(self._log_variance_bounds(s, t, later)[0], x_t)
 
     def _log_variance_bounds(self, s: Time, t: Time, later: Time | None) -> tuple[jax.Array, jax.Array]:
@@ -236,8 +236,12 @@ class Process:
     def decode(self, output: jax.Array, x_t: Data, t: Time) -> Denoised:
         """Return the network's output [B, ..., C or 2C] as (x0, eps, raw variance channels)."""
         prediction, raw = self.split(output, x_t)
-        x0, eps = self.prediction.decode(prediction, x_t, *self._coefficients(t, x_t))
+        x0, eps = self.decode_prediction(prediction, x_t, t)
         return Denoised(x0, eps, raw, prediction if isinstance(self.prediction, Mu) else None)
+
+    def decode_prediction(self, prediction: Data, x_t: Data, t: Time) -> tuple[Data, Data]:
+        """Return (x0, eps) of a prediction shaped like x_t, without variance channels: the inverse of `target`."""
+        return self.prediction.decode(prediction, x_t, *self._coefficients(t, x_t))
 
     def with_x0(self, denoised: Denoised, x0: Data, x_t: Data, t: Time) -> Denoised:
         """Put in another x0 (guided, say), and derive eps anew so that the two stay consistent with x_t."""

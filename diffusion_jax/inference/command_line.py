@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 
 from diffusion_jax import interrupts, processes, programs
 from diffusion_jax.errors import ConfigError, DiffusionError, check_choice
-from diffusion_jax.files import user_path
+from diffusion_jax.files import user_path, user_paths
 from diffusion_jax.inference import requests
 from diffusion_jax.registry import known
 from diffusion_jax.training import config as configs
@@ -190,7 +189,7 @@ def run_program(
             raise ConfigError(f"unknown argument {argv[1]!r}; see --help")
         programs.configure_logging()
         programs.keep_compiled()
-        values = flags.FLAGS.flag_values_dict()
+        values = user_paths(flags.FLAGS.flag_values_dict())
         programs.join_processes(values, name)
         result = work(values, overrides)
         if processes.is_first():
@@ -211,5 +210,6 @@ def _import_parts(argv: Sequence[str]) -> None:
         if text is argument and before.lstrip("-") != "workdir":
             continue
         for workdir in text.split(","):
-            if (Path(workdir) / "config.json").exists():
+            workdir = user_path(workdir)
+            if (workdir / "config.json").exists():
                 configs.read(workdir)  # imports what the run does

@@ -18,9 +18,11 @@ Images (png, jpeg, webp) must have the size of the run's; --fit shrinks and crop
 image (another ending will do) and its size. A class-conditional model takes --labels, in turn; without them it edits as if
 it had no classes, if it was trained with condition dropout.
 
-Out come 000000.png, 000001.png, ... in the order of the images' names, grid.png with images above results, and edit.json
-with the settings. Image i is the same whatever the batch size. Solver, grid, steps, guidance and threshold are the run's own,
-or what the flags say.
+Out come 000000.png, 000001.png, ... in the order of the images' names, grid.png with images above results, edit.json with the
+settings, and manifest.jsonl with the checksum of every file. Image i is the same whatever the batch size, and an edit that was
+interrupted goes on when the same command is given again. --out is a new folder, an empty one, or one that this command filled:
+a folder that holds any other file is an error, and nothing in it is touched. Solver, grid, steps, guidance and threshold are
+the run's own, or what the flags say.
 
 Exit status: 0, or 2 after one line that says what is wrong.
 """
@@ -28,8 +30,9 @@ Exit status: 0, or 2 after one line that says what is wrong.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +41,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from diffusion_jax import processes
-from diffusion_jax.data.files import fitted, load_image, masked_images, named_files, tile, write_image
+from diffusion_jax.data.files import fitted, load_image, masked_images, named_files, tile
 from diffusion_jax.errors import ConfigError, DataError, check_choice
-from diffusion_jax.files import write_json
+from diffusion_jax.files import user_path
 from diffusion_jax.inference import command_line, requests
 from diffusion_jax.inference.cascade import StageParams
 from diffusion_jax.inference.generator import mesh_of, place_batch
 from diffusion_jax.inference.requests import Requests
 from diffusion_jax.inference.run import Runs, find
+from diffusion_jax.inference.samples import SampleFolder, check_folder
 from diffusion_jax.process import Denoiser
 from diffusion_jax.process.process import gaussian
 from diffusion_jax.registry import build
@@ -55,6 +58,10 @@ from diffusion_jax.sampling import editing, latents
 from diffusion_jax.spec import Spec
 from diffusion_jax.systems import Denoises, Sampling, ability
 from diffusion_jax.training.mesh import replicated
+from diffusion_jax.values import Count, Fraction, Probability, Seed, check_options
+
+_LOG = logging.getLogger("diffusion_jax.edit")
+_RECORD = "edit.json"
 
 METHODS = ("sdedit", "ilvr", "repaint", "interpolate")
 _FLOWS = ("ddim", "euler")
@@ -69,27 +76,21 @@ class Options:
     images: str
     out: str
     masks: str | None = None
-    strength: float = 0.5
-    repeats: int = 1
-    factor: int = 4
-    stop: float = 0.0
-    jump: int = 10
-    resamples: int = 10
-    between: int = 5
+    strength: Fraction = 0.5
+    repeats: Count = 1
+    factor: Count = 4
+    stop: Probability = 0.0
+    jump: Count = 10
+    resamples: Count = 10
+    between: Count = 5
     fit: bool = False
-    seed: int = 0
-    batch_size: int = 16
+    seed: Seed = 0
+    batch_size: Count = 16
     conditioning: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_options(self)
         check_choice("method", self.method, METHODS)
-        if not 0 <= self.strength <= 1:
-            raise ConfigError(f"--strength must lie in [0, 1], got {self.strength:g}: 0 returns the image, 1 forgets it")
-        if not 0 <= self.stop < 1:
-            raise ConfigError(f"--stop must lie in [0, 1), got {self.stop:g}")
-        for field in ("repeats", "factor", "jump", "resamples", "between", "batch_size"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"--{field} must be at least 1, got {getattr(self, field)}")
         if self.method == "repaint" and not self.masks:
             raise ConfigError("--method=repaint needs --masks=DIR: white is drawn anew, black is kept")
         if self.masks and self.method in ("ilvr", "interpolate"):
@@ -103,41 +104,32 @@ def edit(runs: Runs, options: Options) -> Path:
       DiffusionError: bad options or images, before parameters are loaded or anything is compiled.
     """
     system, sampling = _stage(runs, options)
+    check_folder(options.out, "png", system.spec, _RECORD)
     names, images, masks = read_images(options.images, options.masks, system.spec, options.fit)
     wanted = _requests(runs, sampling, options)
     if options.method == "interpolate" and len(images) < 2:
         raise DataError(f"--method=interpolate needs two images at least; {options.images} has {len(images)}")
     if options.method == "ilvr":
         editing.low_pass(jnp.zeros((1, *system.spec.shape)), options.factor)  # a bad factor fails here
-    out = Path(options.out)
+    params, steps = runs.load()
     settings = {
-        **dataclasses.asdict(options),
-        "workdir": runs.runs[0].workdir,
-        "inputs": names,
+        **{name: value for name, value in dataclasses.asdict(options).items() if name not in ("out", "batch_size")},
+        **runs.settings(params, steps)[0],
         "sampling": sampling.settings(),
+        "inputs": names,
+        "pixels": hashlib.sha256(images.tobytes() + (b"" if masks is None else masks.tobytes())).hexdigest(),
     }
-    if processes.is_first():
-        _check_unused(out, settings)
-    (params,), (step,) = runs.load()
-    results = draw(system, params, sampling, options, images, masks, wanted)
-    if processes.is_first():
-        out.mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(results):
-            write_image(out / f"{number:06d}.png", image)
-        write_json(out / "edit.json", {**settings, "checkpoint": step})
-        write_image(out / "grid.png", _picture(images, masks, results, options))
-    return out / "grid.png"
-
-
-def _check_unused(out: Path, settings: dict[str, Any]) -> None:
-    """Raise a `ConfigError` if the directory holds the results of another edit: its files would be left among these."""
-    record = out / "edit.json"
-    if not record.exists():
-        return
-    before = json.loads(record.read_text())
-    before.pop("checkpoint", None)
-    if before != json.loads(json.dumps(settings)):
-        raise ConfigError(f"--out={out} holds the results of another edit: choose another directory")
+    each, firsts = (options.between + 2, len(images) - 1) if options.method == "interpolate" else (1, len(images))
+    picture = lambda results: _picture(images, masks, results, options)  # noqa: E731
+    with SampleFolder(options.out, settings, "png", system.spec, _RECORD) as folder:
+        missing = folder.missing(each * firsts)
+        if len(missing) < each * firsts:
+            _LOG.info("%d of %d results are there already", each * firsts - len(missing), each * firsts)
+        rows = sorted({index // each for index in missing})
+        for done, results in draw(system, params[0], sampling, options, images, masks, wanted, rows):
+            folder.add(np.add.outer(each * done, np.arange(each)).ravel(), results)
+            _LOG.info("%d of %d images are edited", rows.index(done[-1]) + 1, len(rows))
+        return folder.finish(each * firsts, picture=picture, shown=8 * each)
 
 
 def _stage(runs: Runs, options: Options) -> tuple[Any, Sampling]:
@@ -195,8 +187,8 @@ def read_images(folder: str, masks: str | None, spec: Spec, fit: bool) -> tuple[
     Raises:
       DataError: no folder, no images, one of another size than the model's, or a mask that is missing or of another size.
     """
-    files = named_files(Path(folder)).values()
-    found = masked_images(Path(folder), Path(masks)) if masks else ((None, load_image(path), None) for path in files)
+    files = named_files(user_path(folder)).values()
+    found = masked_images(user_path(folder), user_path(masks)) if masks else ((None, load_image(path), None) for path in files)
     images, holes = [], []
     for path, (_, image, mask) in zip(files, found, strict=True):
         if not fit and image.shape[:2] != spec.size:
@@ -232,13 +224,17 @@ def draw(
     images: np.ndarray,
     masks: np.ndarray | None,
     wanted: Requests,
-) -> np.ndarray:
-    """Return the edited images, uint8 [N, H, W, C]; of an interpolation [(N - 1) * (between + 2), H, W, C], pair by pair.
+    rows: Sequence[int],
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (int [n] of `rows`, results uint8 [n, H, W, C]) a batch at a time.
+
+    An interpolation's row i is the pair of images i and i + 1, and gives [n * (between + 2), H, W, C], pair by pair.
 
     Args:
       images: uint8 [N, H, W, C].
       masks: float32 [N, H, W, 1], 1 is to be filled.
       wanted: the conditioning of each image.
+      rows: which images are edited.
     """
     work, key = _METHODS[options.method], named(jax.random.key(options.seed), "edit")
     pairs = options.method == "interpolate"
@@ -257,13 +253,14 @@ def draw(
 
     mesh = mesh_of(params)
     run = jax.jit(run, out_shardings=None if mesh is None else replicated(mesh))
-    done, count = [], len(columns["image"])
-    for start in range(0, count, options.batch_size):
-        indices = np.minimum(np.arange(start, start + options.batch_size), count - 1)  # a short batch repeats its last image
-        rows = {name: column[indices] for name, column in columns.items()}
-        batch = place_batch((rows, wanted(indices), indices), params)
-        done.append(np.asarray(run(params, *batch))[: count - start])
-    return np.concatenate(done).reshape(-1, *images.shape[1:])
+    if len(rows):
+        _LOG.info("Compiling for batches of %d; the first images follow.", options.batch_size)
+    for start in range(0, len(rows), options.batch_size):
+        part = np.asarray(rows[start : start + options.batch_size])
+        indices = np.concatenate([part, np.repeat(part[-1:], options.batch_size - len(part))])  # one program for all batches
+        columns_of = {name: column[indices] for name, column in columns.items()}
+        batch = place_batch((columns_of, wanted(indices), indices), params)
+        yield part, np.asarray(run(params, *batch))[: len(part)].reshape(-1, *images.shape[1:])
 
 
 def _sdedit(denoise: Denoiser, solver: Any, grid: Any, key: jax.Array, rows: Any, indices: Any, given: Options) -> jax.Array:

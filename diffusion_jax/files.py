@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,23 @@ _LOCK = ".writer"
 
 
 def user_path(path: str | os.PathLike) -> Path:
-    """Return a path as a person wrote it, with ~ and ~NAME expanded."""
-    return Path(path).expanduser()
+    """Return a path as a person wrote it, with ~ and ~NAME expanded where there is such a home."""
+    return Path(os.path.expanduser(path))
+
+
+def user_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of flags with ~ and ~NAME expanded in texts that begin so, and in lists of them.
+
+    >>> user_paths({"num": 3, "out": "a~b"})
+    {'num': 3, 'out': 'a~b'}
+    """
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, list):
+            return [expanded(item) for item in value]
+        return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
+
+    return {name: expanded(value) for name, value in values.items()}
 
 
 @contextlib.contextmanager
@@ -82,13 +97,19 @@ def read_json(
 
 
 def read_json_lines(
-    path: Path, what: str, *, check: Callable[[Any], str | None] | None = None, error: type[DiffusionError] = DataError
+    path: Path,
+    what: str,
+    *,
+    check: Callable[[Any], str | None] | None = None,
+    cut_short: Callable[[str], None] | None = None,
+    error: type[DiffusionError] = DataError,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (number from 1, object) of each line of a file that is not blank; a bad line is one error with file and number.
 
     Args:
       what: what a line is, such as "the metadata of an image".
       check: object -> what is wrong with it, or None.
+      cut_short: told in words of a last line that a killed program did not finish, which is then left out and no error.
 
     Raises:
       DataError (or `error`): the file cannot be read, or a line is no JSON object or fails the check.
@@ -101,6 +122,9 @@ def read_json_lines(
                 try:
                     value = json.loads(line)
                 except (ValueError, RecursionError) as cause:
+                    if cut_short and not line.endswith("\n"):
+                        cut_short(f"{path}, line {number}, was cut short, as by a killed program: it is left out")
+                        return
                     raise error(f"{path}, line {number}: not JSON ({_reason(cause)}); {what} is one object a line") from cause
                 problem = None if isinstance(value, dict) else f"a {type(value).__name__}, where {what} is an object"
                 problem = problem or (check and check(value))

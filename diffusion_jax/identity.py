@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -42,6 +44,19 @@ def differences(before: Any, now: Any, path: str = "") -> list[str]:
         pairs = enumerate(zip(before, now, strict=True))
         return [line for number, pair in pairs for line in differences(*pair, f"{path}[{number}]")]
     return [] if before == now else [f"{path} was {before!r}, now {now!r}"]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that numbers depend on."""
+    names = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def code() -> dict[str, str]:
+    """Return a digest of each source file of this package, by its path in it."""
+    root = Path(__file__).parent
+    files = sorted(root.rglob("*.py"))
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in files}
 
 
 def of_data(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ The run must have kept power averages and several checkpoints, such as
 averages over most of the run. --out becomes a run of one checkpoint, which `sample` and `evaluate` take as any other; it is not
 for training. The best width is found by evaluating several (Karras et al. 2024, arXiv 2312.02696).
 
-Exit status: 0, or 2 after one line that says what is wrong.
+Exit status: 0, or 2 after one line that says what is wrong; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.inference import command_line
 from diffusion_jax.training import post_hoc_ema
 
-_LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger("diffusion_jax.post_hoc_ema")
 
 
 def define_flags() -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusion_jax import values
 from diffusion_jax.errors import ConfigError, nearest
+
+PYTHON_OBJECT = "python_object"
+"""The field that stands for a part in records of configurations that were given as Python objects."""
 
 _PARTS: dict[str, dict[str, Callable[..., Any]]] = {}
 
@@ -25,12 +29,22 @@ def register(kind: str, name: str) -> Callable[[Callable[..., Any]], Callable[..
 
     def decorate(part: Callable[..., Any]) -> Callable[..., Any]:
         parts = _PARTS.setdefault(kind, {})
-        if name in parts and _place(parts[name]) != _place(part):
+        if name in parts and not _same(parts[name], part):
             raise ConfigError(f"{kind} {name!r} is registered twice: {' and '.join(map(_place, (parts[name], part)))}")
         parts[name] = part
         return part
 
     return decorate
+
+
+def _same(first: Callable[..., Any], second: Callable[..., Any]) -> bool:
+    """Whether two parts are written in one place, or are copies of one another."""
+    if _place(first) == _place(second):
+        return True
+    try:
+        return inspect.getsource(inspect.unwrap(first)) == inspect.getsource(inspect.unwrap(second))
+    except (OSError, TypeError):
+        return False
 
 
 def _place(part: Callable[..., Any]) -> str:
@@ -68,13 +82,18 @@ def fields(part: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...], 
 def annotations(part: Callable[..., Any]) -> dict[str, Any]:
     """The annotation of each field of a part; `Any` where there is none, or its names are not to be had."""
     written = inspect.unwrap(part)
-    constructor = inspect.unwrap(written.__init__) if inspect.isclass(written) else written
+    if inspect.isclass(written):  # fields may be inherited, from a class of another module
+        names = {
+            name: value for each in reversed(written.__mro__) for name, value in vars(sys.modules[each.__module__]).items()
+        }
+    else:
+        names = getattr(written, "__globals__", {})
     found = {}
     for field, parameter in inspect.signature(part).parameters.items():
         annotation = parameter.annotation
         if isinstance(annotation, str):
             try:
-                annotation = eval(annotation, getattr(constructor, "__globals__", {}))
+                annotation = eval(annotation, names)
             except NameError:  # imported for type checkers only
                 annotation = Any
         found[field] = Any if annotation is parameter.empty else annotation
@@ -124,6 +143,11 @@ def build(kind: str, config: Any, **defaults: Any) -> Any:
     if not isinstance(config, Mapping) and not hasattr(config, "items"):
         return config
     given = {key: value for key, value in config.items()}
+    if PYTHON_OBJECT in given:
+        raise ConfigError(
+            f"this {kind} was given to training as a Python object, {given[PYTHON_OBJECT]}, which no file records: "
+            "open the run from Python, with Run.open(workdir, config=...), or register it and give its name"
+        )
     if "name" not in given:
         raise ConfigError(f"a {kind} needs a 'name' (known: {', '.join(known(kind))}); got the fields {sorted(given)}")
     name = given.pop("name")

@@ -9,9 +9,14 @@ super-resolution run that takes the images of the one before. What a run was con
 degraded images are those of the run's own held-out data.
 
 Out come 000000.png, 000001.png, ... and labels.json (or one samples.npz with --format=npz: arr_0 uint8 [N, H, W, C],
-arr_1 the labels), grid.png with the first 64, and samples.json with the settings. A run that was interrupted continues
-when the same command is given again; --num may grow. Image i is the same whatever the batch size, the number of
-devices, or the interruptions; --seed, and everything else that shapes an image, may not change within one --out.
+arr_1 the labels), grid.png with the first 64, samples.json with the settings, and manifest.jsonl with the checksum of every
+file. A run that was interrupted continues when the same command is given again; --num may grow, but not shrink. Image i is
+the same whatever the batch size, the number of devices, or the interruptions; --seed, and everything else that shapes an
+image, may not change within one --out.
+
+--out is a new folder, an empty one, or one that this command filled. Nothing else is written over or taken for a sample: a
+folder that holds any other file, or a sample that was changed, is an error before anything is loaded. One program at a time
+writes into a folder.
 
 Guidance: --guidance=2 without a classifier (or, in the other convention, --guidance_weight=1), and --negative_labels for
 what it should lead away from; --classifier=DIR --classifier_scale=1 follows a noisy classifier, and then --labels may be
@@ -41,14 +46,15 @@ from absl import flags
 from tqdm import tqdm
 
 from diffusion_jax import processes
-from diffusion_jax.errors import ConfigError
 from diffusion_jax.inference import command_line, requests
 from diffusion_jax.inference.generator import Generator
 from diffusion_jax.inference.requests import Requests
 from diffusion_jax.inference.run import Runs, find
-from diffusion_jax.inference.samples import WRITERS, SampleFolder
+from diffusion_jax.inference.samples import SampleFolder, check_folder
+from diffusion_jax.inference.stores import WRITERS
+from diffusion_jax.values import Count, Seed, check_options
 
-_LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger("diffusion_jax.sample")
 _DEFAULT_NUM = 64
 
 
@@ -61,21 +67,23 @@ class Options:
     """
 
     out: str
-    num: int | None = None
+    num: Count | None = None
     format: str | None = None
-    seed: int = 0
-    batch_size: int = 64
+    seed: Seed = 0
+    batch_size: Count = 64
     conditioning: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 def sample(runs: Runs, options: Options) -> Path:
     """Draw what is missing of the samples asked for, and return the path of their grid.
 
     Raises:
-      DiffusionError: bad options, before parameters are loaded or anything is compiled.
+      DiffusionError: bad options, or a folder that holds other files, before parameters are loaded or anything is compiled.
     """
-    if options.num is not None and options.num < 1:
-        raise ConfigError(f"num must be at least 1, got {options.num}")
+    check_folder(options.out, options.format, runs.cascade.spec)
     asked, suggested = requests.ask(
         runs.cascade.conditioners, runs.runs[0].data, options.num or _DEFAULT_NUM, options.conditioning
     )
@@ -85,12 +93,18 @@ def sample(runs: Runs, options: Options) -> Path:
     settings = {"stages": runs.settings(params, steps), "seed": options.seed, **options.conditioning}
     with SampleFolder(options.out, settings, options.format, runs.cascade.spec) as folder:
         missing = folder.missing(num)
-        if 0 < len(missing) < num:
+        if len(missing) < num:
             _LOG.info("%d of %d samples are there already", num - len(missing), num)
         if missing:
             generator = Generator(runs.cascade, params, seed=options.seed, batch_size=options.batch_size)
             draw(generator, missing, asked, folder)
-        return folder.finish(num, asked.labels(num))
+        shown = folder.finish(num, asked.labels(num))
+    _LOG.info(
+        "To measure them: python -m diffusion_jax.evaluate --samples=%s --workdir=%s --out=DIR",
+        options.out,
+        runs.runs[-1].workdir,
+    )
+    return shown
 
 
 def draw(generator: Generator, indices: Sequence[int], wanted: Requests, folder: SampleFolder) -> float:
@@ -105,7 +119,8 @@ def draw(generator: Generator, indices: Sequence[int], wanted: Requests, folder:
     ended = time.perf_counter()
     later = len(indices) - first_count
     each = (ended - first_done) / later if later else 0.0
-    _LOG.info("%d images in %.1f s (%.1f ms each after the first batch)", len(indices), ended - started, 1e3 * each)
+    speed = f", {1 / each:.1f} images/s after the first batch" if each else ""
+    _LOG.info("%d images in %.1f s%s", len(indices), ended - started, speed)
     return each
 
 
@@ -118,7 +133,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("num", None, f"How many samples; if left out, what --labels asks for, or {_DEFAULT_NUM}.")
     flags.DEFINE_enum("format", None, list(WRITERS["image"]), "One image file each, or one npz; png of images if left out.")
     flags.DEFINE_integer("seed", 0, "Of all noise.")
-    flags.DEFINE_integer("batch_size", 64, "Samples at a time, over all devices.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 64, "Samples at a time, over all devices.")
 
 
 def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:

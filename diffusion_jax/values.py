@@ -35,10 +35,10 @@ class Range:
     def __str__(self) -> str:
         """The range in words, such as "above 0" or "in [0, 1)"."""
         if self.high == math.inf:
-            return f"{'above' if self.open_low else 'at least'} {self.low:g}"
+            return f"{'above' if self.open_low else 'at least'} {self.low:.10g}"
         if self.low == -math.inf:
-            return f"{'below' if self.open_high else 'at most'} {self.high:g}"
-        return f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+            return f"{'below' if self.open_high else 'at most'} {self.high:.10g}"
+        return f"in {'(' if self.open_low else '['}{self.low:.10g}, {self.high:.10g}{')' if self.open_high else ']'}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,8 @@ Count = Annotated[int, Range(1)]
 """A whole number from 1."""
 Natural = Annotated[int, Range(0)]
 """A whole number from 0."""
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+"""A whole number of 32 bits: of larger ones JAX takes the last 32."""
 Positive = Annotated[float, Range(0, open_low=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
@@ -80,6 +82,16 @@ def check(what: str, annotation: Any, value: Any) -> None:
         choices = _choices(annotation)
         hint = nearest(value, choices) if isinstance(value, str) else ""
         raise ConfigError(f"{what} must be {describe(annotation)}, got {value!r}{hint}")
+
+
+def check_options(options: Any) -> None:
+    """Hold every field of a dataclass, the options of a program, to its annotation; the message names it as a flag.
+
+    Raises:
+      ConfigError: a value of another kind or out of range.
+    """
+    for name, annotation in typing.get_type_hints(type(options), include_extras=True).items():
+        check(f"--{name}", annotation, getattr(options, name))
 
 
 def describe(annotation: Any) -> str:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.values import Fraction
 
 LABELS = 9
 """How many numbers tell the network what was done; all are 0 for an image as it is."""
@@ -92,7 +93,7 @@ class NonLeaky:
       ConfigError: a probability outside (0, 1].
     """
 
-    probability: float
+    probability: Fraction
 
     def __post_init__(self) -> None:
         if not 0 < self.probability <= 1:

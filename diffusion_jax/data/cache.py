@@ -11,7 +11,8 @@ import numpy as np
 
 from diffusion_jax.data.sources.base import Example, Source
 from diffusion_jax.data.transforms import Fit
-from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.errors import DataError
+from diffusion_jax.values import NonNegative, check
 
 _LOG = logging.getLogger(__name__)
 _GIB = 2**30
@@ -28,8 +29,7 @@ class Cache:
     """
 
     def __init__(self, gib: float = 1.0) -> None:
-        if not isinstance(gib, int | float) or gib < 0:
-            raise ConfigError(f"data: cache must be a number of GiB from 0, got {gib!r}")
+        check("data: cache", NonNegative, gib)
         self._left, self._gib, self._lock = gib * _GIB, gib, threading.Lock()
         self._fitted: dict[tuple[int, Fit], Fitted] = {}
 
@@ -83,13 +83,28 @@ class Fitted:
 
     def _prepare(self, index: int) -> Example:
         example = dict(self._source[index])
-        label = example.get("label")
-        if label is not None and not 0 <= label < self._source.num_classes:
-            raise DataError(
-                f"example {index} of the source {self._source.name!r} has the label {label}, "
-                f"outside 0 to {self._source.num_classes - 1}"
-            )
+        problem = _problem(example, self._source.num_classes)
+        if problem:
+            raise DataError(f"example {index} of the source {self._source.name!r} {problem}")
         example["image"] = self._fit(example["image"])
         if "mask" in example:
             example["mask"] = dataclasses.replace(self._fit, channels=1)(example["mask"])
         return example
+
+
+def _problem(example: Example, num_classes: int) -> str | None:
+    """What is wrong with a source's example; None if nothing is."""
+    for name in ("image", "mask"):
+        image = example.get(name, None if name == "image" else _EMPTY)
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
+            got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            return f"has the {name} {got}, not uint8 [h, w, c] in 0 to 255"
+    label = example.get("label", 0)
+    if not isinstance(label, int | np.integer) or isinstance(label, bool):
+        return f"has the label {label!r}, not a whole number"
+    if "label" in example and not 0 <= label < num_classes:
+        return f"has the label {label}, outside 0 to {num_classes - 1}"
+    return None
+
+
+_EMPTY = np.zeros((0, 0, 1), np.uint8)

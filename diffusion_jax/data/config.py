@@ -8,6 +8,7 @@ from typing import Any
 
 from diffusion_jax.data.cache import Cache
 from diffusion_jax.data.pipeline import Pipeline
+from diffusion_jax.data.record import Recorded
 from diffusion_jax.data.sources.base import Source
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.registry import build, check_fields
@@ -24,6 +25,7 @@ class Data:
       config: the fields of `Pipeline`, with "source" as a name or {"name": ..., ...}. A source's `test_split` field says what
         stands for "test" where its splits have other names.
       seed: of shuffles, augmentation and degradations.
+      recorded: what the data were; each split is compared with it when it is opened.
 
     Raises:
       ConfigError: no source, or unknown fields. What is wrong with the source itself is found when it is opened.
@@ -34,7 +36,7 @@ class Data:
     (1617, 180, '8x8x1 image', True)
     """
 
-    def __init__(self, config: Mapping[str, Any], *, seed: int = 0) -> None:
+    def __init__(self, config: Mapping[str, Any], *, seed: int = 0, recorded: Recorded | None = None) -> None:
         self.config: dict[str, Any] = dict(config.items())
         fields = dict(self.config)
         self._source = fields.pop("source", None)
@@ -44,6 +46,7 @@ class Data:
         self._fields: dict[str, Any] = {"seed": seed, **fields}
         self._cache = Cache(fields.get("cache", 1.0))
         self._opened: dict[str, Source] = {}
+        self._recorded = recorded
         self._lock = threading.Lock()
 
     @property
@@ -55,12 +58,22 @@ class Data:
         """Return the source of a split: "train" is what the configuration names, "test" is held out.
 
         Raises:
-          ConfigError, DataError: unknown names or fields, or data that cannot be read.
+          ConfigError, DataError: unknown names or fields, or data that cannot be read, or are not those that were recorded.
         """
         with self._lock:
             if split not in self._opened:
-                self._opened[split] = _open(self._source, split)
+                source = _open(self._source, split)
+                if self._recorded is not None:
+                    self._recorded.check(source, split)
+                self._opened[split] = source
             return self._opened[split]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes by label: those recorded, or else those of the training split, which is opened."""
+        if self._recorded is not None:
+            return tuple(self._recorded.description["class_names"])
+        return self.source().class_names
 
     def pipeline(self, split: str = "train", *, host: int = 0, hosts: int = 1, **overrides: Any) -> Pipeline:
         """Return the pipeline of a split.

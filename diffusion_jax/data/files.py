@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import io
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,42 +17,122 @@ from diffusion_jax.errors import DataError
 from diffusion_jax.files import replacing
 from diffusion_jax.spec import Spec
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""Of the image files that are read; of several frames or pages the first."""
+
+MOST_PIXELS = 178_956_970
+"""Of an image; what claims more is refused by its header, before memory is asked for. It is where PIL stops by default."""
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
     """Write a PNG of uint8 [H, W, 1 or 3], whole or not at all."""
     with replacing(path) as temporary:
-        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary, format="png")
+        temporary.write_bytes(png_of(image))
+
+
+def png_of(image: np.ndarray) -> bytes:
+    """Return the PNG file of uint8 [H, W, 1 or 3]."""
+    content = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(content, format="png")
+    return content.getvalue()
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Return the pixels of an image file as they are stored, [H, W, C]."""
+    """Return the pixels of an image file as they are stored, [H, W, C].
+
+    Raises:
+      DataError: more than `MOST_PIXELS`.
+    """
     with Image.open(path) as image:
+        _check_pixels(path, image)
         return np.asarray(image).reshape(image.height, image.width, -1)
 
 
+def size_in_header(path: Path) -> tuple[int, int]:
+    """Return (width, height) of an image file in pixels; it is not decoded.
+
+    Raises:
+      DataError: no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception as error:  # PIL reports damage in many ways
+        raise DataError(f"{path} is corrupt, truncated or not an image ({error}); mend or remove it") from error
+
+
+def listing(root: Path) -> tuple[list[Path], collections.Counter[str]]:
+    """Return the image files below a directory, sorted, and how many other files there are by their endings.
+
+    Hidden files and folders, such as the ._NAME.jpg that macOS leaves on foreign disks, are neither.
+
+    Raises:
+      DataError: a directory that cannot be read.
+    """
+    found, others, waiting = [], collections.Counter(), [os.fspath(root)]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+            waiting += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+            files = [entry.path for entry in entries if entry.is_file()]
+        except OSError as error:
+            raise DataError(f"cannot read the directory {folder}: {error.strerror}") from error
+        for path in files:
+            ending = os.path.splitext(path)[1].lower()
+            if ending in ENDINGS:
+                found.append(path)
+            else:
+                others[ending or "no ending"] += 1
+    return [Path(path) for path in sorted(found, key=lambda path: path.split(os.sep))], others
+
+
 def image_files(root: Path) -> list[Path]:
-    """Return the png, jpeg and webp files below a directory, sorted."""
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+    """Return the image files below a directory, sorted, without hidden ones; see `ENDINGS`."""
+    return listing(root)[0]
+
+
+def _check_pixels(path: Path, image: Image.Image) -> None:
+    if image.width * image.height > MOST_PIXELS:
+        raise DataError(f"{path} has {image.width}x{image.height} pixels, more than {MOST_PIXELS:,}: make it smaller")
 
 
 def load_image(path: Path) -> np.ndarray:
     """Return the pixels of an image file as it is meant to be seen, uint8 [h, w, 1, 3 or 4].
 
+    Grey of 16 bits is scaled to 8 and rounded; colour of 16 bits keeps its upper 8. Palettes, CMYK and the like become RGB,
+    black and white becomes grey, whatever is transparent RGBA.
+
     Raises:
-      DataError: the file is not an image, or is truncated; the message names it.
+      DataError: the file is not an image, is truncated, has more than `MOST_PIXELS`, or values without an agreed range
+        (floating ones, integers beyond 16 bits); the message names it.
     """
     try:
         with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode not in ("L", "RGB", "RGBA"):
-                image = image.convert("RGBA" if "transparency" in image.info or image.mode in ("LA", "PA") else "RGB")
-            return np.asarray(image).reshape(image.height, image.width, -1)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            _check_pixels(path, opened)
+            return _bytes(ImageOps.exif_transpose(opened))
+    except DataError:
+        raise
+    except Exception as error:  # PIL reports damage in many ways
         raise DataError(
             f"{path} is corrupt, truncated or not an image ({error}); mend or remove it, or set skip_corrupt=True"
         ) from error
+
+
+def _bytes(image: Image.Image) -> np.ndarray:
+    """The pixels as they are meant, uint8 [h, w, C]."""
+    if image.mode.startswith("I"):  # whole numbers: I;16, I;16B, and I, as which PIL opens some files of 16 bits
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("its whole numbers lie outside of 16 bits, and have no agreed range: save it with 8 or 16 bits")
+        return ((values + 128) // 257).astype(np.uint8)[..., None]
+    if image.mode == "F":
+        raise ValueError("its values are floating, and have no agreed range: save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    return np.asarray(image).reshape(image.height, image.width, -1)
 
 
 def named_files(folder: Path) -> dict[Path, Path]:
@@ -125,3 +208,34 @@ def beside(sheets: Sequence[np.ndarray], gap: int = 12) -> np.ndarray:
     bar = np.full((sheets[0].shape[0], gap, sheets[0].shape[2]), 255, np.uint8)
     parts = [part for sheet in sheets for part in (bar, sheet)][1:]
     return np.concatenate(parts, axis=1)
+
+
+def by_class(images: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, int | None]:
+    """Arrange images for `tile` so that each row is a class, where labels go round a few classes or are sorted by them.
+
+    Args:
+      images: uint8 [N, H, W, C].
+      labels: int [N], or None.
+
+    Returns:
+      (the images, with white ones where a class has fewer than others; how many to a row), or the images as they are, and None,
+      where there are no labels, one class, more than four times as many classes as images of one, or where more white would
+      come than a quarter of the images.
+
+    >>> images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)
+    >>> arranged, columns = by_class(images, np.array([0, 1, 0, 1, 0, 1]))
+    >>> arranged.ravel().tolist(), columns
+    ([0, 2, 4, 1, 3, 5], 3)
+    """
+    if labels is None:
+        return images, None
+    classes, counts = np.unique(labels, return_counts=True)
+    columns = counts.max()
+    white = len(classes) * columns - len(images)
+    if len(classes) < 2 or columns < 2 or len(classes) > 4 * columns or white > len(images) / 4:
+        return images, None
+    sheet = np.full((len(classes), columns, *images.shape[1:]), 255, np.uint8)
+    for row, label in enumerate(classes):
+        found = images[labels == label]
+        sheet[row, : len(found)] = found
+    return sheet.reshape(-1, *images.shape[1:]), int(columns)

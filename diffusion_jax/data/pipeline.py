@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
-import grain
 import numpy as np
 from absl import flags
 
@@ -17,8 +16,12 @@ from diffusion_jax.data.cache import Cache
 from diffusion_jax.data.sources.base import Example, Source
 from diffusion_jax.data.transforms import Crop, Fit
 from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.lazy import lazy
 from diffusion_jax.registry import build
 from diffusion_jax.spec import Spec
+from diffusion_jax.values import Count, Fraction, Natural, NonNegative
+
+grain = lazy("grain")
 
 Batch = dict[str, Any]
 
@@ -48,13 +51,13 @@ def _finish(example: Example, crop: Crop, rng: np.random.Generator | None) -> Ex
     return {**finished, "image": joined[..., :channels], "mask": joined[..., channels:]}
 
 
-class _Augment(grain.transforms.RandomMap):
+class _Augment:
     """The random part, its generator tied to the example's global position: another one each epoch."""
 
     def __init__(self, crop: Crop, augment: NonLeaky | None, degradation: Degradation | None) -> None:
         self._crop, self._augment, self._degradation = crop, augment, degradation
 
-    def random_map(self, element: Example, rng: np.random.Generator) -> Example:
+    def __call__(self, element: Example, rng: np.random.Generator) -> Example:
         finished = _finish(element, self._crop, rng)
         if self._augment is not None:
             finished["image"], finished["augment"] = self._augment(finished["image"], rng)
@@ -74,7 +77,7 @@ class Pipeline:
       image_size: (height, width) of the images in pixels, or one number for squares.
       batch_size: of the global batch, over all hosts; epochs run together inside a batch.
       channels: 1 or 3.
-      resize, pad: see `Fit`; crop, flip: see `Crop`.
+      resize, pad: see `Fit`; crop, flip: see `Crop`. None, which is how a command line reads none, is the crop "none".
       augment: above 0, the probability of EDM's non-leaky augmentation, see `augment.NonLeaky`: images of training batches
         are then float32 in [-1, 1], and "augment" float32 [b, 9] says what was done to each.
       seed: of shuffles and augmentation.
@@ -92,21 +95,21 @@ class Pipeline:
     """
 
     source: Source
-    image_size: int | tuple[int, int]
-    batch_size: int
-    channels: int = 3
-    resize: str = "area"
-    pad: int = 0
-    crop: str = "center"
+    image_size: Count | tuple[Count, Count]
+    batch_size: Count
+    channels: Literal[1, 3] = 3
+    resize: Literal["area", "bicubic", "bilinear", "adm"] = "area"
+    pad: Natural = 0
+    crop: Literal["center", "random", "zoom", "none"] | None = "center"
     flip: bool = False
-    augment: float = 0.0
-    seed: int = 0
-    host: int = 0
-    hosts: int = 1
-    num_threads: int = 4
-    prefetch: int = 4
-    num_workers: int = 0
-    cache: float | Cache = 1.0
+    augment: Fraction = 0.0
+    seed: Natural = 0
+    host: Natural = 0
+    hosts: Count = 1
+    num_threads: Count = 4
+    prefetch: Natural = 4
+    num_workers: Natural = 0
+    cache: NonNegative | Cache = 1.0
     degradation: Any = None
 
     def __post_init__(self) -> None:
@@ -120,7 +123,7 @@ class Pipeline:
         if self.augment and self.flip:
             raise ConfigError("data: augment flips images itself, and says so: set flip to False")
         augment = NonLeaky(self.augment) if self.augment else None
-        crop = Crop(self.image_size, self.crop, self.flip)
+        crop = Crop(self.image_size, self.crop or "none", self.flip)
         degradation = None if self.degradation is None else build("degradation", self.degradation)
         if degradation is not None and self.augment:
             raise ConfigError("data: degradations are made of plain images: leave augment at 0, or degradation out")

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_jax import __version__, data, identity, processes
+from diffusion_jax.data.record import brief, described, differences
 from diffusion_jax.errors import DataError
 from diffusion_jax.features.extractor import BATCH, Extractor, features_of, limited, one_ahead, own_turns
-from diffusion_jax.metrics.frechet import Gaussian, Moments, add_features, merge_processes
+from diffusion_jax.metrics.frechet import Gaussian, Moments, add_features, merge_processes, warn_if_few
 from diffusion_jax.metrics.statistics_file import (
     Meta,
     Statistics,
@@ -81,6 +82,16 @@ class Reference:
         """Of held-out images: what perfect samples would be like."""
         return None if self.held_out is None else features_of(self.extractor, self.held_out(), limit=_MOST_FEATURES)
 
+    def warn_if_few(self, num: int) -> None:
+        """Log where the real side is too small for the distance of `num` samples to say much."""
+        warn_if_few(self.gaussian(), f"the Frechet distance to {self.name}, a reference")
+        held_out = None if self.held_out_features is None else len(self.held_out_features["pool"])
+        if held_out is not None and held_out < num:
+            _LOG.warning(
+                "The distance of held-out images is that of %d images, and the samples' that of %d: the fewer, the larger. "
+                "Rank one against the other with --num=%d, or with more images held out.", held_out, num, held_out,
+            )  # fmt: skip
+
 
 def from_file(path: str, extractor: Extractor) -> Reference:
     """The reference of a statistics file.
@@ -101,11 +112,21 @@ def from_data(source: data.Data, extractor: Extractor, folder: str | Path | None
     Args:
       source: the run's data; the split "test" is held out.
       folder: where statistics are kept; None keeps none.
+
+    Raises:
+      DataError: the statistics that are kept were made from other data; the difference is shown.
     """
     train, held_out = source.pipeline("train"), source.pipeline("test")
-    described = {"data": identity.of_data(source.config), "extractor": extractor.identity(), "version": 1}
-    path = Path(folder) / f"{identity.digest(described, 12)}.npz" if folder is not None else None
+    made_of = {"data": identity.of_data(source.config), "extractor": extractor.identity(), "version": 1}
+    path = Path(folder) / f"{identity.digest(made_of, 12)}.npz" if folder is not None else None
     statistics, features = _kept(path, extractor), None
+    if statistics is not None and statistics.meta is not None and statistics.meta.data is not None:
+        changed = differences(statistics.meta.data, described(train.source))
+        if changed:
+            raise DataError(
+                f"the reference statistics kept in {path} were made from other data: {'; '.join(changed)}; put them back, or "
+                "remove the file to compute it anew"
+            )
     if statistics is None:
         if len(train) <= _MOST_FEATURES:  # one pass for both
             features = features_of(extractor, images_of(train))
@@ -177,7 +198,7 @@ def statistics_of(
     }  # fmt: skip
     meta = Meta(
         dataset=pipeline.source.name, split=split, count=moments["pool"].count,
-        made_by=f"diffusion_jax {__version__}", **extractor.identity(),
+        made_by=f"diffusion_jax {__version__}", data=brief(described(pipeline.source, split)), **extractor.identity(),
     )  # fmt: skip
     kept = np.concatenate(list(images_of(pipeline, min(limit or _KEPT_IMAGES, _KEPT_IMAGES)))) if images else None
     return Statistics.from_moments(moments["pool"], meta, spatial=moments.get("spatial"), images=kept)

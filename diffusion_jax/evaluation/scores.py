@@ -46,6 +46,7 @@ def fid(inputs: MetricInputs) -> dict[str, Any]:
     name, level = _distance_name(inputs), inputs.settings.level
     real = reference.gaussian()
     warn_if_few(metrics.moments_of(rows))
+    reference.warn_if_few(len(rows))
     interval = metrics.frechet_interval(rows, real, level=level)
     found: dict[str, Any] = {name: interval.value, f"{name}_interval": [interval.low, interval.high]}
     if len(rows) >= 1000:

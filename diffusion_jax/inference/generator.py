@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from jax.sharding import Mesh, NamedSharding
 from diffusion_jax.inference.cascade import Cascade, StageParams
 from diffusion_jax.rng import named
 from diffusion_jax.training import mesh as meshes
+
+_LOG = logging.getLogger(__name__)
 
 RequestRows = Callable[[np.ndarray], dict[str, np.ndarray]]
 """Sample indices int [N] -> their conditioning, [N, ...] each."""
@@ -59,7 +62,7 @@ class Generator:
         self.cascade, self._rows = cascade, meshes.batch_sharding(mesh)
         shards = meshes.batch_shards(mesh)
         self.batch_size = -(-batch_size // shards) * shards
-        self._params = on_mesh(list(params), mesh)
+        self._params, self._began = on_mesh(list(params), mesh), False
 
         def sample(params: Any, request: Any, indices: jax.Array) -> list[jax.Array]:
             images = cascade.sample(params, named(jax.random.key(seed), "sample"), request, indices)
@@ -80,6 +83,9 @@ class Generator:
             part = np.asarray(indices[start : start + self.batch_size], np.int32)
             request = requests(part)
             self.cascade.check_request(request)
+            if not start and not self._began:
+                self._began = True
+                _LOG.info("Compiling for batches of %d; the first images follow.", self.batch_size)
             images = self._sample(*self._arguments(part, request))
             if waiting is not None:
                 yield _fetch(*waiting)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import data, identity, systems
+from diffusion_jax import data, files, identity, systems
 from diffusion_jax.errors import CheckpointError, ConfigError
 from diffusion_jax.inference import requests
 from diffusion_jax.inference.cascade import Cascade, Stage, StageParams, previous_of
@@ -20,8 +20,8 @@ from diffusion_jax.inference.generator import Generator
 from diffusion_jax.registry import check_fields
 from diffusion_jax.systems import Classifies, Samples, Sampling, ability
 from diffusion_jax.training import config as configs
+from diffusion_jax.training import data_record, finished_steps, frozen
 from diffusion_jax.training import ema as emas
-from diffusion_jax.training import finished_steps, frozen
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training.checkpoints import restore_weights
 
@@ -38,17 +38,30 @@ class Run:
       workdir: of the run.
       overrides: dotted fields of the configuration to replace, such as {"sampling.steps": 10}.
       mesh: sizes of "data", "fsdp" and "tensor"; the run's own where they fit the devices that are here, else all for "data".
+      config: the recipe that the run was trained with, where parts of it are Python objects, which config.json cannot hold.
 
     Raises:
       CheckpointError: there is no run, or it cannot be read.
-      ConfigError: overrides of what does not exist.
+      ConfigError: overrides of what does not exist, or another run's recipe.
     """
 
     def __init__(
-        self, workdir: str | os.PathLike, overrides: Mapping[str, Any] | None = None, mesh: Mapping[str, int] | None = None
+        self,
+        workdir: str | os.PathLike,
+        overrides: Mapping[str, Any] | None = None,
+        mesh: Mapping[str, int] | None = None,
+        *,
+        config: Any = None,
     ) -> None:
-        self.workdir = os.fspath(workdir)
-        self.config = configs.apply_overrides(configs.read(workdir), overrides)
+        self.workdir = os.fspath(files.user_path(workdir))
+        found = configs.read(self.workdir)
+        if config is not None:
+            config = configs.complete(config)
+            changed = configs.difference(found, configs.recorded(config))
+            if changed:
+                raise ConfigError(f"{self.workdir} was trained with another recipe. There -> here: {'; '.join(changed)}")
+        self.config = configs.apply_overrides(found if config is None else config, overrides)
+        self._other_data = any(path == "data" or path.startswith("data.source") for path in overrides or {})
         self._mesh = mesh
         self._pipelines: dict[str, data.Pipeline] = {}
         self._others: dict[str, Run] = {}
@@ -56,10 +69,15 @@ class Run:
 
     @classmethod
     def open(
-        cls, workdir: str | os.PathLike, overrides: Mapping[str, Any] | None = None, mesh: Mapping[str, int] | None = None
+        cls,
+        workdir: str | os.PathLike,
+        overrides: Mapping[str, Any] | None = None,
+        mesh: Mapping[str, int] | None = None,
+        *,
+        config: Any = None,
     ) -> Run:
         """Open a run; see `Run`."""
-        return cls(workdir, overrides, mesh)
+        return cls(workdir, overrides, mesh, config=config)
 
     @functools.cached_property
     def system(self) -> Any:
@@ -68,8 +86,9 @@ class Run:
 
     @functools.cached_property
     def data(self) -> data.Data:
-        """The splits of the run's data, each opened once."""
-        return data.Data(self.config["data"], seed=self.config["seed"])
+        """The splits of the run's data, each opened once, and held against what they were in training."""
+        recorded = None if self._other_data else data_record.read(self.workdir)
+        return data.Data(self.config["data"], seed=self.config["seed"], recorded=recorded)
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
@@ -203,8 +222,9 @@ class Runs:
         """Join opened runs; see `find`, which has the arguments."""
         count = len(runs)
         given = {field: per_stage(field, values, count) for field, values in (sampling or {}).items()}
-        check_fields("sampling", Sampling, given)
         chosen = [{field: values[number] for field, values in given.items()} for number in range(count)]
+        for each in chosen:
+            check_fields("sampling", Sampling, each)
         stages = [_stage(run, chosen[number], number) for number, run in enumerate(runs)]
         return cls(list(runs), Cascade(stages), per_stage("step", checkpoints, count))
 

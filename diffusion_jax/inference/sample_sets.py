@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import logging
 import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,11 @@ from PIL import Image
 
 from diffusion_jax.data.files import read_image
 from diffusion_jax.errors import DataError
+from diffusion_jax.files import read_json, user_path
+from diffusion_jax.inference import manifest
+from diffusion_jax.inference.stores import NpzStore, PngStore
 
-_LOG = logging.getLogger(__name__)
-
+_RECORDS = ("samples.json", "edit.json")
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _DAMAGED = (OSError, SyntaxError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 _UNREADABLE = (*_DAMAGED, Image.DecompressionBombError)
@@ -84,21 +84,20 @@ def from_arrays(images: np.ndarray, labels: np.ndarray | None = None, name: str 
 def open_samples(path: str | os.PathLike) -> SampleSet:
     """The images of a folder (png, jpeg, webp, bmp, in sub-folders too) or of an npz (arr_0, and arr_1 for labels).
 
-    Folders and files of `diffusion_jax.sample` are known by their samples.json, and must be complete. Labels are those of
-    labels.json, or of arr_1.
+    Folders of `diffusion_jax.sample` and `diffusion_jax.edit` are known by their record of settings, and must be complete and
+    as they were written. Labels are those of labels.json, or of arr_1.
 
     Raises:
       DataError: nothing there, no images, images of several sizes, of 16 bits, with alpha or of floating numbers, a damaged
-        file, a folder whose sampling was interrupted; the message names the file.
+        file, a folder whose sampling was interrupted or whose files were changed since; the message names the file.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.exists():
         raise DataError(f"no samples at {path}: it does not exist")
-    if path.is_dir() and (path / "samples.json").exists() and _settings(path).get("format") == "npz":
-        if (path / "parts").exists() or not (path / "samples.npz").exists():
-            raise _interrupted(path)
-        path = path / "samples.npz"
-    return _open_folder(path) if path.is_dir() else _open_npz(path)
+    if not path.is_dir():
+        return _open_npz(path)
+    record = next((name for name in _RECORDS if (path / name).exists()), None)
+    return _open_folder(path) if record is None else _open_own(path, record)
 
 
 def count_duplicates(samples: SampleSet, limit: int | None = None) -> int:
@@ -111,45 +110,68 @@ def count_duplicates(samples: SampleSet, limit: int | None = None) -> int:
     return total - len(seen)
 
 
-def _interrupted(path: Path) -> DataError:
-    return DataError(f"sampling into {path} was interrupted: give the same sample command again to complete it")
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads((path / "samples.json").read_text())
-    except ValueError as error:
-        raise DataError(f"{path / 'samples.json'} is damaged ({error}); sample again into another folder") from error
-
-
 def _natural(path: Path) -> list[Any]:
     """Sorts img2 before img10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.as_posix())]
 
 
+def _open_own(path: Path, record: str) -> SampleSet:
+    """The samples of this library's programs."""
+    count, sums = manifest.completed(path, record)
+    names = [PngStore.name(index) for index in range(count)]
+    if names[0] not in sums:
+        _check_own(path / NpzStore.WHOLE, sums)
+        return _open_npz(path / NpzStore.WHOLE)
+    for name in names:
+        if not (path / name).exists():
+            raise DataError(f"{path / name} is missing: give the same command again to make it")
+    labels = None
+    if "labels.json" in sums:
+        _check_own(path / "labels.json", sums)
+        labels = np.asarray(read_json(path / "labels.json", f"the labels of {count} samples", list, check=_labels_of(count)))
+
+    def read_file(file: Path) -> np.ndarray:
+        _check_own(file, sums)
+        return _read_file(file)
+
+    return _of_files(path, [path / name for name in names], read_file, labels)
+
+
+def _labels_of(count: int) -> Callable[[Any], str | None]:
+    return lambda found: (
+        None if len(found) == count and all(type(x) is int for x in found) else f"{count} whole numbers are needed"
+    )
+
+
+def _check_own(file: Path, sums: Mapping[str, set[str]]) -> None:
+    """Raise a `DataError` unless a file is as it was written."""
+    try:
+        good = manifest.checksum(file) in sums.get(file.name, ())
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror}): give the same command again to make it") from error
+    if not good:
+        raise DataError(f"{file} is not as it was written: remove it, and give the same command again to make it")
+
+
 def _open_folder(path: Path) -> SampleSet:
-    ours = (path / "samples.json").exists()
     files = sorted((p for p in path.rglob("*") if p.suffix.lower() in _ENDINGS and not p.name.startswith(".")), key=_natural)
-    if ours:
-        files = [file for file in files if re.fullmatch(r"\d{6,}\.png", file.name)]
-        numbers = [int(file.stem) for file in files]
-        if not (path / "grid.png").exists() or numbers != list(range(len(numbers))):
-            raise _interrupted(path)
     if not files:
         raise DataError(f"no images in {path}: looked for {', '.join(_ENDINGS)} in it and in its sub-folders")
-    shape = _read_file(files[0]).shape
+    return _of_files(path, files, _read_file, None)
+
+
+def _of_files(path: Path, files: list[Path], read_file: Callable[[Path], np.ndarray], labels: np.ndarray | None) -> SampleSet:
+    shape = read_file(files[0]).shape
 
     def read() -> Iterator[np.ndarray]:
         for start in range(0, len(files), 64):
-            images = [_read_file(file) for file in files[start : start + 64]]
+            images = [read_file(file) for file in files[start : start + 64]]
             for file, image in zip(files[start : start + 64], images, strict=True):
                 if image.shape != shape:
                     raise DataError(f"{file} is {_size(image.shape)}, but {files[0]} is {_size(shape)}: all must agree")
             yield np.stack(images)
 
-    labels = path / "labels.json"
-    found = np.asarray(json.loads(labels.read_text())) if ours and labels.exists() else None
-    return SampleSet(str(path), len(files), shape, read, found)
+    return SampleSet(str(path), len(files), shape, read, labels)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
-import zipfile
-import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,61 +15,56 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax import processes
-from diffusion_jax.data.files import read_image, tile, write_image
+from diffusion_jax.data.files import by_class, png_of, tile
 from diffusion_jax.errors import ConfigError, DataError, check_choice
-from diffusion_jax.files import replacing, write_json
-from diffusion_jax.identity import differences
+from diffusion_jax.files import only_writer, user_path
+from diffusion_jax.inference.manifest import Manifest
+from diffusion_jax.inference.stores import writers_of
 from diffusion_jax.spec import Spec
 
 _PENDING = 8  # batches waiting to be written before the sampler is held up
 _GRID = 64  # samples on the grid
+RECORD = "samples.json"
 
 
 class SampleFolder:
-    """Samples by index, written in the background; `samples.json` records the settings.
+    """Samples by index, written in the background; `samples.json` records the settings, manifest.jsonl every file.
 
-    Where there are several processes all must use it alike; the first one writes, and all see the same files at the end.
+    One program at a time writes into it. Where there are several processes all must use it alike; the first one writes, and
+    all see the same files at the end.
 
     Args:
-      path: the folder; made if need be.
+      path: the folder; made if need be. It must be empty, or one of these settings.
       settings: what determines the samples, as JSON data.
-      format: one of the formats of the samples' kind in `WRITERS`; the first by default.
+      format: one of the formats of the samples' kind in `stores.WRITERS`; the first by default.
       spec: of a sample.
+      record: name of the file of settings.
 
     Raises:
       ConfigError: the folder holds samples of other settings (the difference is shown), or an unknown format.
-      DataError: the folder cannot be read or written.
+      DataError: the folder holds other files, another program writes it, or it cannot be read or written.
     """
 
-    def __init__(self, path: str | os.PathLike, settings: Mapping[str, Any], format: str | None, spec: Spec) -> None:
-        writers = WRITERS.get(spec.kind, _ANYTHING)
-        format = format or next(iter(writers))
-        check_choice(f"format of {spec.kind} samples", format, writers)
-        self.path, self._spec = Path(path), spec
-        settings = json.loads(json.dumps({**settings, "format": format, "shape": spec.shape, "kind": spec.kind}))
-        self._store, self._pool = writers[format](self.path, spec.shape), None
+    def __init__(
+        self, path: str | os.PathLike, settings: Mapping[str, Any], format: str | None, spec: Spec, record: str = RECORD
+    ) -> None:
+        format = _format(format, spec)
+        self.path, self._spec = user_path(path), spec
+        self._settings = json.loads(json.dumps({**settings, "format": format, "shape": spec.shape, "kind": spec.kind}))
+        self._manifest = Manifest(self.path, record)
+        self._store: Any = writers_of(spec.kind)[format](self._manifest, spec.shape)
+        self._pool: ThreadPoolExecutor | None = None
         self._pending: deque[Future] = deque()
-        if not processes.is_first():
-            return
-        self._check_settings(settings)
-        with self._writing():
-            self._store.make()
-            write_json(self.path / "samples.json", settings)
-        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="write samples")
+        self._locked = contextlib.ExitStack()
+        processes.by_first(self._claim)
 
-    def _check_settings(self, settings: Mapping[str, Any]) -> None:
-        recorded = self.path / "samples.json"
-        if not recorded.exists():
-            return
-        try:
-            before = json.loads(recorded.read_text())
-        except ValueError as error:
-            raise DataError(f"{recorded} is not readable: remove that folder, or choose another one") from error
-        changes = differences(before, settings)
-        if changes:
-            raise ConfigError(
-                f"{self.path} holds samples of other settings: {'; '.join(changes)}; choose another folder, or remove it"
-            )
+    def _claim(self) -> None:
+        self._manifest.check()  # before a lock is put there
+        with contextlib.ExitStack() as locked, self._writing():
+            locked.enter_context(only_writer(self.path, "drawing samples"))
+            self._manifest.claim(self._settings)
+            self._locked = locked.pop_all()
+        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="write samples")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -80,9 +74,29 @@ class SampleFolder:
             raise DataError(f"cannot write samples to {self.path}: {error.strerror or error}") from error
 
     def missing(self, num: int) -> list[int]:
-        """Return those of the first `num` samples that are not on disk, or not intact, in order."""
-        there = self._store.intact(num) if processes.is_first() else set()
-        return processes.agreed([index for index in range(num) if index not in there])
+        """Return those of the first `num` samples that are not on disk, in order; those that are there are read and checked.
+
+        Raises:
+          ConfigError: there are more than `num`.
+          DataError: a file is not as it was written.
+        """
+        return processes.by_first(lambda: self._missing(num))
+
+    def _missing(self, num: int) -> list[int]:
+        with self._writing():
+            self._manifest.scan()
+        there = self._there()
+        if there and max(there) >= num:
+            raise ConfigError(
+                f"{self.path} holds {max(there) + 1} samples, more than the {num} asked for: "
+                f"give --num={max(there) + 1} or more, or choose another folder"
+            )
+        return [index for index in range(num) if index not in there]
+
+    def _there(self) -> set[int]:
+        """The samples that are on disk."""
+        lines = [line for line in self._manifest.intact.values() if "first" in line]
+        return {index for line in lines for index in range(line["first"], line["first"] + line["count"])}
 
     def add(self, indices: np.ndarray, samples: np.ndarray) -> None:
         """Write samples [N, ...] in the background; waits only when the disk is far behind.
@@ -105,194 +119,80 @@ class SampleFolder:
         while self._pending:
             self._result(self._pending.popleft())
 
-    def finish(self, num: int, labels: np.ndarray | None = None) -> Path:
+    def finish(
+        self,
+        num: int,
+        labels: np.ndarray | None = None,
+        picture: Callable[[np.ndarray], np.ndarray] | None = None,
+        shown: int = _GRID,
+    ) -> Path:
         """Wait for the writers, join what is to be joined, draw the grid of images.
 
         Args:
           labels: int [num], recorded beside the samples.
+          picture: of the first samples uint8 [N, H, W, C] -> uint8 [h, w, C]; by default a grid with a class to a row
+            where labels go round a few, else a square one.
+          shown: how many samples the picture shows at most.
 
         Returns:
           The path of the grid, or of the folder where samples are no pictures.
+
+        Raises:
+          DataError: what is on disk is not samples 0 to num - 1, or the disk is full.
         """
-        picture = self.path / "grid.png"
         if self._pool is not None:
             self.flush()
             with self._writing():
+                there = self._there()
+                if there != set(range(num)):
+                    odd = min(there.symmetric_difference(range(num)))
+                    raise DataError(f"{self.path}: sample {odd} is {'missing' if odd < num else f'beyond the {num} asked for'}")
                 self._store.finish(num, labels)
                 if self._spec.kind == "image":
-                    first = self._store.read(min(num, _GRID))
-                    write_image(picture, tile(first, scale=max(1, 64 // first.shape[1])))
+                    drawn = (picture or functools.partial(_grid, labels))(self._store.read(min(num, shown)))
+                    self._manifest.put([("grid.png", png_of(drawn), {})])
+                self._manifest.complete(num)
         processes.barrier(f"samples in {self.path}")
-        return picture if self._spec.kind == "image" else self.path
+        return self.path / "grid.png" if self._spec.kind == "image" else self.path
 
-    def close(self) -> None:
-        """Let the writers end; what was added but not yet written is written."""
+    def close(self, *, now: bool = False) -> None:
+        """Let the writers end, and the folder go; what was added but not yet written is written, or with `now` dropped."""
         if self._pool is not None:
-            self._pool.shutdown(wait=True)
+            self._pool.shutdown(wait=True, cancel_futures=now)
+        self._locked.close()
 
     def __enter__(self) -> SampleFolder:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(now=kind is not None)
 
 
-_DAMAGED = (OSError, SyntaxError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
-"""How PIL, numpy and zipfile report files that are not what they should be."""
-
-_BLOCK = 1024  # rows in memory at a time when parts are joined
-
-
-class PngStore:
-    """`000000.png`, `000001.png`, ..., and `labels.json` when all are there."""
-
-    def __init__(self, folder: Path, shape: tuple[int, ...]) -> None:
-        self.folder, self.shape = folder, shape
-
-    def make(self) -> None:
-        """Make the folder."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def path(self, index: int) -> Path:
-        """Where a sample lies."""
-        return self.folder / f"{index:06d}.png"
-
-    def intact(self, num: int) -> set[int]:
-        """Which of the first `num` samples are there, read and checked."""
-        names = {entry.name for entry in os.scandir(self.folder)}
-        candidates = [index for index in range(num) if self.path(index).name in names]
-        with ThreadPoolExecutor() as pool:
-            verdicts = pool.map(self._is_intact, candidates)
-            return {index for index, good in zip(candidates, verdicts, strict=True) if good}
-
-    def _is_intact(self, index: int) -> bool:
-        try:
-            return read_image(self.path(index)).shape == self.shape
-        except _DAMAGED:
-            return False
-
-    def write(self, indices: np.ndarray, samples: np.ndarray) -> None:
-        """Write samples."""
-        for index, image in zip(indices, samples, strict=True):
-            write_image(self.path(int(index)), image)
-
-    def finish(self, num: int, labels: np.ndarray | None) -> None:
-        """Record the labels of all samples."""
-        if labels is not None:
-            write_json(self.folder / "labels.json", np.asarray(labels).tolist())
-
-    def read(self, num: int) -> np.ndarray:
-        """The first `num` samples, uint8 [num, H, W, C]."""
-        return np.stack([read_image(self.path(index)) for index in range(num)])
+def _grid(labels: np.ndarray | None, images: np.ndarray) -> np.ndarray:
+    arranged = by_class(images, None if labels is None else np.asarray(labels)[: len(images)])
+    return tile(*arranged, scale=max(1, 64 // images.shape[1]))
 
 
-class NpzStore:
-    """`samples.npz` with arr_0 [N, ...] and arr_1 int [N]; while it grows, runs of samples under `parts/`."""
+def check_folder(path: str | os.PathLike, format: str | None, spec: Spec, record: str = RECORD) -> None:
+    """Raise what `SampleFolder` would, as far as it can be known before the settings are; no folder is made.
 
-    def __init__(self, folder: Path, shape: tuple[int, ...]) -> None:
-        self.folder, self.shape = folder, shape
+    Raises:
+      ConfigError: an unknown format.
+      DataError: the folder holds other files, another program writes it, or it cannot be read or written.
+    """
+    _format(format, spec)
+    folder = user_path(path)
 
-    def make(self) -> None:
-        """Make the folder, and that of parts."""
-        self.parts.mkdir(parents=True, exist_ok=True)
+    def look() -> None:
+        Manifest(folder, record).check()
+        if folder.exists():
+            with only_writer(folder, "about to draw samples"):
+                pass
 
-    @property
-    def parts(self) -> Path:
-        """The folder of parts, each of consecutive samples and named by its first."""
-        return self.folder / "parts"
-
-    @property
-    def whole(self) -> Path:
-        """The joined file."""
-        return self.folder / "samples.npz"
-
-    def _joined(self) -> tuple[int, np.dtype]:
-        """(how many samples the joined file holds, 0 if it is not there or damaged; their dtype)."""
-        nothing = 0, np.dtype(np.uint8)
-        if not self.whole.exists():
-            return nothing
-        try:
-            with zipfile.ZipFile(self.whole) as archive:
-                if archive.testzip() is not None:
-                    return nothing
-                with archive.open("arr_0.npy") as file:
-                    shape, dtype = _header(file)
-        except _DAMAGED:
-            return nothing
-        return (shape[0], dtype) if shape[1:] == self.shape else nothing
-
-    def _intact_parts(self) -> dict[Path, range]:
-        """The readable parts in order of their samples, which do not overlap."""
-        found = {}
-        for path in sorted(self.parts.glob("*.npz")):
-            try:
-                with np.load(path) as part:  # reading checks the sums
-                    shape = part["images"].shape
-            except _DAMAGED:
-                continue  # its samples are drawn again
-            if shape[1:] == self.shape:
-                first = int(path.stem)
-                found[path] = range(first, first + shape[0])
-        return found
-
-    def intact(self, num: int) -> set[int]:
-        """Which samples are there, read and checked."""
-        return set(range(self._joined()[0])).union(*self._intact_parts().values())
-
-    def write(self, indices: np.ndarray, samples: np.ndarray) -> None:
-        """Write samples, a part for each run of consecutive ones."""
-        breaks = np.flatnonzero(np.diff(indices) != 1) + 1
-        for rows in np.split(np.arange(len(indices)), breaks):
-            with replacing(self.parts / f"{int(indices[rows[0]]):09d}.npz") as temporary:
-                with open(temporary, "wb") as file:
-                    np.savez(file, images=samples[rows])
-
-    def finish(self, num: int, labels: np.ndarray | None) -> None:
-        """Join all parts, a block at a time, and remove them."""
-        parts, (joined, dtype) = self._intact_parts(), self._joined()
-        total = max([joined, *(span.stop for span in parts.values())])
-        for path in list(parts)[:1]:
-            with np.load(path) as part:
-                dtype = part["images"].dtype
-        if parts or not self.whole.exists():
-            with replacing(self.whole) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-                with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-                    header = {"descr": dtype.str, "fortran_order": False, "shape": (total, *self.shape)}
-                    np.lib.format.write_array_header_1_0(file, header)
-                    for block in self._joined_blocks(joined):
-                        file.write(block.tobytes())
-                    for path in parts:
-                        with np.load(path) as part:
-                            file.write(part["images"].tobytes())
-                if labels is not None:
-                    with archive.open("arr_1.npy", "w") as file:
-                        np.lib.format.write_array(file, np.asarray(labels))
-        for path in self.parts.iterdir():
-            path.unlink()
-        self.parts.rmdir()
-
-    def _joined_blocks(self, count: int) -> Iterator[np.ndarray]:
-        """The first `count` rows of the joined file."""
-        if not count:
-            return
-        with zipfile.ZipFile(self.whole) as archive, archive.open("arr_0.npy") as file:
-            dtype = _header(file)[1]
-            for start in range(0, count, _BLOCK):
-                shape = (min(_BLOCK, count - start), *self.shape)
-                yield np.frombuffer(file.read(int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
-
-    def read(self, num: int) -> np.ndarray:
-        """Return the first `num` samples of the joined file, [num, ...]."""
-        return np.concatenate(list(self._joined_blocks(num)))
+    processes.by_first(look)
 
 
-def _header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
-    """(shape, dtype) in the header of an open .npy file, which is left at its data."""
-    np.lib.format.read_magic(file)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    return shape, dtype
-
-
-_ANYTHING: dict[str, Any] = {"npz": NpzStore}
-WRITERS: dict[str, dict[str, Any]] = {"image": {"png": PngStore, "npz": NpzStore}}
-"""The formats in which samples of a kind are written, the usual one first; other kinds are written as npz."""
+def _format(format: str | None, spec: Spec) -> str:
+    format = format or next(iter(writers_of(spec.kind)))
+    check_choice(f"format of {spec.kind} samples", format, writers_of(spec.kind))
+    return format

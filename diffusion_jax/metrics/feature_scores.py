@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special
 
 from diffusion_jax.errors import ConfigError, DataError, check_choice
+from diffusion_jax.lazy import lazy
 from diffusion_jax.metrics.frechet import feature_rows, same_width
+
+special = lazy("scipy.special")
 
 
 class Score(NamedTuple):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from diffusion_jax.errors import DataError
+from diffusion_jax.lazy import lazy
 from diffusion_jax.systems.conditioners.low_res import downsample
+
+ndimage = lazy("scipy.ndimage")
 
 _BATCH = 64
 _SIGMA, _RADIUS = 1.5, 5  # of the window: 11 pixels a side

@@ -9,8 +9,6 @@ import hashlib
 import json
 import logging
 import pickle
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.errors import DataError
-from diffusion_jax.files import replacing
+from diffusion_jax.files import replacing, user_path
 from diffusion_jax.metrics.frechet import Gaussian, Moments
+from diffusion_jax.npz import MOST_BYTES, read_npz
 
 _LOG = logging.getLogger(__name__)
 
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 _FORMAT = 1
+_META = {"count": int | None, "data": dict | None}  # the kinds of the fields of `Meta` that are no texts
 _IDENTITY = ("network", "preprocessing", "checksum")
 _ROUNDING = 1e-6  # of a covariance, relative to its largest entry: some files hold float32
 
@@ -41,6 +40,7 @@ class Meta:
       network: the extractor's name.
       checksum: sha256 of the network's weights.
       made_by: the program and its version.
+      data: what the images were, as `data.record.brief` describes them.
     """
 
     dataset: str = ""
@@ -50,6 +50,7 @@ class Meta:
     network: str = ""
     checksum: str = ""
     made_by: str = ""
+    data: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,7 +111,7 @@ def write_statistics(path: str | Path, statistics: Statistics) -> None:
     Raises:
       DataError: NaN or shapes that do not fit together, another ending than .npz, or a path that cannot be written.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix != ".npz":
         raise DataError(f"statistics are written as .npz, not as {path.name}")
     _check(statistics, path)
@@ -140,10 +141,11 @@ def read_statistics(path: str | Path, *, images: bool = True, entry: str = "fid"
       DataError: a file that is missing, truncated, empty, of another layout or changed since it was written; NaN, or
         shapes that do not fit together.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.exists():
         raise DataError(f"there is no statistics file {path}; make one with python -m diffusion_jax.reference_stats")
-    arrays = load_entry(path, entry) if path.suffix == ".pkl" else _read_npz(path, images)
+    known = {*_NAMES, "meta"} - (set() if images else {"arr_0"})
+    arrays = load_entry(path, entry) if path.suffix == ".pkl" else read_npz(path, "statistics", wanted=known.__contains__)
     text = arrays.pop("meta", None)
     missing = sorted({"mu", "sigma"} - set(arrays))
     if missing:
@@ -199,28 +201,17 @@ def _listed(identity: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in named.items())
 
 
-def _read_npz(path: Path, images: bool) -> dict[str, np.ndarray]:
-    """The entries that are known, and meta; reading checks the sums of the archive."""
-    try:
-        opened = np.load(path)
-        if not isinstance(opened, np.lib.npyio.NpzFile):
-            raise DataError(f"{path} is a single array, no file of statistics with mu and sigma")
-        with opened as file:
-            names = [name for name in (*_NAMES, "meta") if name in file.files and (images or name != "arr_0")]
-            return {name: file[name] for name in names}
-    except DataError:
-        raise
-    except _DAMAGED as error:
-        raise DataError(f"{path} cannot be read as statistics, it may be truncated or empty: {error}") from error
-
-
 def _described(text: np.ndarray, arrays: Mapping[str, np.ndarray], images: bool, path: Path) -> Meta:
     """What a file of ours says of itself, its arrays compared with their checksums."""
     try:
         described = json.loads(str(text))
         sums = dict(described["arrays_sha256"])
-        meta = Meta(**{field.name: described[field.name] for field in dataclasses.fields(Meta)})
-    except (TypeError, KeyError, ValueError) as error:
+        given = {"data": None, **described}  # which files of release 0.1.0 do not have
+        meta = Meta(**{field.name: given[field.name] for field in dataclasses.fields(Meta)})
+        for name, value in dataclasses.asdict(meta).items():
+            if not isinstance(value, _META.get(name, str)):
+                raise ValueError(f"{name} is {value!r}")
+    except (TypeError, KeyError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: the entry 'meta' is not what this library writes ({error!r})") from error
     wanted = {name for name in sums if images or name != "arr_0"}
     wrong = [name for name in sorted(wanted | set(arrays)) if name not in arrays or sums.get(name) != _digest(arrays[name])]
@@ -256,7 +247,13 @@ def _check(statistics: Statistics, path: Path) -> None:
         raise DataError(f"{path}: arr_0 must be images, uint8 [N, H, W, C], got {images.dtype} {images.shape}")
 
 
-_ARRAY_PARTS = ("_reconstruct", "_frombuffer")  # what numpy's own pickles of arrays call
+class _Array:
+    """Stands for numpy.ndarray, so that a pickle cannot ask for arrays of any size."""
+
+
+def _empty(*_: Any) -> np.ndarray:
+    """What numpy's own pickles of arrays begin with; its state, shape and bytes, follows, and numpy compares the two."""
+    return np.empty(0, np.uint8)
 
 
 def _dtype(kind: str, *_: Any) -> np.dtype:
@@ -269,10 +266,9 @@ class _ArraysOnly(pickle.Unpickler):
     """Builds numpy arrays of numbers and plain containers; every other name in the file is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.startswith(("numpy.core.", "numpy._core.")) and name in _ARRAY_PARTS:
-            owner = np._core.multiarray if name == "_reconstruct" else np._core.numeric
-            return getattr(owner, name)
-        allowed = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): _dtype, ("_codecs", "encode"): codecs.encode}
+        if module.startswith(("numpy.core.", "numpy._core.")) and name in ("_reconstruct", "_frombuffer"):
+            return _empty if name == "_reconstruct" else np._core.numeric._frombuffer
+        allowed = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _dtype, ("_codecs", "encode"): codecs.encode}
         if (module, name) not in allowed:
             raise pickle.UnpicklingError(f"it wants to load {module}.{name}, and only arrays are allowed")
         return allowed[module, name]
@@ -285,6 +281,8 @@ def load_entry(path: Path, entry: str) -> dict[str, np.ndarray]:
       DataError: no such entry, anything but arrays of numbers and plain values in the file, or a damaged file.
     """
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
         with open(path, "rb") as file:
             found = _ArraysOnly(file).load()
     except Exception as error:  # damaged pickles fail in many ways

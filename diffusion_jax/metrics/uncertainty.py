@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.lazy import lazy
 from diffusion_jax.metrics.frechet import Gaussian, Moments, feature_rows, frechet_distance, gaussian
 
 _LOG = logging.getLogger(__name__)
+stats = lazy("scipy.stats")
 
 
 class Interval(NamedTuple):

@@ -9,7 +9,7 @@ Source: Karras et al. 2022, table 1 and appendix C (arXiv 2206.00364).
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -17,8 +17,11 @@ from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process.edm_design import COLUMNS, iddpm_table
 from diffusion_jax.process.schedules import vp_sde
 from diffusion_jax.process.types import Corruption
-from diffusion_jax.registry import register
-from diffusion_jax.sampling.grids import Grid, of_gaussian
+from diffusion_jax.sampling.grids.base import Grid, of_gaussian, top_level
+from diffusion_jax.sampling.parts import part
+from diffusion_jax.values import Count, Natural, Positive, Range
+
+Time = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 
 _SAMPLERS: dict[str, dict[str, Any]] = {
     "vp": {"solver": {"name": "in_time", "schedule": {"name": "vp_sde"}}, "grid": {"name": "edm_vp"}},
@@ -41,14 +44,12 @@ def column(name: str) -> dict[str, Any]:
     return {field: dict(part) for field, part in _SAMPLERS[name].items()} | {"threshold": "none"}
 
 
-def _of_levels(name: str, num_steps: int, levels: np.ndarray) -> Grid:
+def _of_levels(name: str, levels: np.ndarray) -> Grid:
     """The grid of descending levels sigma / alpha, then 0."""
-    if num_steps < 1:
-        raise ConfigError(f"grid {name!r}: num_steps must be at least 1, got {num_steps}")
 
     def grid(process: Corruption) -> np.ndarray:
         schedule = of_gaussian(name, process).schedule
-        largest = float(np.exp(-0.5 * schedule.log_snr(np.float64(1.0))))
+        largest = top_level(process)
         if levels[0] > largest * (1 + 1e-6):
             raise ConfigError(
                 f"grid {name!r} starts at the level {levels[0]:g}, above {largest:g}, the largest level sigma / alpha of "
@@ -70,8 +71,8 @@ def _check_range(name: str, sigma_min: float, sigma_max: float) -> None:
         raise ConfigError(f"grid {name!r}: needs 0 < sigma_min < sigma_max, got {sigma_min:g} and {sigma_max:g}")
 
 
-@register("grid", "edm_vp")
-def edm_vp(num_steps: int, sigma_min: float | None = None, sigma_max: float | None = None, t_min: float = 1e-3) -> Grid:
+@part("grid", "edm_vp")
+def edm_vp(num_steps: Count, sigma_min: Positive | None = None, sigma_max: Positive | None = None, t_min: Time = 1e-3) -> Grid:
     """Visit the column VP: evenly spaced times of the VP SDE from 1 to t_min.
 
     Args:
@@ -86,25 +87,25 @@ def edm_vp(num_steps: int, sigma_min: float | None = None, sigma_max: float | No
     slope = 2 * (early / t_min - late) / (t_min - 1)
     offset = late - slope / 2
     t = 1 + _fractions(num_steps) * (t_min - 1)
-    return _of_levels("edm_vp", num_steps, np.sqrt(np.expm1(0.5 * slope * t**2 + offset * t)))
+    return _of_levels("edm_vp", np.sqrt(np.expm1(0.5 * slope * t**2 + offset * t)))
 
 
-@register("grid", "edm_ve")
-def edm_ve(num_steps: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Grid:
+@part("grid", "edm_ve")
+def edm_ve(num_steps: Count, sigma_min: Positive = 0.02, sigma_max: Positive = 100.0) -> Grid:
     """Visit the column VE: a geometric sequence of levels."""
     _check_range("edm_ve", sigma_min, sigma_max)
-    return _of_levels("edm_ve", num_steps, sigma_max * (sigma_min / sigma_max) ** _fractions(num_steps))
+    return _of_levels("edm_ve", sigma_max * (sigma_min / sigma_max) ** _fractions(num_steps))
 
 
-@register("grid", "edm_iddpm")
-def edm_iddpm(num_steps: int, first: int = 8, num_levels: int = 1000) -> Grid:
+@part("grid", "edm_iddpm")
+def edm_iddpm(num_steps: Count, first: Natural = 8, num_levels: Count = 1000) -> Grid:
     """Visit the column of improved DDPM: evenly spaced indices of its levels, rounded half up.
 
     Args:
       first: the index of the noisiest level visited; 8 is the level 80.2.
       num_levels: of the chain.
     """
-    if not 0 <= first < num_levels:
+    if first >= num_levels:
         raise ConfigError(f"grid 'edm_iddpm': first must lie in [0, {num_levels}), got {first}")
     indices = np.floor(first + (num_levels - 1 - first) * _fractions(num_steps) + 0.5).astype(int)
-    return _of_levels("edm_iddpm", num_steps, iddpm_table(num_levels)[indices])
+    return _of_levels("edm_iddpm", iddpm_table(num_levels)[indices])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -52,6 +53,7 @@ def sample(
     *,
     indices: Any = None,
     initial: jax.Array | None = None,
+    noise: Mapping[str, Any] | None = None,
     trajectory: bool = False,
     end: float = 0.0,
 ) -> Any:
@@ -68,17 +70,21 @@ def sample(
         the number of devices or the place in the batch.
       shape: (B, ...), such as (B, H, W, C).
       indices: int [B], 0..B-1 by default.
-      initial: x at the grid's first time; drawn from the prior by default.
+      initial: x at the grid's first time, [B, ...] of any floating dtype, which is then that of the whole run; drawn from the
+        prior by default.
+      noise: the numbers that the solver draws in its N steps, by their names, such as {"step": [N, B, ...]}, in place of
+        draws with the key. `ddpm`, `ddim` and most others draw "step", churn "churn", and a solver that is given too few
+        or too many of them says which it draws.
       trajectory: also return x at every time.
       end: stop at this time instead of 0, noise included.
 
     Returns:
-      x [B, ...] of the prior's dtype (float32 of a Gaussian), not clipped; with `trajectory`, (x, [N + 1, B, ...]), the
-      first being the noise.
+      x [B, ...] of the dtype of `initial` or of the prior (of a Gaussian float32, and float64 under `jax.enable_x64`), not
+      clipped; with `trajectory`, (x, [N + 1, B, ...]), the first being the noise.
 
     Raises:
-      ConfigError: a grid that does not descend within [0, 1], a process that the solver does not serve, or `indices` or
-        `initial` of another shape.
+      ConfigError: a grid that does not descend within [0, 1], a process that the solver does not serve, `indices`,
+        `initial` or `noise` of another shape, or noise of other names than the solver draws.
 
     >>> from diffusion_jax.process import Denoised, Process
     >>> from diffusion_jax.sampling import grids, solvers
@@ -93,22 +99,49 @@ def sample(
     if initial is not None and initial.shape != tuple(shape):
         raise ConfigError(f"sample: initial has the shape {initial.shape}, not {tuple(shape)}")
     x = initial_noise(denoiser.process, keys, times[0], shape) if initial is None else initial
-    dtype = x.dtype
+    dtype, count = x.dtype, len(times) - 1
     real = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
+    given = None if noise is None else {name: jnp.asarray(values, real) for name, values in noise.items()}
+    drawn: set[str] = set()
 
     def step(carry: Any, inputs: Any) -> Any:
-        (x, state), (number, t, s) = carry, inputs
+        (x, state), (number, t, s, here) = carry, inputs
 
-        def noise(name: str, draw: Draw = jax.random.normal, shape: tuple[int, ...] = tuple(shape[1:])) -> jax.Array:
+        def draws(name: str, draw: Draw = jax.random.normal, shape: tuple[int, ...] = tuple(shape[1:])) -> jax.Array:
+            drawn.add(name)
+            if here is not None:
+                return _given(here, name, (len(keys), *shape))
             return jax.vmap(lambda k: draw(named(k, name, number), shape, real))(keys)
 
-        x, state = solver.step(denoiser, x, state, t, s, noise)
+        x, state = solver.step(denoiser, x, state, t, s, draws)
         return (x.astype(dtype), state), (x.astype(dtype) if trajectory else None)
 
-    count = len(times) - 1
-    steps = (jnp.arange(count), jnp.asarray(times[:-1], real), jnp.asarray(times[1:], real))
+    _check_count(given, count)
+    steps = (jnp.arange(count), jnp.asarray(times[:-1], real), jnp.asarray(times[1:], real), given)
     (final, _), visited = jax.lax.scan(step, (x, solver.init(x, count)), steps)
+    if given is not None and set(given) - drawn:
+        raise ConfigError(f"sample: the solver draws no noise {_listed(set(given) - drawn)} (it draws {_listed(drawn)})")
     return (final, jnp.concatenate([x[None], visited])) if trajectory else final
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, sorted(names))) or "none"
+
+
+def _check_count(given: Mapping[str, jax.Array] | None, count: int) -> None:
+    """Raise a `ConfigError` unless there is noise for each step."""
+    for name, values in (given or {}).items():
+        if values.ndim < 2 or len(values) != count:
+            raise ConfigError(f"sample: the noise {name!r} of {count} steps must be [{count}, B, ...], got {values.shape}")
+
+
+def _given(noise: Mapping[str, jax.Array], name: str, shape: tuple[int, ...]) -> jax.Array:
+    """Return the noise of one step that a solver draws by a name, of which the shape is known."""
+    if name not in noise:
+        raise ConfigError(f"sample: the solver draws the noise {name!r}, which is not given (given: {_listed(noise)})")
+    if noise[name].shape != shape:
+        raise ConfigError(f"sample: the noise {name!r} of a step must be of the shape {shape}, got {noise[name].shape}")
+    return noise[name]
 
 
 def invert(denoiser: Denoiser, grid: Grid | Any, x0: jax.Array) -> jax.Array:

@@ -216,4 +216,5 @@ def from_config(config: Any) -> System:
     spec = Spec.image(data["image_size"], data.get("channels", 3)) if data.get("image_size") is not None else None
     if spec is None:
         raise ConfigError("data.image_size is missing: give pixels, as 32 or (height, width)")
-    return build("system", {"name": "diffusion", **dict(config["system"].items())}, spec=spec)
+    given = config["system"]
+    return build("system", {"name": "diffusion", **dict(given.items())} if hasattr(given, "items") else given, spec=spec)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
-from diffusion_jax.errors import ConfigError, check_choice
+from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Denoiser, Process
 from diffusion_jax.process.noise_levels import on_schedule
 from diffusion_jax.process.process import gaussian
 from diffusion_jax.registry import build, check_fields
 from diffusion_jax.sampling import guidance, sample
-
-THRESHOLDS = ("none", "static", "dynamic")
+from diffusion_jax.values import Count, Fraction, NonNegative, Percentile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +29,14 @@ class Sampling:
       guidance: classifier-free guidance scale s: null + s * (conditional - null); 1 is none, and costs nothing.
       guidance_rescale: phi in [0, 1]: how far the guided prediction's standard deviation is pulled back to the
         conditional one's (Lin et al. 2024, arXiv 2305.08891).
+      guidance_rescale_of: what is pulled: "output", of the network, as published; or "x0", whatever the network predicts.
       guidance_weight: the other published way to write the scale, w in (1 + w) * conditional - w * null: s = 1 + w, so 0 is
         none (Ho & Salimans 2022, arXiv 2207.12598). It becomes `guidance`; only one of the two may be given.
       guidance_interval: (low, high) in units of sigma / alpha: the noise levels that are guided; None is all
         (Kynkaanniemi et al. 2024, arXiv 2404.07724).
-      threshold: of the predicted x0: "none", "static" clips to the codec's range, "dynamic" clips to a percentile and rescales
-        (Saharia et al. 2022, section 2.3, arXiv 2205.11487). Applied after guidance.
-      percentile: of the distance from the middle of the range within one sample, for "dynamic".
+      threshold: of the predicted x0: "none" or None, "static" clips to the codec's range, "dynamic" clips to a percentile and
+        rescales (Saharia et al. 2022, section 2.3, arXiv 2205.11487). Applied after guidance.
+      percentile: of the distance from the middle of the range within one sample, for "dynamic"; in hundredths, 1 to 100.
       weights: "ema" or "raw": the parameters that programs load.
       classifier: the directory of a run of the system "noisy_classifier", whose gradient programs follow; of the first
         stage alone in a cascade (Dhariwal & Nichol 2021, section 4, arXiv 2105.05233).
@@ -54,27 +54,26 @@ class Sampling:
 
     solver: Any = "ddim"
     grid: Any = "uniform"
-    steps: int = 50
+    steps: Count = 50
     guidance: float = 1.0
     guidance_weight: float | None = None
-    guidance_rescale: float = 0.0
-    guidance_interval: tuple[float, float] | None = None
-    threshold: str = "static"
-    percentile: float = 99.5
+    guidance_rescale: Fraction = 0.0
+    guidance_rescale_of: Literal["output", "x0"] = "output"
+    guidance_interval: tuple[NonNegative, NonNegative] | None = None
+    threshold: Literal["none", "static", "dynamic"] | None = "static"
+    percentile: Percentile = 99.5
     weights: str = "ema"
     classifier: str | None = None
-    classifier_scale: float = 1.0
-    aug_level: float = 0.0
+    classifier_scale: NonNegative = 1.0
+    aug_level: Fraction = 0.0
     truncated: bool = False
     quantize: bool = False
     schedule: Any = None
 
     def __post_init__(self) -> None:
-        check_choice("sampling: threshold", self.threshold, THRESHOLDS)
-        if self.steps < 1:
-            raise ConfigError(f"sampling: steps must be at least 1, got {self.steps}")
-        if not 0 <= self.aug_level <= 1:
-            raise ConfigError(f"sampling: aug_level must lie in [0, 1], got {self.aug_level}")
+        check_fields("sampling", type(self), {field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        if self.threshold is None:
+            object.__setattr__(self, "threshold", "none")
         if self.guidance_weight is not None:
             if self.guidance != 1:
                 raise ConfigError(
@@ -83,13 +82,9 @@ class Sampling:
                 )
             object.__setattr__(self, "guidance", 1 + self.guidance_weight)
             object.__setattr__(self, "guidance_weight", None)
-        if self.classifier_scale < 0:
-            raise ConfigError(f"sampling: classifier_scale must not be negative, got {self.classifier_scale}")
-        if not 0 <= self.guidance_rescale <= 1:
-            raise ConfigError(f"sampling: guidance_rescale must lie in [0, 1], got {self.guidance_rescale}")
-        _check_interval(self.guidance_interval)
-        if not 0 < self.percentile <= 100:
-            raise ConfigError(f"sampling: percentile must lie in (0, 100], got {self.percentile}")
+        if self.guidance_interval is not None and not self.guidance_interval[0] < self.guidance_interval[1]:
+            low, high = self.guidance_interval
+            raise ConfigError(f"sampling: guidance_interval must be two levels, low < high, got {low} and {high}")
         build("solver", self.solver)  # unknown names and fields fail here, before expensive work
         self.build_grid()
 
@@ -140,17 +135,6 @@ class Sampling:
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
 
-def _check_interval(interval: Any) -> None:
-    """Raise a `ConfigError` unless it is None or two numbers that enclose noise levels."""
-    if interval is None:
-        return
-    numbers = isinstance(interval, tuple | list) and len(interval) == 2 and all(isinstance(x, int | float) for x in interval)
-    if not numbers or not 0 <= interval[0] < interval[1]:
-        raise ConfigError(
-            f"sampling: guidance_interval must be two noise levels sigma / alpha with 0 <= low < high, got {interval!r}"
-        )
-
-
 def _plain(value: Any) -> Any:
     """Configuration values as dicts, lists and scalars."""
     if isinstance(value, Mapping) or hasattr(value, "items"):
@@ -180,7 +164,7 @@ def guided(
         plain = denoise
         denoise = guidance.classifier_free(plain, bind(null), sampling.guidance)
         if sampling.guidance_rescale:
-            denoise = guidance.rescale(denoise, plain, sampling.guidance_rescale)
+            denoise = guidance.rescale(denoise, plain, sampling.guidance_rescale, sampling.guidance_rescale_of)
         if sampling.guidance_interval is not None:
             denoise = guidance.interval(denoise, plain, *sampling.guidance_interval)
     if sampling.threshold == "none" or data_range is None:

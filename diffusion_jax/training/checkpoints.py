@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,21 +11,23 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from diffusion_jax import processes
 from diffusion_jax.errors import CheckpointError
 from diffusion_jax.files import read_json
-from diffusion_jax.training.integrity import SummedPath, verify
+from diffusion_jax.identity import versions
+from diffusion_jax.lazy import lazy
+from diffusion_jax.training.integrity import summed_path, verify
 from diffusion_jax.training.mesh import path_name
 from diffusion_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
+ocp = lazy("orbax.checkpoint")
 
 # For what the checksums do not show, such as a state of other shapes, Orbax, TensorStore and the file system raise errors of
 # many kinds, and Orbax a bare Exception: whatever it is, it is told in one line, and an older checkpoint is tried.
 _UNREADABLE = Exception
-_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def finished_steps(workdir: str | Path) -> list[int]:
@@ -43,11 +44,6 @@ def read_meta(workdir: str | Path, step: int) -> dict[str, Any]:
     """
     path = Path(workdir) / "checkpoints" / str(step) / "meta" / "metadata"
     return read_json(path, "the record of a checkpoint", mend="name another --step", error=CheckpointError)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the libraries that a run's numbers depend on."""
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def _first_line(error: BaseException) -> str:
@@ -75,7 +71,7 @@ class Checkpointer:
     def _open(self) -> None:
         options = ocp.CheckpointManagerOptions(
             **self._keep, cleanup_tmp_directories=True, todelete_subdir="trash", enable_async_checkpointing=True,
-            temporary_path_class=SummedPath,
+            temporary_path_class=summed_path(),
         )  # fmt: skip
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -134,6 +130,8 @@ class Checkpointer:
         try:
             yield
         except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:
+            if processes.is_lost_peer(error):
+                raise
             for leftover in self.path.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover, ignore_errors=True)  # it would go on holding the space that was missing
             text = str(error)
@@ -157,6 +155,8 @@ class Checkpointer:
             try:
                 restored = self._restored(step, target)
             except _UNREADABLE as error:
+                if processes.is_lost_peer(error):
+                    raise
                 broken.append(_first_line(error))
                 continue
             if broken:
@@ -205,12 +205,19 @@ class Checkpointer:
         """Say whether the cluster wants all processes to stop (only under `jax.distributed`)."""
         return jax.process_count() > 1 and self._manager.reached_preemption(step)
 
-    def close(self) -> None:
-        """Finish what is being saved."""
-        try:
-            self.wait()
-        finally:
-            self._manager.close()
+    def close(self, failed: bool = False) -> None:
+        """Finish what is being saved.
+
+        Args:
+          failed: whether training failed, which is what is to be said then; peers are not waited for.
+        """
+        if failed and jax.process_count() > 1:
+            return
+        with contextlib.suppress(CheckpointError) if failed else contextlib.nullcontext():
+            try:
+                self.wait()
+            finally:
+                self._manager.close()
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import importlib.util
+import dataclasses
 import json
 import logging
-import sys
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from diffusion_jax.errors import CheckpointError, ConfigError, check_choice, nearest
-from diffusion_jax.files import write_json
+from diffusion_jax.files import read_json, write_json
+from diffusion_jax.registry import PYTHON_OBJECT, check_fields
+from diffusion_jax.training import imports
 from diffusion_jax.training.checkpoints import finished_steps, read_meta
 from diffusion_jax.training.optimizer import has_groups
+from diffusion_jax.training.sections import Mesh, Seed, Training
+from diffusion_jax.values import check
 
 logger = logging.getLogger(__name__)
 
@@ -25,35 +27,26 @@ VERSION = 2
 
 DEFAULTS: dict[str, Any] = {
     "version": VERSION,
-    "imports": [],  # modules, or paths of .py files, that register parts of one's own
+    "imports": [],  # modules, or paths of .py files, that register parts of one's own; see training/imports.py
     "seed": 0,
     "system": {},
     "frozen": {},  # what training reads and never changes: {name: run or file}, see training/frozen.py
     "data": {},
     "optimizer": {"name": "adamw", "learning_rate": 1e-4, "warmup_steps": 0, "decay": "constant", "clip_norm": 1.0},
-    "training": {
-        "steps": 100_000,
-        "ema": [{"name": "constant", "decay": 0.9999}],  # the first is what sampling and evaluation use
-        "trainable": [],  # patterns of the paths of parameters that are trained; none trains all
-        "accumulate": 1,  # microbatches a step
-        "log_every": 50,
-        "checkpoint_every": 1000,
-        "keep_last": 3,
-        "keep_every": 0,  # steps; 0 keeps the last ones only
-        "grid_every": 0,  # steps; 0 draws no grids
-        "grid_samples": 16,
-        "eval_every": 0,  # steps; 0 computes no held-out loss
-        "eval_examples": 256,
-        "tensorboard": True,
-    },
-    "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "rules": []},
+    "training": {},
+    "mesh": {},
     "sampling": {},
 }
 
+_SECTIONS = {"training": Training, "mesh": Mesh}
+for _name, _fields in _SECTIONS.items():
+    DEFAULTS[_name] = json.loads(json.dumps(dataclasses.asdict(_fields())))
+
 # What a resumed run may change: nothing that alters what the finished steps meant.
 _FREE = (
-    "imports", "training.steps", "training.log_every", "training.checkpoint_every", "training.keep_last", "training.keep_every",
-    "training.grid_every", "training.grid_samples", "training.eval_every", "training.eval_examples",
+    "imports", "training.steps", "training.max_skipped", "training.log_every", "training.checkpoint_every",
+    "training.keep_last", "training.keep_every", "training.grid_every", "training.grid_samples", "training.eval_every",
+    "training.eval_examples",
     "training.tensorboard", "mesh", "sampling", "data.num_threads", "data.prefetch", "data.num_workers", "data.cache",
 )  # fmt: skip
 
@@ -69,6 +62,18 @@ def plain(value: Any) -> Any:
     return value
 
 
+def recorded(config: Any) -> Any:
+    """Return a configuration as config.json holds it: of parts that are Python objects only what they are."""
+    if isinstance(config, Mapping):
+        return {key: recorded(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [recorded(value) for value in config]
+    if config is None or isinstance(config, str | int | float | bool):
+        return config
+    kind = config if isinstance(config, type | FunctionType) else type(config)
+    return {PYTHON_OBJECT: f"{kind.__module__}.{kind.__qualname__}"}
+
+
 def complete(config: Any) -> dict[str, Any]:
     """Lay a recipe over the defaults, as plain data, and import what it says.
 
@@ -82,11 +87,11 @@ def complete(config: Any) -> dict[str, Any]:
         if not isinstance(DEFAULTS[section], dict):
             merged[section] = value
             continue
+        if section == "system" and hasattr(value, "losses"):
+            merged[section] = value  # a Python object, as any part may be
+            continue
         if not isinstance(value, dict):
             raise ConfigError(f"the section {section!r} must be a mapping of fields, got {value!r}")
-        if section in ("training", "mesh"):
-            for field in value:
-                check_choice(f"{section}: field", field, DEFAULTS[section])
         merged[section].update(value)
     if has_groups(given.get("optimizer", {})):
         merged["optimizer"] = {group: {**DEFAULTS["optimizer"], **fields} for group, fields in given["optimizer"].items()}
@@ -95,72 +100,13 @@ def complete(config: Any) -> dict[str, Any]:
             raise ConfigError(f"the configuration needs a section {section!r}")
     if merged["version"] != VERSION:
         raise ConfigError(f"version must be {VERSION}, which this release reads and writes, got {merged['version']!r}")
-    _check_values(merged["seed"], merged["training"])
-    merged["imports"] = resolve_imports(merged["imports"])
-    load_imports(merged["imports"])
+    check("seed", Seed, merged["seed"])
+    for section, part in _SECTIONS.items():
+        check_fields(section, part, merged[section])
+    if not merged["training"]["ema"]:
+        raise ConfigError("training.ema must be a list such as [{'name': 'constant', 'decay': 0.9999}], got []")
+    merged["imports"] = imports.load(imports.entries(merged["imports"]))
     return merged
-
-
-def resolve_imports(entries: Any, folder: str | Path = ".") -> list[str]:
-    """Return the section `imports` with the paths in it absolute; relative ones are of a folder.
-
-    Raises:
-      ConfigError: something else than a list of names.
-    """
-    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-        raise ConfigError(f"imports must be a list of modules and paths of .py files, got {entries!r}")
-    return [str((Path(folder) / entry).resolve()) if entry.endswith(".py") else entry for entry in entries]
-
-
-def load_imports(entries: Iterable[str]) -> None:
-    """Import modules, and files by their absolute paths, once each: what they register can be named in configurations.
-
-    Raises:
-      ConfigError: there is no such module or file.
-    """
-    for entry in entries:
-        if not entry.endswith(".py"):
-            try:
-                importlib.import_module(entry)
-            except ModuleNotFoundError as error:
-                if not f"{entry}.".startswith(f"{error.name}."):
-                    raise  # it is there, and itself imports what is not
-                raise ConfigError(f"imports: there is no module {entry!r}; a file is named by its path, FILE.py") from error
-            continue
-        name = f"imported_{zlib.crc32(entry.encode()):08x}_{Path(entry).stem}"
-        if name in sys.modules:
-            continue
-        if not Path(entry).is_file():
-            raise ConfigError(f"imports: there is no file {entry}")
-        spec = importlib.util.spec_from_file_location(name, entry)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(sys.modules[name])
-        except BaseException:
-            del sys.modules[name]
-            raise
-
-
-_LEAST = {
-    "steps": 1, "accumulate": 1, "log_every": 1, "checkpoint_every": 1, "grid_samples": 1, "eval_examples": 1,
-    "keep_last": 2,  # the one before the last is what a truncated checkpoint falls back to
-    "keep_every": 0, "grid_every": 0, "eval_every": 0,
-}  # fmt: skip
-
-
-def _check_values(seed: Any, training: Mapping[str, Any]) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ConfigError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed!r}")
-    for field, least in _LEAST.items():
-        value = training[field]
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"training.{field} must be a whole number from {least}, got {value!r}")
-    if not isinstance(training["trainable"], list):
-        raise ConfigError(f"training.trainable must be a list of patterns such as ['lora'], got {training['trainable']!r}")
-    if not isinstance(training["ema"], list) or not training["ema"]:
-        raise ConfigError(
-            f"training.ema must be a list such as [{{'name': 'constant', 'decay': 0.9999}}], got {training['ema']!r}"
-        )
 
 
 def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -213,13 +159,19 @@ def read(workdir: str | Path) -> dict[str, Any]:
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise CheckpointError(f"{workdir} holds no run (no config.json); train one there, or check --workdir")
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); restore it from the recipe the run was made with") from error
+    mend = "restore it from the recipe the run was made with"
+    config = read_json(path, "the configuration of a run", check=_unlike_a_run, mend=mend, error=CheckpointError)
     _check_version(workdir, config)
-    load_imports(config["imports"])
+    imports.load(imports.entries(config.get("imports") or []))
     return config
+
+
+def _unlike_a_run(config: Mapping[str, Any]) -> str | None:
+    """What is wrong with the JSON of a configuration; what its fields hold is for `complete`."""
+    for section in ("system", "data"):
+        if not isinstance(config.get(section), dict):
+            return f"it has no section {section!r}"
+    return None if isinstance(config.get("imports"), list | None) else "its 'imports' are no list"
 
 
 def _check_version(workdir: str | Path, config: Mapping[str, Any]) -> None:
@@ -231,8 +183,8 @@ def _check_version(workdir: str | Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def check_owner(workdir: str | Path, config: Mapping[str, Any]) -> None:
-    """Refuse a directory with another run's checkpoints, and log what a resumed run changes. Nothing is written.
+def check_owner(workdir: str | Path, config: Mapping[str, Any]) -> list[str]:
+    """Refuse a directory with another run's checkpoints, and return what a resumed run changes. Nothing is written.
 
     A directory without a finished checkpoint has nothing to lose, and belongs to whoever comes.
 
@@ -244,19 +196,18 @@ def check_owner(workdir: str | Path, config: Mapping[str, Any]) -> None:
     """
     steps = finished_steps(workdir)
     if not steps:
-        return
-    recorded = read(workdir) if (Path(workdir) / "config.json").exists() else read_meta(workdir, steps[-1])["config"]
-    _check_version(workdir, recorded)
+        return []
+    found = read(workdir) if (Path(workdir) / "config.json").exists() else read_meta(workdir, steps[-1])["config"]
+    _check_version(workdir, found)
     # Fields that the defaults have gained since then had what are the defaults now.
-    before, after = complete(recorded), plain(config)
+    before, after = complete(found), recorded(plain(config))
     changed = difference(before, after)
     if changed:
         raise CheckpointError(
             f"{workdir} holds a run of another configuration; use another --workdir, or the one it was made with. "
             f"There -> here: {'; '.join(changed)}"
         )
-    for line in difference(before, after, free=True):
-        logger.info("Resuming with %s.", line)
+    return difference(before, after, free=True)
 
 
 def claim(workdir: str | Path, config: Mapping[str, Any]) -> None:
@@ -265,10 +216,11 @@ def claim(workdir: str | Path, config: Mapping[str, Any]) -> None:
     Raises:
       CheckpointError: the directory holds another configuration's run (the difference is shown), or is not writable.
     """
-    check_owner(workdir, config)
+    for line in check_owner(workdir, config):
+        logger.info("Resuming with %s.", line)
     path = Path(workdir) / "config.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, plain(config))
+        write_json(path, recorded(plain(config)))
     except OSError as error:
         raise CheckpointError(f"cannot write to {workdir}: {error.strerror}; choose a writable --workdir") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,9 @@ import numpy as np
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.registry import build, register
+from diffusion_jax.values import Count, NonNegative, Positive, Probability, Range
+
+Width = Annotated[float, Range(0, 0.28, open_low=True, open_high=True)]
 
 
 class Ema(Protocol):
@@ -34,12 +37,8 @@ class Constant:
     ExponentialMovingAverage with num_updates.
     """
 
-    decay: float = 0.9999
+    decay: Probability = 0.9999
     warmup: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ConfigError(f"ema 'constant': decay must lie in [0, 1), got {self.decay}")
 
     @property
     def label(self) -> str:
@@ -66,16 +65,9 @@ class HalfLife:
     Source: Karras et al. 2022, appendix F.1 (arXiv 2206.00364).
     """
 
-    images: float
-    batch_size: int | None = None
-    ramp: float = 0.05
-
-    def __post_init__(self) -> None:
-        if self.images <= 0 or (self.batch_size is not None and self.batch_size < 1) or self.ramp < 0:
-            raise ConfigError(
-                f"ema 'half_life': needs images > 0, batch_size >= 1 and ramp >= 0, got {self.images}, {self.batch_size} and "
-                f"{self.ramp}"
-            )
+    images: Positive
+    batch_size: Count | None = None
+    ramp: NonNegative = 0.05
 
     @property
     def label(self) -> str:
@@ -113,11 +105,7 @@ class Power:
     Source: Karras et al. 2024, section 3.1 (arXiv 2312.02696).
     """
 
-    sigma_rel: float = 0.05
-
-    def __post_init__(self) -> None:
-        if not 0 < self.sigma_rel < 0.28:
-            raise ConfigError(f"ema 'power': sigma_rel must lie in (0, 0.28), got {self.sigma_rel}")
+    sigma_rel: Width = 0.05
 
     @property
     def label(self) -> str:

@@ -8,6 +8,7 @@ that is finished has its sums, whenever the program is killed.
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import hashlib
 import json
 import logging
@@ -17,27 +18,33 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from diffusion_jax import processes
 from diffusion_jax.errors import CheckpointError
 from diffusion_jax.files import read_json, write_json
+from diffusion_jax.lazy import lazy
 
 logger = logging.getLogger(__name__)
+
+ocp = lazy("orbax.checkpoint")
 
 _SUMS = "sums.json"
 _GOOD, _NO_SUMS = -1, -2
 _verified: dict[Path, Any] = {}  # checkpoints that were found good, and the times of their files then
 
 
-class SummedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """Orbax's directory that is renamed when it is complete; that of a step has sums.json in it by then."""
+@functools.cache
+def summed_path() -> type:
+    """Return a class like Orbax's directory that is renamed when it is complete; that of a step has sums.json by then."""
 
-    async def finalize(self) -> None:
-        """Finish the directory; called in one process, when all have written their part."""
-        if self.get_final().name.isdigit():  # else it is one of the directories inside of a step's
-            write_sums(Path(self.get()))
-        await super().finalize()
+    class SummedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
+        async def finalize(self) -> None:
+            """Finish the directory; called in one process, when all have written their part."""
+            if self.get_final().name.isdigit():  # else it is one of the directories inside of a step's
+                write_sums(Path(self.get()))
+            await super().finalize()
+
+    return SummedPath
 
 
 def write_sums(folder: Path) -> None:

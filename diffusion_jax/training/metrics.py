@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion_jax.errors import CheckpointError
-from diffusion_jax.files import replacing
+from diffusion_jax.files import read_json_lines, replacing
 from diffusion_jax.training.events import EventFile
 
 logger = logging.getLogger(__name__)
@@ -68,11 +68,26 @@ class Writers:
         """
         if not self._active:
             return
+        self._open_again(step)
         clean = {key: (value if math.isfinite(value) else None) for key, value in row.items()}
         with writing(self._path):
             self._lines.write(json.dumps({"step": step, **clean}) + "\n")
             if self._board:
                 self._board.scalars(step, row)
+
+    def _open_again(self, step: int) -> None:
+        """Begin the file anew where it was removed: what is written into a removed file nobody finds."""
+        try:
+            there = os.path.samestat(os.stat(self._path), os.fstat(self._lines.fileno()))
+        except FileNotFoundError:
+            there = False
+        except (OSError, ValueError):
+            return  # what is wrong with it, writing will say
+        if not there:
+            logger.warning("%s was removed or replaced: it is written anew from step %d on.", self._path, step)
+            with writing(self._path):
+                self._lines.close()
+                self._lines = self._path.open("a", buffering=1)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Record a picture, uint8 [H, W, C], in TensorBoard."""
@@ -93,18 +108,23 @@ def _truncate(path: Path, start: int) -> list[dict[str, Any]]:
     """Drop rows after `start`, and a last line that a crash cut short; return the rows that stay."""
     if not path.exists():
         return []
-    kept, rows = [], []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if row["step"] <= start:
-            kept.append(line)
-            rows.append(row)
+    whole = path.read_bytes()
+    if not whole.endswith(b"\n"):
+        with replacing(path) as temporary:
+            temporary.write_bytes(whole[: whole.rfind(b"\n") + 1])
+    rows = [row for _, row in read_json_lines(path, "a row of metrics", check=_unlike_a_row, error=CheckpointError)]
+    kept = [row for row in rows if row["step"] <= start]
     with replacing(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-    return rows
+        temporary.write_text("".join(f"{json.dumps(row)}\n" for row in kept))
+    return kept
+
+
+def _unlike_a_row(row: Mapping[str, Any]) -> str | None:
+    """What is wrong with a line of metrics.jsonl."""
+    if type(row.get("step")) is not int:
+        return "no whole number 'step'"
+    odd = [key for key, value in row.items() if not (value is None or type(value) in (int, float))]
+    return f"{odd[0]!r} is no number" if odd else None
 
 
 class Progress:

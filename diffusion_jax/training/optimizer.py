@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from diffusion_jax.errors import ConfigError, check_choice, nearest
-from diffusion_jax.registry import build, fields, lookup, register
+from diffusion_jax.lazy import lazy
+from diffusion_jax.registry import build, check_fields, fields, lookup, register
+from diffusion_jax.values import Count, Fraction, Natural, NonNegative, Positive, Probability
 
-DECAYS = ("constant", "cosine", "linear", "rsqrt", "inverse_sqrt")
+optax = lazy("optax")
+
+Decay = Literal["constant", "cosine", "linear", "rsqrt", "inverse_sqrt"]
+Decayed = Literal["all", "matrices"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """The fields that all optimisers have.
+
+    Attributes:
+      learning_rate: after the warm-up.
+      warmup_steps, decay, decay_steps, final_ratio: see `schedule`; decay_steps is the whole run's where it is None.
+      clip_norm: of the group's gradient; 0 is off.
+    """
+
+    learning_rate: NonNegative
+    warmup_steps: Natural = 0
+    decay: Decay = "constant"
+    decay_steps: Count | None = None
+    final_ratio: Fraction = 0.0
+    clip_norm: NonNegative = 0.0
 
 
 def schedule(learning_rate: float, warmup_steps: int, decay: str, decay_steps: int, final: float = 0.0) -> optax.Schedule:
@@ -23,15 +46,7 @@ def schedule(learning_rate: float, warmup_steps: int, decay: str, decay_steps: i
 
     Args:
       final: the share of the learning rate that cosine and linear decay end at.
-
-    Raises:
-      ConfigError: an unknown decay, a negative learning rate or warm-up.
     """
-    if not isinstance(learning_rate, int | float) or learning_rate < 0 or warmup_steps < 0:
-        raise ConfigError(
-            f"optimizer: learning_rate and warmup_steps must not be negative, got {learning_rate!r} and {warmup_steps!r}"
-        )
-    check_choice("optimizer: decay", decay, DECAYS)
     rest = max(decay_steps - warmup_steps, 1)
     if decay == "constant":
         after = optax.constant_schedule(learning_rate)
@@ -53,31 +68,34 @@ def schedule(learning_rate: float, warmup_steps: int, decay: str, decay_steps: i
 
 def _decayed(what: str) -> Any:
     """A mask of the parameters that decay: "all", or "matrices", which spares biases and scales."""
-    check_choice("optimizer: decay_on", what, ("all", "matrices"))
     return None if what == "all" else lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 @register("optimizer", "adamw")
 def adamw(
     rate: optax.Schedule,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    decay_on: str = "all",
+    b1: Probability = 0.9,
+    b2: Probability = 0.999,
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    decay_on: Decayed = "all",
 ) -> optax.GradientTransformation:
     """Build AdamW (arXiv 1711.05101); weight decay 0 is Adam."""
     return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decayed(decay_on))
 
 
 @register("optimizer", "adam")
-def adam(rate: optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+def adam(
+    rate: optax.Schedule, b1: Probability = 0.9, b2: Probability = 0.999, eps: Positive = 1e-8
+) -> optax.GradientTransformation:
     """Build Adam (arXiv 1412.6980)."""
     return optax.adam(rate, b1=b1, b2=b2, eps=eps)
 
 
 @register("optimizer", "radam")
-def radam(rate: optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+def radam(
+    rate: optax.Schedule, b1: Probability = 0.9, b2: Probability = 0.999, eps: Positive = 1e-8
+) -> optax.GradientTransformation:
     """Build rectified Adam (arXiv 1908.03265), which consistency models are trained with."""
     return optax.radam(rate, b1=b1, b2=b2, eps=eps)
 
@@ -85,9 +103,9 @@ def radam(rate: optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float =
 @register("optimizer", "adafactor")
 def adafactor(
     rate: optax.Schedule,
-    weight_decay: float | None = None,
-    min_dim_size_to_factor: int = 128,
-    decay_on: str = "all",
+    weight_decay: NonNegative | None = None,
+    min_dim_size_to_factor: Count = 128,
+    decay_on: Decayed = "all",
     parameter_scale: bool = False,
 ) -> optax.GradientTransformation:
     """Build Adafactor (arXiv 1804.04235): second moments in rows and columns, for large models.
@@ -106,20 +124,16 @@ def adafactor(
 
 
 @register("optimizer", "sgd")
-def sgd(rate: optax.Schedule, momentum: float | None = None) -> optax.GradientTransformation:
+def sgd(rate: optax.Schedule, momentum: Probability | None = None) -> optax.GradientTransformation:
     """Build stochastic gradient descent."""
     return optax.sgd(rate, momentum=momentum)
-
-
-_SHARED = ("learning_rate", "warmup_steps", "decay", "decay_steps", "final_ratio", "clip_norm")
 
 
 def from_config(config: Mapping[str, Any], steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Build (optimiser, learning rate by the number of updates) of one group of parameters.
 
     Args:
-      config: "name", "learning_rate", "warmup_steps", "decay", "decay_steps" (default: `steps`), "final_ratio",
-        "clip_norm" (of the group's gradient; 0 is off), and the optimiser's own fields.
+      config: "name", the fields of `Shared`, and the optimiser's own.
       steps: of the whole run.
 
     Raises:
@@ -128,22 +142,20 @@ def from_config(config: Mapping[str, Any], steps: int) -> tuple[optax.GradientTr
     given = dict(config)
     name = given.pop("name")
     own = [field for field in fields(lookup("optimizer", name))[0] if field != "rate"]
+    known = (*fields(Shared)[0], *own)
     for field in given:
-        if field not in (*own, *_SHARED):
-            known = (*_SHARED, *own)
+        if field not in known:
             raise ConfigError(
                 f"optimizer {name!r} has no field {field!r}{nearest(field, known)} (its fields: {', '.join(known)})"
             )
-    rate = schedule(
-        given["learning_rate"],
-        given.get("warmup_steps", 0),
-        given.get("decay", "constant"),
-        given.get("decay_steps", steps),
-        given.get("final_ratio", 0.0),
-    )
-    optimizer = build("optimizer", {"name": name, "rate": rate, **{k: v for k, v in given.items() if k in own}})
-    clip = given.get("clip_norm", 0.0)
-    return (optax.chain(optax.clip_by_global_norm(clip), optimizer) if clip else optimizer), rate
+    mine = {field: value for field, value in given.items() if field in own}
+    given = {field: value for field, value in given.items() if field not in own}
+    check_fields(f"optimizer {name!r}", Shared, given)
+    shared = Shared(**given)
+    last = steps if shared.decay_steps is None else shared.decay_steps
+    rate = schedule(shared.learning_rate, shared.warmup_steps, shared.decay, last, shared.final_ratio)
+    optimizer = build("optimizer", {"name": name, "rate": rate, **mine})
+    return (optax.chain(optax.clip_by_global_norm(shared.clip_norm), optimizer) if shared.clip_norm else optimizer), rate
 
 
 def by_group(

@@ -25,6 +25,7 @@ from diffusion_jax.training import ema as emas
 from diffusion_jax.training.checkpoints import finished_steps, restore_part, restore_weights
 from diffusion_jax.training.given_weights import check_empty, save_run
 from diffusion_jax.training.state import TrainState
+from diffusion_jax.values import check
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def reconstruct(workdir: str | Path, sigma_rel: float, step: int | None = None) 
       ConfigError: a width out of range.
       CheckpointError: no run, no such checkpoint, or no power averages in it.
     """
-    emas.Power(sigma_rel)
+    check("sigma_rel", emas.Width, sigma_rel)
     config = configs.read(workdir)
     powers = {a.sigma_rel: a.label for a in emas.from_config(config["training"]["ema"]) if isinstance(a, emas.Power)}
     if not powers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,9 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.data.sources.shapes import CLASSES
 from diffusion_jax.errors import ConfigError, nearest
-from diffusion_jax.training.config import apply_overrides, complete, plain, read, resolve_imports
+from diffusion_jax.files import user_path
+from diffusion_jax.training import imports
+from diffusion_jax.training.config import apply_overrides, complete, plain, read
 
 
 def load_recipe(spec: str, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -27,14 +28,11 @@ def load_recipe(spec: str, overrides: dict[str, Any] | None = None) -> dict[str,
     Raises:
       ConfigError: no such file, no get_config in it, an unknown variant or field.
     """
-    path, _, variant = spec.partition(":")
-    if not Path(path).is_file():
-        raise ConfigError(f"no recipe {path!r}: --config takes FILE.py or FILE.py:VARIANT, such as configs/mnist.py:base")
-    if Path(path).name == "config.json":
-        return complete(apply_overrides(complete(read(Path(path).parent)), overrides))
-    module_spec = importlib.util.spec_from_file_location(f"recipe_{Path(path).stem}", path)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    name, _, variant = spec.partition(":")
+    path = find_recipe(name)
+    if path.name == "config.json":
+        return complete(apply_overrides(complete(read(path.parent)), overrides))
+    module = imports.load_file(path)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"the recipe {path} has no function get_config(variant)")
     if variant and not inspect.signature(module.get_config).parameters:
@@ -44,8 +42,27 @@ def load_recipe(spec: str, overrides: dict[str, Any] | None = None) -> dict[str,
     except ValueError as error:  # how recipes refuse a variant
         raise ConfigError(str(error)) from error
     config = plain(config)
-    config["imports"] = resolve_imports(config.get("imports", []), Path(path).parent)
+    listed = imports.entries(config.get("imports", []), path.parent)
+    config["imports"] = listed + [entry for entry in imports.of_recipe(module) if entry not in listed]
     return complete(apply_overrides(complete(config), overrides))
+
+
+def find_recipe(name: str) -> Path:
+    """Return where a recipe lies: a path, or the name of one of this library's own, such as "mnist.py".
+
+    Raises:
+      ConfigError: there is no such recipe.
+    """
+    package = Path(__file__).resolve().parent.parent
+    homes = [package / "configs", package.parent / "configs"]  # installed, and in a checkout
+    for path in (user_path(name), *(place / name for home in homes for place in (home, home.parent))):
+        if path.is_file():
+            return path
+    own = sorted(path.name for home in homes for path in home.glob("*.py"))
+    raise ConfigError(
+        f"no recipe {name!r}{nearest(Path(name).name, own)}: --config takes FILE.py or FILE.py:VARIANT, such as "
+        f"configs/mnist.py:base, or the name of one of the library's own ({', '.join(own)})"
+    )
 
 
 def split_overrides(argv: Sequence[str], prefix: str = "--config.") -> tuple[list[str], dict[str, Any]]:

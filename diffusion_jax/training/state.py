@@ -9,14 +9,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.lazy import lazy
 from diffusion_jax.rng import named
 from diffusion_jax.systems import Distils, System
 from diffusion_jax.training.ema import Ema
 from diffusion_jax.training.mesh import path_name
+
+optax = lazy("optax")
 
 Optimizers = Mapping[str, optax.GradientTransformation]
 """One for each group of parameters."""

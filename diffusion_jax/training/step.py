@@ -9,12 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from diffusion_jax.lazy import lazy
 from diffusion_jax.rng import named
 from diffusion_jax.systems import Projects, System
 from diffusion_jax.training import ema as emas
 from diffusion_jax.training.state import Optimizers, Trainable, TrainState
+
+optax = lazy("optax")
 
 BIN_EDGES = np.linspace(-10.0, 10.0, 9)
 """Edges of the log-SNR bins in which losses are reported; the outermost bins reach to infinity."""

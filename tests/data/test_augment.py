@@ -136,7 +136,7 @@ def test_a_pipeline_that_augments():
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"augment": 1.2}, "probability in"), ({"augment": 0.1, "flip": True}, "set flip to False")],
+    [({"augment": 1.2}, r"augment must be a number in \[0, 1\]"), ({"augment": 0.1, "flip": True}, "set flip to False")],
 )
 def test_misfits_are_named(fields, message):
     with pytest.raises(ConfigError, match=message):

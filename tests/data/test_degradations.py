@@ -72,7 +72,7 @@ def test_random_chains_reduce_rectangles(name):
     for seed in range(6):
         chain = build("degradation", {"name": name, "low_res_size": (12, 15)})
         assert chain(image, np.random.default_rng(seed))["low_res"].shape == (12, 15, 3)
-    with pytest.raises(ConfigError, match="'bsr': low_res_size must be"):
+    with pytest.raises(ConfigError, match="low_res_size must be a whole number at least 1"):
         build("degradation", {"name": name, "low_res_size": 0})
 
 

@@ -116,8 +116,8 @@ def test_free_form_masks_have_their_share(image):
     assert min(cover) >= 0.1 and max(cover) <= 0.4
     centre = Inpaint(centre=True)(image, rng)["missing"]
     assert (centre[16:48, 16:48] == 255).all() and centre.mean() / 255 == 0.25
-    with pytest.raises(ConfigError, match="free_form"):
-        Inpaint(free_form=1.2)
+    with pytest.raises(ConfigError, match=r"free_form must be a number in \[0, 1\]"):
+        build("degradation", {"name": "inpaint", "free_form": 1.2})
     with pytest.raises(ConfigError, match="side: unknown 'up'"):
         Uncrop(("up",))
 

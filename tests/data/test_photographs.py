@@ -77,8 +77,6 @@ def test_photographs_are_in_colour_and_reach_a_batch():
 def test_bad_fields(only_china):
     with pytest.raises(ConfigError, match="at most 160"):
         Photographs(size=200)
-    with pytest.raises(ConfigError, match="at least 1"):
-        Photographs(num_examples=0)
     with pytest.raises(ConfigError, match="split: unknown 'tset'; did you mean 'test'"):
         Photographs(split="tset")
     with pytest.raises(IndexError):

@@ -165,7 +165,11 @@ def test_pixels_are_those_of_the_first_release(fields, training, evaluation, tmp
             Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).save(
                 tmp_path / "ab"[number % 2] / f"{number}.png"
             )
-        fields = {**FOLDER, **fields, "source": {"name": "folder", "path": str(tmp_path), "test_fraction": 0.2}}
+        fields = {
+            **FOLDER,
+            **fields,
+            "source": {"name": "folder", "path": str(tmp_path), "test_fraction": 0.2, "stratified": False},
+        }
     pipe = data.from_config(fields, seed=2)
     assert _digest(pipe.batch(step) for step in (0, 3, 50)) == training
     assert _digest(pipe.one_pass(7, limit=40)) == evaluation
@@ -235,3 +239,66 @@ def test_mistakes_in_a_configuration():
         data.from_config({"image_size": 8, "batch_size": 2})
     with pytest.raises(DataError, match="labels from 0 to 5, but 2 classes"):
         ArraySource("bad", np.zeros((2, 2, 2, 1), np.uint8), np.array([0, 5]), NAMES)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flip": "no"}, "data: flip must be True or False, got 'no'"),
+        ({"image_size": 8.0}, "data: image_size must be a whole number"),
+        ({"image_size": (8, 0)}, "data: image_size must be a whole number"),
+        ({"batch_size": True}, "data: batch_size must be a whole number"),
+        ({"pad": -1}, "data: pad must be a whole number at least 0"),
+        ({"crop": "centre"}, "data: crop must be one of .*did you mean 'center'"),
+        ({"augment": float("nan")}, "data: augment must be a number"),
+        ({"cache": "1GB"}, "data: cache must be a number at least 0"),
+        ({"source": {"name": "folder", "path": 2024}}, "source 'folder': path must be a text, got 2024"),
+        ({"source": {"name": "folder", "path": "x", "test_fraction": 1.5}}, "test_fraction must be a number"),
+        ({"source": {"name": "folder", "path": "x", "verify": "no"}}, "verify must be True or False"),
+        ({"source": {"name": "photographs", "num_examples": 0}}, "num_examples must be a whole number at least 1"),
+        ({"source": {"name": "shapes", "size": "big"}}, "size must be a whole number"),
+        ({"source": {"name": "tfds", "dataset": 10}}, "dataset must be a text, got 10"),
+        ({"source": {"name": "one_hot_words", "source": "shapes", "vocabulary": "red"}}, "vocabulary must be a list"),
+        ({"degradation": {"name": "bsr", "low_res_size": 4, "halve": 2}}, "halve must be a number in"),
+    ],
+)
+def test_values_of_a_wrong_kind_are_one_line(change, message):
+    config = {"source": "digits", "image_size": 8, "channels": 1, "batch_size": 4, **change}
+    with pytest.raises(ConfigError, match=message) as raised:
+        data.Data(config).pipeline()
+    assert "\n" not in str(raised.value)
+
+
+def test_none_says_the_crop_none():
+    config = {"source": "digits", "image_size": 8, "channels": 1, "batch_size": 4}
+    images = data.Data({**config, "crop": None}).pipeline().batch(0)["image"]
+    np.testing.assert_array_equal(images, data.Data({**config, "crop": "none"}).pipeline().batch(0)["image"])
+    with pytest.raises(DataError, match="of 8x8 is not one of 8x6"):
+        next(data.Data({**config, "image_size": (6, 8), "crop": None}).pipeline().one_pass(4))
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ({"image": np.full((8, 8, 1), 200.0, np.float32)}, r"example 0 .* the image float32 \(8, 8, 1\), not uint8"),
+        ({"image": np.zeros((8, 8), np.uint8)}, r"the image uint8 \(8, 8\), not uint8 \[h, w, c\]"),
+        ({"image": "a.png"}, "the image str"),
+        ({"image": np.zeros((8, 8, 1), np.uint8), "label": 2}, "the label 2, outside 0 to 1"),
+        ({"image": np.zeros((8, 8, 1), np.uint8), "label": 0.5}, "the label 0.5, not a whole number"),
+        ({"image": np.zeros((8, 8, 1), np.uint8), "mask": np.zeros((8, 8, 1), bool)}, "the mask bool"),
+    ],
+)
+def test_examples_of_a_wrong_kind_are_named(example, message):
+    class One:
+        name, num_classes, class_names = "one", 2, ("a", "b")
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return example
+
+    with pytest.raises(DataError, match=message):
+        next(data.Pipeline(One(), 8, 1, channels=1).one_pass(1))
+    with pytest.raises(DataError, match="images uint8 .* got float64"):
+        ArraySource("floats", np.zeros((2, 8, 8, 1)), None)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from diffusion_jax.data.files import by_class, tile
 from diffusion_jax.data.transforms import RESIZES, Crop, Fit, cover, resize, to_channels
 from diffusion_jax.errors import DataError
 
@@ -127,3 +128,25 @@ def test_images_come_with_room_to_zoom():
     wide = np.zeros((50, 90, 3), np.uint8)
     assert Fit(Crop(32, "zoom").source_size, 3)(wide).shape[:2] == (40, 72)
     assert Crop(32, "zoom")(Fit(40, 3)(wide), np.random.default_rng(0)).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "rows"),
+    [
+        ([0, 1, 2] * 4, [[0, 0, 0, 0], [1, 1, 1, 1], [2, 2, 2, 2]]),
+        ([7, 3] * 3 + [7], [[3, 3, 3, None], [7, 7, 7, 7]]),
+        ([0] * 5 + [1] * 5 + [2] * 3, [[0] * 5, [1] * 5, [2] * 3 + [None] * 2]),
+        ([0, 0, 0, 0], None),
+        (list(range(9)), None),
+        ([0, 0, 0, 0, 0, 1, 2], None),
+    ],
+)
+def test_grids_have_a_class_to_a_row(labels, rows):
+    images = np.array(labels, np.uint8).reshape(-1, 1, 1, 1)
+    arranged, columns = by_class(images, np.array(labels))
+    if rows is None:
+        assert columns is None and arranged is images
+        return
+    found = tile(arranged, columns, gap=0)[..., 0].tolist()
+    assert found == [[255 if label is None else label for label in row] for row in rows]
+    assert by_class(images, None)[0] is images

@@ -43,11 +43,34 @@ def test_labels(text, num, labels):
         ("0,-1", "label -1 is out of range"),
         ("cats", "cannot read labels 'cats'"),
         ("0-per-class", "asks for nothing"),
+        ("", "cannot read labels ''"),
+        ("1" * 30, "cannot read labels"),
     ],
 )
 def test_bad_labels(text, message):
     with pytest.raises(ConfigError, match=message):
         label_column(text, 3)
+
+
+class Animals:
+    """Data whose classes have names."""
+
+    class_names = ("cat", "golden retriever", "2", "lynx")
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [("lynx", [3]), ("golden retriever,cat", [1, 0]), (" lynx , 1", [3, 1]), ("2", [2]), ("1,0", [1, 0])],
+)
+def test_classes_by_name(text, labels):
+    asked, _ = ask([Labels(num_classes=4)], Animals(), given={"labels": text, "negative_labels": text})
+    assert asked.columns["label"].tolist() == asked.columns["negative_label"].tolist() == labels
+
+
+@pytest.mark.parametrize("text", ["lnyx", "cat,lnyx", "-lynx"])
+def test_unknown_classes_list_the_nearest(text):
+    with pytest.raises(ConfigError, match=r"unknown class .*lnyx|lynx'; did you mean 'lynx'.*cat, golden retriever, 2, lynx"):
+        ask([Labels(num_classes=4)], Animals(), given={"labels": text})
 
 
 def test_what_nobody_spells_out():
@@ -107,7 +130,7 @@ def test_bad_low_res(tmp_path):
     with pytest.raises(DataError, match=r"the model takes uint8 \[N, 8, 8, 1\]"):
         low_res_from(str(tmp_path / "in.npz"), (8, 8, 1))
     (tmp_path / "text.npz").write_text("not an archive")
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(DataError, match="cannot be read as low-resolution images"):
         low_res_from(str(tmp_path / "text.npz"), (8, 8, 1))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -124,8 +122,27 @@ def test_a_damaged_npz(images, tmp_path):
         list(open_samples(tmp_path / "a.npz").batches(64))
 
 
-def test_damaged_settings(images, tmp_path):
+BAD_RECORDS = {
+    "samples.json": ('{"format": "png"', "cannot be read"),
+    "manifest.jsonl": ('{"record": 1}\n', "line 1: 'record' is missing or of another kind"),
+    "labels.json": ('["a"]', "is not as it was written"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RECORDS)
+def test_damaged_records(images, tmp_path, name):
+    content, message = BAD_RECORDS[name]
+    with SampleFolder(tmp_path, {"seed": 0}, "png", Spec.image((6, 5), 3)) as folder:
+        folder.add(np.arange(3), images[:3])
+        folder.finish(3, np.arange(3))
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message) as caught:
+        open_samples(tmp_path)
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_of_an_earlier_version(images, tmp_path):
     write(tmp_path, images[:3])
-    (tmp_path / "samples.json").write_text(json.dumps({"format": "png"})[:-1])
-    with pytest.raises(DataError, match=r"samples\.json is damaged"):
+    (tmp_path / "samples.json").write_text("{}")
+    with pytest.raises(DataError, match="earlier version, without manifest.jsonl: draw anew"):
         open_samples(tmp_path)

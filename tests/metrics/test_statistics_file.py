@@ -100,6 +100,20 @@ def test_pickles_run_nothing(tmp_path, hidden):
     assert not (tmp_path / "ran").exists()
 
 
+class Huge:
+    """What asks for an array of 10^12 numbers when it is loaded."""
+
+    def __reduce__(self):
+        return np.ndarray, ((10**12,),)
+
+
+@pytest.mark.parametrize("content", [Huge(), {"fid": Huge()}, {"fid": {"mu": Huge()}}, [], {"fid": 3}, "[" * 99])
+def test_pickles_of_other_things_are_one_line(tmp_path, content):
+    (tmp_path / "bad.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(DataError, match=r"bad.pkl (cannot be read as statistics|has no statistics 'fid')"):
+        read_statistics(tmp_path / "bad.pkl")
+
+
 # Refusals -----------------------------------------------------------------------------------------------------------------
 
 
@@ -140,8 +154,10 @@ def test_changed_arrays_have_another_checksum(tmp_path):
         read_statistics(path)
     read_statistics(path, images=False)
     np.savez(path, **{**entries, "meta": np.array(json.dumps({"format": 1}))})
-    with pytest.raises(DataError, match="'meta' is not what"):
-        read_statistics(path)
+    for meta in ({"format": 1}, [], 3, "[" * 100_000, {**json.loads(str(entries["meta"])), "count": "many"}):
+        np.savez(path, **{**entries, "meta": np.array(meta if isinstance(meta, str) else json.dumps(meta))})
+        with pytest.raises(DataError, match="'meta' is not what"):
+            read_statistics(path)
 
 
 def _entry(**changed):
@@ -152,11 +168,12 @@ def _entry(**changed):
     ("damage", "message"),
     [
         (lambda path: None, "there is no statistics file"),
-        (lambda path: path.write_bytes(b""), "truncated or empty"),
-        (lambda path: path.write_bytes(b"no archive at all"), "truncated or empty"),
+        (lambda path: path.write_bytes(b""), "cannot be read as statistics"),
+        (lambda path: path.write_bytes(b"no archive at all"), "cannot be read as statistics"),
+        (lambda path: path.mkdir(), "Is a directory"),
         (lambda path: zipfile.ZipFile(path, "w").close(), "no mu and no sigma, but nothing"),
         (lambda path: np.savez(path, mu=np.zeros(3)), "no sigma, but mu"),
-        (lambda path: np.save(path.open("wb"), np.zeros(3)), "single array"),
+        (lambda path: np.save(path.open("wb"), np.zeros(3)), "not a zip file"),
         (_entry(mu=np.full(5, np.nan)), "mu or sigma has NaN"),
         (_entry(sigma=np.diag([1, 1, 1, 1, np.inf])), "mu or sigma has NaN"),
         (_entry(mu=np.zeros(4)), r"mu \(4,\) and sigma \(5, 5\) are not"),

@@ -56,7 +56,11 @@ def test_what_the_mask_keeps_is_kept(runs, given, tmp_path, method):
     assert grid == tmp_path / "grid.png" and Image.open(grid).size == (3 * 66 + 2, 3 * 66 + 2)
     settings = json.loads((tmp_path / "edit.json").read_text())
     assert settings["inputs"] == ["a.png", "b.png", "c.png"] and settings["sampling"]["solver"] == "ddpm"
-    with pytest.raises(ConfigError, match="holds the results of another edit: choose another directory"):
+    (tmp_path / "000001.png").unlink()
+    files = {path: path.read_bytes() for path in tmp_path.glob("*.png")}
+    edit(found, dataclasses.replace(chosen, batch_size=3))  # what is missing is drawn again, and is what it was
+    assert (read(tmp_path, 3) == out).all() and all(path.read_bytes() == content for path, content in files.items())
+    with pytest.raises(ConfigError, match="holds samples of other settings: seed was 0, now 1; choose another folder"):
         edit(found, dataclasses.replace(chosen, seed=1))
 
 
@@ -80,7 +84,12 @@ def test_interpolation_shows_both_ends_and_what_lies_between(runs, given, tmp_pa
     ("fields", "sampling", "error", "message"),
     [
         ({"method": "paint"}, {}, ConfigError, "method: unknown 'paint'; did you mean 'repaint'"),
-        ({"method": "sdedit", "strength": 1.5}, {}, ConfigError, r"--strength must lie in \[0, 1\], got 1.5"),
+        ({"method": "sdedit", "strength": 1.5}, {}, ConfigError, r"--strength must be a number in \[0, 1\], got 1.5"),
+        ({"method": "sdedit", "seed": -1}, {}, ConfigError, r"--seed must be a whole number in \[0, 4294967295\], got -1"),
+        ({"method": "sdedit", "batch_size": 0}, {}, ConfigError, "--batch_size must be a whole number at least 1, got 0"),
+        ({"method": "sdedit", "repeats": 0}, {}, ConfigError, "--repeats must be"),
+        ({"method": "ilvr", "stop": 1.0}, {}, ConfigError, r"--stop must be a number in \[0, 1\), got 1.0"),
+        ({"method": "sdedit", "strength": float("nan")}, {}, ConfigError, "--strength must be"),
         ({"method": "repaint"}, {}, ConfigError, "needs --masks=DIR"),
         ({"method": "ilvr", "masks": "masks"}, {}, ConfigError, "takes no --masks"),
         ({"method": "ilvr", "factor": 3}, {}, ConfigError, "factor 3 must divide"),
@@ -99,6 +108,19 @@ def test_bad_input(runs, given, tmp_path, fields, sampling, error, message):
         chosen = options(given, tmp_path / "out", "sdedit")
         edit(find([runs["base"]], sampling=sampling), dataclasses.replace(chosen, **{**fields, **named}))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_files_of_a_person_s_own_is_left_alone(runs, given, tmp_path, monkeypatch):
+    """Nor is anything read, let alone drawn; and ~ is a person's home."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "000000.png").write_bytes(b"a holiday")
+    chosen = dataclasses.replace(options(given, tmp_path, "sdedit"), out="~/mine", images="~/nowhere")
+    with pytest.raises(DataError, match="mine holds 000000.png, which this program did not write there: choose another"):
+        edit(find([runs["base"]]), chosen)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir()} == {"000000.png": b"a holiday"}
+    with pytest.raises(DataError, match=rf"no directory '{tmp_path}/nowhere'"):
+        edit(find([runs["base"]]), dataclasses.replace(chosen, out=str(tmp_path / "new")))
 
 
 def test_classifiers_neither_edit_nor_guide_edits(runs, given, tmp_path):

@@ -15,8 +15,8 @@ from PIL import Image
 
 from diffusion_jax import sample
 from diffusion_jax.data.files import read_image
-from diffusion_jax.errors import ConfigError, DiffusionError
-from diffusion_jax.inference import Generator, find
+from diffusion_jax.errors import ConfigError, DataError, DiffusionError
+from diffusion_jax.inference import Generator, SampleFolder, find, open_samples
 from diffusion_jax.inference.requests import Requests
 from diffusion_jax.training.mesh import make_mesh
 from tests.programs.in_process import call
@@ -56,7 +56,7 @@ def test_a_continued_run_gives_identical_files(runs, drawn, tmp_path):
     found = find([runs["base"], runs["sr"]])
     sample.sample(found, options)
     (tmp_path / "000002.png").unlink()
-    (tmp_path / "000004.png").write_bytes(b"broken")
+    (tmp_path / "000004.png").unlink()
     untouched = (tmp_path / "000001.png").stat().st_mtime_ns
     sample.sample(found, dataclasses.replace(options, num=10))
     for index in range(10):
@@ -64,12 +64,14 @@ def test_a_continued_run_gives_identical_files(runs, drawn, tmp_path):
     assert (tmp_path / "000001.png").stat().st_mtime_ns == untouched
 
 
-def test_npz_holds_the_same_images_and_the_labels(runs, drawn, tmp_path):
+def test_npz_holds_the_same_images_and_the_labels(runs, drawn, tmp_path, caplog):
+    caplog.set_level("INFO", "diffusion_jax")
     found = find([runs["base"], runs["sr"]])
     sample.sample(found, sample.Options(out=str(tmp_path), num=10, batch_size=4, format="npz"))
     with np.load(tmp_path / "samples.npz") as samples:
         np.testing.assert_array_equal(samples["arr_0"], images_in(drawn, 10))
         assert samples["arr_1"].tolist() == list(range(10))
+    assert "images/s after the first batch" in caplog.text
 
 
 @pytest.mark.parametrize(("batch_size", "devices"), [(3, 1), (10, 1), (8, 8)])
@@ -107,21 +109,79 @@ def test_super_resolution_alone_takes_held_out_or_given_images(runs, tmp_path):
         sample.sample(find([runs["base"]]), options)
 
 
-@pytest.mark.slow
-def test_a_killed_run_continues(runs, tmp_path):
-    arguments = [f"--workdir={runs['base']}", f"--out={tmp_path}", "--num=3000", "--batch_size=50"]
-    process = start_program(*arguments)
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("0*.png"))) < 20 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    before = {path.name: path.read_bytes() for path in sorted(tmp_path.glob("0*.png"))[:20]}
-    assert 20 <= len(list(tmp_path.glob("0*.png"))) < 3000
-    num = len(list(tmp_path.glob("0*.png"))) + 60
-    sample.sample(find([runs["base"]]), sample.Options(out=str(tmp_path), num=num, batch_size=50))
-    assert images_in(tmp_path, num).shape == (num, 8, 8, 1)
-    assert all((tmp_path / name).read_bytes() == content for name, content in before.items())
+@pytest.mark.slow  # ten programs that are killed
+@pytest.mark.parametrize("format", ["png", "npz"])
+def test_a_run_that_is_killed_again_and_again_draws_what_an_undisturbed_one_does(runs, tmp_path, format):
+    """Ten random moments; then the samples are complete and the same, and the folder was nobody else's meanwhile."""
+    num, rng = 3000, np.random.default_rng()
+    arguments = [f"--workdir={runs['base']}", f"--num={num}", "--batch_size=50", f"--format={format}"]
+    whole = start_program(*arguments, f"--out={tmp_path / 'whole'}")
+    assert whole.wait(300) == 0
+    killed, manifest = [*arguments, f"--out={tmp_path / 'killed'}"], tmp_path / "killed" / "manifest.jsonl"
+    for _ in range(10):
+        before = manifest.stat().st_size if manifest.exists() else 0
+        process = start_program(*killed)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if manifest.exists() and manifest.stat().st_size > before:
+                time.sleep(rng.uniform(0, 0.3))
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    with pytest.raises(DataError, match="interrupted"):
+        open_samples(tmp_path / "killed")
+    last = start_program(*killed)
+    _, log = last.communicate(timeout=300)
+    assert last.returncode == 0 and f"of {num} samples are there already" in log
+    for files in ("*.png", "labels.json", "samples.npz"):
+        for file in (tmp_path / "whole").glob(files):
+            assert (tmp_path / "killed" / file.name).read_bytes() == file.read_bytes()
+    assert not list((tmp_path / "killed").glob(".*.tmp"))
+
+
+def test_what_is_there_already_is_said_and_fewer_are_refused(runs, drawn, caplog):
+    caplog.set_level("INFO", "diffusion_jax")
+    found, files = find([runs["base"], runs["sr"]]), {path: path.stat().st_mtime_ns for path in drawn.glob("[!.]*")}
+    sample.sample(found, sample.Options(out=str(drawn), num=10))
+    assert "10 of 10 samples are there already" in caplog.text
+    assert f"python -m diffusion_jax.evaluate --samples={drawn} --workdir={runs['sr']}" in caplog.messages[-1]
+    with pytest.raises(ConfigError, match="holds 10 samples, more than the 9 asked for: give --num=10 or more, or choose"):
+        sample.sample(found, sample.Options(out=str(drawn), num=9))
+    assert {path: path.stat().st_mtime_ns for path in drawn.glob("[!.]*")} == files
+
+
+def test_a_person_s_own_pictures_are_neither_written_over_nor_taken_for_samples(runs, tmp_path, monkeypatch):
+    """Nor is a parameter read before that is said; and ~ is a person's home."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("diffusion_jax.inference.run.Run.load", lambda *_: pytest.fail("parameters were read"))
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "pictures" / "000000.png")
+    before = (tmp_path / "pictures" / "000000.png").read_bytes()
+    with pytest.raises(DataError, match=rf"{tmp_path}/pictures holds 000000.png, which this program did not write there"):
+        call(sample, f"--workdir={runs['base']}", "--out=~/pictures", "--num=1")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "pictures").iterdir()} == {"000000.png": before}
+
+
+def test_an_interruption_leaves_whole_files_and_a_folder_that_goes_on(runs, drawn, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "diffusion_jax")
+    found, options = find([runs["base"], runs["sr"]]), sample.Options(out=str(tmp_path / "out"), num=10, batch_size=4)
+    real = SampleFolder.add
+
+    def interrupt(folder, indices, images):
+        real(folder, indices, images)
+        folder.flush()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SampleFolder, "add", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sample.sample(found, options)
+    assert "Compiling for batches of" in caplog.text and not list((tmp_path / "out").glob(".*.tmp"))
+    sample.sample(found, options)
+    assert "8 of 10 samples are there already" in caplog.text and "2 images in" in caplog.text
+    for index in range(10):
+        assert (tmp_path / "out" / f"{index:06d}.png").read_bytes() == (drawn / f"{index:06d}.png").read_bytes()
 
 
 # Bad input -------------------------------------------------------------------
@@ -144,6 +204,11 @@ BAD = {
     "values": (["--workdir={base},{sr}", "--guidance=2,1"], "one value is needed; for stages of a cascade, 2/1"),
     "value": (["--workdir={base}", "--guidance=strong"], "--guidance: cannot read 'strong'"),
     "override": (["--workdir={base}", "--config.sampling.stps=3"], "did you mean 'steps'"),
+    "num": (["--workdir={base}", "--num=-1"], "--num must be a whole number at least 1, or None, got -1"),
+    "none": (["--workdir={base}", "--num=0"], "--num must be a whole number at least 1, or None, got 0"),
+    "batch_size": (["--workdir={base}", "--batch_size=0"], "--batch_size must be a whole number at least 1, got 0"),
+    "seed": (["--workdir={base}", "--seed=-1"], "--seed must be a whole number in [0, 4294967295], got -1"),
+    "wide seed": (["--workdir={base}", "--seed=4294967296"], "--seed must be a whole number in [0, 4294967295]"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -12,7 +13,6 @@ import pytest
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Denoised, Denoiser, Process, edm_design
 from diffusion_jax.registry import build
-from diffusion_jax.rng import named
 from diffusion_jax.sampling import edm_design as sampling_design
 from diffusion_jax.sampling import grids, sample, solvers
 from diffusion_jax.systems import Sampling
@@ -99,7 +99,9 @@ def test_a_network_of_discrete_levels_is_asked_for_no_others():
 # The algorithms -------------------------------------------------------------------------------------------------------
 
 
-def algorithm_2(x, levels, noise, churn=0.0, low=0.0, high=math.inf, deviation=1.0, rounded=lambda level: level):
+def algorithm_2(
+    x, levels, noise, churn=0.0, low=0.0, high=math.inf, deviation=1.0, rounded=lambda level: level, corrected=True
+):
     """Algorithm 2 of the paper in y = x; with churn 0, algorithm 1."""
     steps = len(levels) - 1
     for i, (t, s) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
@@ -108,7 +110,7 @@ def algorithm_2(x, levels, noise, churn=0.0, low=0.0, high=math.inf, deviation=1
         x = x + math.sqrt(max(raised**2 - t**2, 0)) * deviation * noise[i]
         d = (x - posterior_mean(np, x, raised)) / raised
         following = x + (s - raised) * d
-        if s > 0:
+        if s > 0 and corrected:
             d_next = (following - posterior_mean(np, following, s)) / s
             following = x + (s - raised) * (d + d_next) / 2
         x = following
@@ -130,45 +132,59 @@ PROCESSES = {
 }
 
 
-@pytest.mark.parametrize(("kind", "churn"), covering(PROCESSES, CHURNS))
-def test_heun_is_the_papers_on_networks_of_every_column(kind, churn):
+def noises(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of the start, [16, 3], and of each step."""
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(16, 3)), rng.normal(size=(count, 16, 3))
+
+
+def run(solver, process, times, y, given=None) -> np.ndarray:
+    """What a solver makes of y = x / alpha in float64, with given noise."""
+    with jax.enable_x64(True):
+        start = jnp.asarray(y * process.schedule.alpha_sigma(times[0])[0])
+        program = lambda x: sample(  # noqa: E731
+            denoiser(process), solver, times, jax.random.key(0), x.shape, initial=x, noise=given or {}
+        )
+        return np.asarray(jax.jit(program, compiler_options=QUICK)(start))
+
+
+EULER, HEUN = solvers.euler, functools.partial(solvers.heun, space="sigma")
+
+
+@pytest.mark.parametrize(("kind", "churn", "solver"), covering(PROCESSES, CHURNS, [HEUN, EULER]))
+def test_algorithm_2_on_networks_of_every_column(kind, churn, solver):
     """sigma = sigma_t / alpha_t and y = x / alpha_t: a network of any column under EDM's sampler."""
     process, fields = Process(**PROCESSES[kind]), CHURNS[churn]
     grid = {"name": "karras", "num_steps": 18, "sigma_min": 0.002 if kind == "edm" else 0.02, "sigma_max": 80.0}
     times = build("grid", grid)(process)
     levels = levels_of(process, times)
     levels[-1] = 0
-    key, shape = jax.random.key(5), (64, 3)
-    with jax.enable_x64(True):
-        keys = [jax.random.fold_in(key, i) for i in range(shape[0])]
-        noise = np.array(
-            jax.vmap(lambda k: jax.vmap(lambda n: jax.random.normal(named(k, "churn", n), shape[1:], jnp.float64))(
-                jnp.arange(len(times) - 1)))(jnp.stack(keys))
-        ).swapaxes(0, 1)  # fmt: skip
-        y = levels[0] * np.random.default_rng(0).normal(size=shape)
-        start = jnp.asarray(y * process.schedule.alpha_sigma(times[0])[0])
-        run = jax.jit(
-            lambda x: sample(denoiser(process), solvers.heun(space="sigma", **fields), times, key, shape, initial=x),
-            compiler_options=QUICK,
-        )
-        found = np.asarray(run(start))
+    y, noise = noises(len(times) - 1)
+    given = {"churn": noise} if fields.get("s_churn") else {}
+    found = run(solver(**fields), process, times, levels[0] * y, given)
     names = {"s_churn": "churn", "s_min": "low", "s_max": "high", "s_noise": "deviation"}
     nearest = (lambda level: U[np.argmin(np.abs(U[:-1] - level))]) if kind == "iddpm" else (lambda level: level)
-    wanted = algorithm_2(y, levels, noise, rounded=nearest, **{names[name]: value for name, value in fields.items()})
+    fields = {names[name]: value for name, value in fields.items()}
+    wanted = algorithm_2(levels[0] * y, levels, noise, rounded=nearest, corrected=solver is HEUN, **fields)
     np.testing.assert_allclose(found, wanted, atol=2e-5)
-    if churn == "churn-0":
-        np.testing.assert_allclose(found, algorithm_2(y, levels, noise), atol=2e-5)
 
 
-def table_ode(y, taus, sigma, sigma_slope, s, s_slope, order, alpha):
-    """Algorithm 3: equation 4's slope, the family of order 2 with its parameter, Euler at the end."""
+def table_ode(y, taus, sigma, inverse, sigma_slope, s, s_slope, order, alpha, noise=(), churn=0.0, low=0.0, high=0.0):
+    """Algorithm 3: equation 4's slope, the family of order 2 with its parameter, Euler at the end; with churn, if any.
+
+    The form with churn is that of the paper's ablations, in x = s(t) y.
+    """
 
     def slope(x, t):
         kept = sigma_slope(t) / sigma(t) + s_slope(t) / s(t)
         return kept * x - sigma_slope(t) * s(t) / sigma(t) * posterior_mean(np, x / s(t), sigma(t))
 
     x = s(taus[0]) * y
-    for t, following in zip(taus[:-1], taus[1:], strict=True):
+    for i, (t, following) in enumerate(zip(taus[:-1], taus[1:], strict=True)):
+        if churn and low <= sigma(t) <= high:
+            raised = inverse(sigma(t) * (1 + min(churn / (len(taus) - 1), math.sqrt(2) - 1)))
+            x = s(raised) / s(t) * x + math.sqrt(sigma(raised) ** 2 - sigma(t) ** 2) * s(raised) * 1.003 * noise[i]
+            t = raised
         h, d = following - t, slope(x, t)
         if order == 2 and following > 0:
             between = slope(x + alpha * h * d, t + alpha * h)
@@ -188,29 +204,43 @@ VP_S_SLOPE = lambda t: -(19.9 * t + 0.1) / 2 * VP_S(t)  # noqa: E731
 ONE, ZERO = (lambda t: 1.0), (lambda t: 0.0)
 
 
-@pytest.mark.parametrize(("row", "rule"), covering(["vp", "vp-unscaled", "ve", "vp-on-edm"], [(1, 1.0), (2, 1.0), (2, 0.5)]))
-def test_steps_in_a_schedules_own_time(row, rule):
+VP_INVERSE = lambda level: (np.sqrt(0.01 + 39.8 * np.log1p(level**2)) - 0.1) / 19.9  # noqa: E731
+
+
+@pytest.mark.parametrize(
+    ("row", "rule", "churn"),
+    covering(["vp", "vp-unscaled", "ve", "vp-on-edm"], [(1, 1.0), (2, 1.0), (2, 0.5)], [0.0, 3.0]),
+)
+def test_steps_in_a_schedules_own_time(row, rule, churn):
     """The columns VP and VE as they were sampled, and a mixture: the VP's time on an EDM network."""
     (order, alpha), kind = rule, {"vp-unscaled": "vp", "vp-on-edm": "edm"}.get(row, row)
     process = Process(**PROCESSES[kind])
     schedule, name = ({"name": "ve", "sigma_max": 100.0}, "edm_ve") if row == "ve" else ({"name": "vp_sde"}, "edm_vp")
     times = build("grid", {"name": name, "num_steps": 12})(process)
     levels = levels_of(process, times)[:-1]
-    solver = solvers.in_time(schedule, scaled=row != "vp-unscaled", order=order, alpha=alpha)
-    with jax.enable_x64(True):
-        y = levels[0] * np.random.default_rng(0).normal(size=(16, 3))
-        start = jnp.asarray(y * process.schedule.alpha_sigma(times[0])[0])
-        run = jax.jit(
-            lambda x: sample(denoiser(process), solver, times, jax.random.key(0), x.shape, initial=x), compiler_options=QUICK
-        )
-        found = np.asarray(run(start))
+    bounds = dict(s_min=0.05, s_max=20.0, s_noise=1.003)
+    solver = solvers.in_time(schedule, scaled=row != "vp-unscaled", order=order, alpha=alpha, s_churn=churn, **bounds)
+    y, noise = noises(12)
+    found = run(solver, process, times, levels[0] * y, {"churn": noise} if churn else {})
     if row == "ve":
-        taus, parts = levels**2, (np.sqrt, lambda t: 0.5 / np.sqrt(t), ONE, ZERO)
+        inverse, parts = np.square, (np.sqrt, np.square, lambda t: 0.5 / np.sqrt(t), ONE, ZERO)
     else:
-        taus = (np.sqrt(0.01 + 39.8 * np.log1p(levels**2)) - 0.1) / 19.9
-        parts = (VP_SIGMA, VP_SLOPE, VP_S, VP_S_SLOPE) if row != "vp-unscaled" else (VP_SIGMA, VP_SLOPE, ONE, ZERO)
-    wanted = table_ode(y, np.append(taus, 0), *parts, order, alpha)
+        scales = (ONE, ZERO) if row == "vp-unscaled" else (VP_S, VP_S_SLOPE)
+        inverse, parts = VP_INVERSE, (VP_SIGMA, VP_INVERSE, VP_SLOPE, *scales)
+    wanted = table_ode(levels[0] * y, np.append(inverse(levels), 0), *parts, order, alpha, noise, churn, 0.05, 20.0)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=2e-5)
+
+
+def test_churn_goes_no_higher_than_the_schedule_whose_time_it_is():
+    """The grid starts at its last level, and the process has higher ones: nothing is added there."""
+    process = Process("edm", "edm")
+    times = build("grid", {"name": "edm_ve", "num_steps": 4, "sigma_max": 50.0})(process)
+    schedule, (y, noise) = {"name": "ve", "sigma_max": 50.0}, noises(4)
+    found, low = (
+        run(solvers.in_time(schedule, s_churn=1.0, s_max=s_max), process, times, 50 * y, {"churn": noise})
+        for s_max in (None, 49.0)
+    )
+    np.testing.assert_allclose(found, low, rtol=1e-6)
 
 
 def test_in_the_time_of_the_straight_line_it_is_the_flows_heun():
@@ -259,12 +289,10 @@ def test_a_schedule_must_reach_the_grids_first_level():
     ("build_it", "message"),
     [
         (lambda: sampling_design.column("ddim"), "column: unknown 'ddim'.*known: vp, ve, iddpm, edm"),
-        (lambda: sampling_design.edm_ve(0)(Process("ve", "edm_ve")), "num_steps must be at least 1"),
+        (lambda: sampling_design.edm_ve(0)(Process("ve", "edm_ve")), "num_steps must be a whole number at least 1"),
         (lambda: sampling_design.edm_ve(4, 2.0, 1.0), "0 < sigma_min < sigma_max"),
         (lambda: sampling_design.edm_vp(4)(Process("edm", "edm")), "starts at the level 152.*above 80.*set sigma_max"),
         (lambda: sampling_design.edm_iddpm(4, first=1000), r"first must lie in \[0, 1000\)"),
-        (lambda: solvers.in_time(order=3), "order must be 1 or 2"),
-        (lambda: solvers.in_time(order=2, alpha=0.0), r"alpha must lie in \(0, 1\]"),
     ],
 )
 def test_misfits_are_named(build_it, message):

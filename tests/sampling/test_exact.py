@@ -42,12 +42,16 @@ DETERMINISTIC = {
     "dpmpp_3m": (solvers.dpmpp_3m(), 100, 3e-3),
     "unipc": (solvers.unipc(), 60, 3e-3),
     "pndm": (solvers.pndm(), 200, 5e-3),
+    "kdpm2": (solvers.kdpm2(), 100, 3e-3),
+    "deis": (solvers.deis(), 100, 3e-3),
+    "lms": (solvers.lms(), 100, 3e-3),
 }
 STOCHASTIC = {
     "ddpm": (solvers.ddpm(), 200),
     "heun_churn": (solvers.heun(s_churn=20.0), 100),
     "dpmpp_2m_sde": (solvers.dpmpp_2m_sde(), 100),
     "dpmpp_sde": (solvers.dpmpp_sde(), 60),
+    "kdpm2_ancestral": (solvers.kdpm2_ancestral(), 60),
 }
 # Every run meets each schedule, with ddim, and each solver, with two schedules of the four kinds in turn: a chain, exploding
 # variance, a straight line, and zero SNR at the end. All other pairs are slow.
@@ -87,7 +91,12 @@ def test_the_tables_name_all_schedules_predictions_and_solvers() -> None:
     assert set(known("prediction")) - elsewhere == set(PREDICTIONS)
     # The first two are the step of ddim: see test_deterministic and test_stochastic; the last, test_edm_sampler.
     others = {"euler", "euler_ancestral", "in_time"}
-    learnt = {"lcm", "consistency", "categorical"}  # exact with a network that learnt to jump: test_serving; test_categorical
+    learnt = {
+        "lcm",
+        "tcd",
+        "consistency",
+        "categorical",
+    }  # exact with networks that jump: test_serving; test_categorical
     assert set(known("solver")) - others - learnt == set(DETERMINISTIC) | set(STOCHASTIC) - {"heun_churn"}
 
 

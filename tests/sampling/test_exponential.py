@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy import integrate
 
-from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Denoised, Denoiser, Process
 from diffusion_jax.sampling import grids, sample, solvers
 from diffusion_jax.sampling.solvers.dpmpp import phi
@@ -202,20 +201,3 @@ def test_order_three_does_not_extrapolate_over_a_leap():
         run = lambda x: sample(BIMODAL.denoiser(process), solver, grid, jax.random.key(0), x.shape, initial=x)  # noqa: B023, E731
         errors.append(np.abs(np.asarray(jax.jit(run, compiler_options=QUICK)(start)) - expected).max())
     assert errors[0] < 0.06 and errors[1] > 0.4, errors
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: solvers.dpmpp_3m("exakt"), "'exakt'.*known: exact, library"),
-        (lambda: solvers.dpmpp_2m_sde(eta=1.5), "eta must lie"),
-        (lambda: solvers.dpmpp_2m_sde(variant="heun"), "'dpmpp_2m_sde'.*known: midpoint, taylor"),
-        (lambda: solvers.dpmpp_sde(eta=-0.1), "eta must lie"),
-        (lambda: solvers.euler_ancestral(eta=2.0), "'euler_ancestral': eta must lie"),
-        (lambda: solvers.unipc(4), "order must be 1, 2 or 3"),
-        (lambda: solvers.unipc(b="bh3"), "known: bh1, bh2"),
-    ],
-)
-def test_mistakes(make, message):
-    with pytest.raises(ConfigError, match=message):
-        make()

@@ -133,12 +133,30 @@ def test_even_steps_in_log_snr(schedule):
         np.testing.assert_allclose(default[-1], -2 * np.log(0.002))
 
 
+def test_given_indices_and_times():
+    assert indices(grids.indices((999, 759, 499, 259))) == [259, 499, 759, 999]
+    np.testing.assert_allclose(grids.times([1.0, 0.6, 0.3])(CONTINUOUS), [1, 0.6, 0.3, 0])
+    np.testing.assert_allclose(grids.times([0.6, 0.0])(CHAIN), [0.6, 0])
+
+
+def test_rules_of_dpm_solver():
+    """By hand; test_scheduler_parity holds them to public libraries."""
+    assert indices(grids.dpm_solver(3)) == [333, 666, 999]
+    assert indices(grids.dpm_solver(3, "leading", offset=1)) == [251, 501, 751]
+    # ((1 - i (1 - sqrt(0.001)) / 4))^2 of 1000, less one, for i = 0 to 3
+    assert indices(grids.dpm_solver(4, "time_quadratic")) == [74, 265, 573, 999]
+    np.testing.assert_allclose(grids.dpm_solver(3)(CONTINUOUS), [1, 0.667, 0.334, 0])
+    np.testing.assert_allclose(grids.dpm_solver(3, "leading")(CONTINUOUS), [0.75, 0.5, 0.25, 0])
+    np.testing.assert_allclose(grids.lcm(4)(CONTINUOUS), [1, 0.76, 0.5, 0.26, 0])
+
+
 def test_latent_diffusion_counts_from_one():
     """The published 50 indices: 1, 21, ..., 981."""
     assert indices(grids.leading(50, offset=1)) == list(range(1, 982, 20))
 
 
-OF_ANY_LENGTH = [name for name in known("grid") if name in dir(grids) and name not in ("respaced", "levels")]
+NOT_OF_ANY = ("respaced", "levels", "indices", "times", "lcm", "flow")  # length, or process
+OF_ANY_LENGTH = [name for name in known("grid") if name in dir(grids) and name not in NOT_OF_ANY]
 
 
 @given(st.sampled_from(OF_ANY_LENGTH), st.integers(2, 200))
@@ -172,7 +190,23 @@ def test_unreadable_spacings(spacing):
         (lambda: grids.uniform(0), "at least 1"),
         (lambda: grids.leading(1), "at least 2"),
         (lambda: grids.quadratic(1), "at least 2"),
-        (lambda: grids.leading(5, offset=-1), "must not be negative"),
+        (lambda: grids.leading(5, offset=-1), "'leading': offset must be a whole number at least 0, got -1"),
+        (lambda: grids.uniform(2.5), "num_steps must be a whole number"),
+        (lambda: grids.dpm_solver(1000)(CHAIN), "1001 steps of a chain that has 1000"),
+        (lambda: grids.dpm_solver(4, "logSNR"), "spacing must be one of 'time_uniform', 'time_quadratic', 'leading'"),
+        (lambda: grids.dpm_solver(499, "leading", offset=3)(CHAIN), "takes the last index to 1001"),
+        (lambda: grids.lcm(51), "51 steps of 50 original ones"),
+        (lambda: grids.lcm(4, 2000)(CHAIN), "2000 steps of a chain that has 1000"),
+        (lambda: grids.indices([10, 10]), "descending order"),
+        (lambda: grids.indices([10, 2.5]), "indices must be a list of whole numbers at least 0"),
+        (lambda: grids.indices([1000, 10])(CHAIN), "1000 lies beyond 999, the chain's last index"),
+        (lambda: grids.indices([10])(CONTINUOUS), "the process is continuous"),
+        (lambda: grids.times([0.5, 0.7]), "descending order"),
+        (lambda: grids.times([1.5, 0.7]), r"times must be a list of numbers in \[0, 1\]"),
+        (lambda: grids.times([0.0]), "descending order"),
+        (lambda: grids.flow(4)(CHAIN), "'flow' is of flow matching"),
+        (lambda: grids.flow(4, shift=3.0, tokens=256), "give one of them"),
+        (lambda: grids.levels([3.0, -1.0]), "levels must be a list of numbers above 0"),
         (lambda: grids.leading(1000, offset=1)(CHAIN), "last index to 1000"),
         (lambda: grids.log_snr(0), "at least 1"),
         (lambda: grids.log_snr(5, lowest=3.0, highest=1.0)(CHAIN), "lowest < highest"),

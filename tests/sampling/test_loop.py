@@ -10,6 +10,7 @@ import pytest
 from diffusion_jax import registry
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Corruption, Denoiser, Process, expand
+from diffusion_jax.rng import named
 from diffusion_jax.sampling import Solver, grids, guidance, invert, sample, solvers
 from tests.oracles import GAUSSIAN, QUICK
 
@@ -17,7 +18,8 @@ PROCESS = Process("cosine_continuous", prediction="v")
 EXACT = GAUSSIAN.denoiser(PROCESS)
 GRID = grids.uniform(7)
 GAUSSIAN_SOLVERS = (
-    "ddpm ddim euler euler_ancestral heun in_time dpmpp_2m dpmpp_2m_sde dpmpp_2s dpmpp_sde dpmpp_3m unipc pndm lcm consistency"
+    "ddpm ddim euler euler_ancestral heun in_time dpmpp_2m dpmpp_2m_sde dpmpp_2s dpmpp_sde dpmpp_3m unipc pndm lcm consistency "
+    "deis lms kdpm2 kdpm2_ancestral tcd"
 ).split()
 
 
@@ -114,6 +116,31 @@ def test_initial_noise_has_the_deviation_of_its_time(schedule, start):
     np.testing.assert_allclose(path[0].std(0), expected, rtol=0.06)
 
 
+def test_noise_may_be_given():
+    """In place of what the key draws, and in the dtype of the run."""
+    times, start = np.array([1.0, 0.6, 0.3, 0.0]), np.random.default_rng(0).normal(size=(4, 2))
+    keys = [jax.random.fold_in(jax.random.key(3), index) for index in range(4)]
+    drawn = np.array([[jax.random.normal(named(key, "step", number), (2,)) for key in keys] for number in range(3)])
+    run = lambda **kwargs: sample(EXACT, solvers.ddpm(), times, jax.random.key(3), (4, 2), **kwargs)  # noqa: E731
+    initial = jnp.asarray(start, jnp.float32)
+    np.testing.assert_allclose(run(initial=initial, noise={"step": drawn}), run(initial=initial), atol=1e-6)
+    assert np.abs(run(initial=initial, noise={"step": 0 * drawn}) - run(initial=initial)).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        ({}, "draws the noise 'step', which is not given \\(given: none\\)"),
+        ({"step": np.zeros((2, 2, 2)), "churn": np.zeros((2, 2, 2))}, "draws no noise 'churn' \\(it draws 'step'\\)"),
+        ({"step": np.zeros((3, 2, 2))}, r"the noise 'step' of 2 steps must be \[2, B, ...\], got \(3, 2, 2\)"),
+        ({"step": np.zeros((2, 3, 2))}, r"'step' of a step must be of the shape \(2, 2\), got \(3, 2\)"),
+    ],
+)
+def test_given_noise_must_be_what_the_solver_draws(noise, message):
+    with pytest.raises(ConfigError, match=message):
+        sample(EXACT, solvers.ddpm(), np.array([1.0, 0.5, 0.0]), jax.random.key(0), (2, 2), noise=noise)
+
+
 @pytest.mark.parametrize(
     ("grid", "kwargs", "message"),
     [
@@ -125,6 +152,7 @@ def test_initial_noise_has_the_deviation_of_its_time(schedule, start):
         ([0.5, 0.0], {"end": 0.7}, "two times"),
         ([1.0, 0.0], {"indices": np.arange(3)}, r"indices of the shape \(2,\), got \(3,\)"),
         ([1.0, 0.0], {"initial": jnp.zeros((2, 3))}, r"initial has the shape \(2, 3\), not \(2, 2\)"),
+        ([1.0, 0.0], {"noise": {"step": np.zeros((1, 2, 2))}}, "the solver draws no noise 'step' \\(it draws none\\)"),
     ],
 )
 def test_mistakes(grid, kwargs, message):

@@ -58,18 +58,20 @@ def scheduler_of(name: str, **config):
     return getattr(peer("diffusers"), name)(num_train_timesteps=1000, **config)
 
 
-def theirs(scheduler, start, *, scale: bool, step: Callable | None = None) -> tuple[np.ndarray, np.ndarray]:
+def theirs(scheduler, start, *, scale: bool, step: Callable | None = None, levels=None) -> tuple[np.ndarray, np.ndarray]:
     """Every sample of a scheduler's run, and its levels sigma / alpha where it steps.
 
     Args:
       start: its first sample.
       scale: its samples are x / alpha.
+      levels: sigma / alpha at which the noise is asked for, where not the scheduler's own.
     """
     torch = peer("torch")
-    generator, samples, levels = torch.Generator().manual_seed(0), [start], []
+    generator, samples, visited = torch.Generator().manual_seed(0), [start], []
+    levels = getattr(scheduler, "sigmas", None) if levels is None else levels
     for i, timestep in enumerate(scheduler.timesteps):
-        if hasattr(scheduler, "sigmas"):
-            level = float(scheduler.sigmas[i])
+        if levels is not None:
+            level = float(levels[i])
         else:
             product = float(scheduler.alphas_cumprod[int(timestep)])
             level = np.sqrt((1 - product) / product)
@@ -79,8 +81,8 @@ def theirs(scheduler, start, *, scale: bool, step: Callable | None = None) -> tu
         sample = torch.from_numpy(samples[-1]).float()
         stepped = (step or _step)(scheduler, eps, timestep, sample, generator)
         samples.append(stepped.numpy().astype(np.float64))
-        levels.append(level)
-    return np.stack(samples), np.array(levels)
+        visited.append(level)
+    return np.stack(samples), np.array(visited)
 
 
 def _step(scheduler, eps, timestep, sample, generator):
@@ -161,6 +163,49 @@ def test_trailing_times_of_steps_that_do_not_divide_the_chain(count):
     np.testing.assert_allclose(grids.trailing(count)(LINEAR), times_of_indices(peer_of.timesteps.numpy()))
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "config", "count", "grid"),
+    [
+        ("DPMSolverMultistepScheduler", {}, 7, grids.dpm_solver(7)),
+        ("DPMSolverMultistepScheduler", {}, 23, grids.dpm_solver(23)),
+        ("DEISMultistepScheduler", {}, 20, grids.dpm_solver(20)),
+        ("UniPCMultistepScheduler", {}, 15, grids.dpm_solver(15)),
+        (
+            "DPMSolverMultistepScheduler",
+            {"timestep_spacing": "leading", "steps_offset": 1},
+            12,
+            grids.dpm_solver(12, "leading", 1),
+        ),
+        ("LCMScheduler", {}, 4, grids.lcm(4)),
+        ("LCMScheduler", {"original_inference_steps": 100}, 7, grids.lcm(7, 100)),
+        ("TCDScheduler", {}, 3, grids.lcm(3)),
+    ],
+)
+def test_indices_of_grids(scheduler, config, count, grid):
+    peer_of = scheduler_of(scheduler, **config)
+    peer_of.set_timesteps(count)
+    np.testing.assert_allclose(grid(LINEAR), times_of_indices(peer_of.timesteps.numpy()))
+
+
+@pytest.mark.parametrize("tokens", [None, 256, 1024, 4096])
+@pytest.mark.parametrize("own_shift", [1.0, 2.0])
+def test_sigmas_of_flow_matching(tokens, own_shift):
+    """Stable Diffusion 3's and Flux's; the schedule's own shift moves the times, not the sigmas."""
+    process = Process({"name": "straight_line", "shift": own_shift}, prediction="velocity")
+    sigmas = lambda grid: process.schedule.alpha_sigma(grid(process))[1]  # noqa: E731
+    name, kwargs = "FlowMatchEulerDiscreteScheduler", {}
+    if tokens is None:
+        peer_of, options = scheduler_of(name, shift=3.0), {"shift": 3.0}
+    else:
+        peer_of, options = scheduler_of(name, use_dynamic_shifting=True), {"tokens": tokens}
+        slope = (1.15 - 0.5) / (4096 - 256)  # as in Flux's pipeline
+        kwargs["mu"] = tokens * slope + 0.5 - slope * 256
+    peer_of.set_timesteps(28, **kwargs)
+    np.testing.assert_allclose(sigmas(grids.flow(28, train_steps=1000, **options)), peer_of.sigmas, rtol=1e-5)
+    peer_of.set_timesteps(sigmas=np.linspace(1.0, 1 / 28, 28), **kwargs)
+    np.testing.assert_allclose(sigmas(grids.flow(28, **options)), peer_of.sigmas, rtol=1e-5)
+
+
 @pytest.mark.parametrize("spacing", ["linspace", "trailing"])
 def test_euler(spacing):
     """In x / alpha there, in x here."""
@@ -175,12 +220,34 @@ def test_euler_ancestral():
     _check_scaled(peer_of, solvers.euler_ancestral(), peer_of.sigmas[:-1], draws_of(20), _drawing_step)
 
 
-def _check_scaled(peer_of, solver, levels, draws=None, step=None, every: int = 1):
+def _check_scaled(peer_of, solver, levels, draws=None, step=None, every: int = 1, asked=None):
     times = times_of_levels(LINEAR, levels)
     alpha = LINEAR.schedule.alpha_sigma(times)[0]
-    expected, _ = theirs(peer_of, start_of() / alpha[0], scale=True, step=step)
+    expected, _ = theirs(peer_of, start_of() / alpha[0], scale=True, step=step, levels=asked)
     expected = np.append(expected[:-1][::every], expected[-1:], 0) * alpha[:, None, None]
     check_closeness(ours(solver, LINEAR, times, start_of(), draws), expected)
+
+
+def test_lms():
+    """Of order 4, from the fourth step on; their last step, to level 0, keeps the order too."""
+    peer_of = scheduler_of("LMSDiscreteScheduler")
+    peer_of.set_timesteps(20)
+    _check_scaled(peer_of, solvers.lms(), peer_of.sigmas[:-1])
+
+
+@pytest.mark.parametrize("ancestral", [False, True])
+def test_kdpm2(ancestral):
+    """Two evaluations a step, the second at the level in the middle; one at the last step."""
+    count = 15
+    peer_of = scheduler_of("KDPM2AncestralDiscreteScheduler" if ancestral else "KDPM2DiscreteScheduler")
+    peer_of.set_timesteps(count)
+    middle = peer_of.sigmas_interpol[0::2] if ancestral else peer_of.sigmas_interpol[1::2]
+    asked = np.stack([peer_of.sigmas[0::2][:count], middle[:count]], 1).ravel()
+    solver, draws, step = solvers.kdpm2(), None, None
+    if ancestral:
+        solver, step = solvers.kdpm2_ancestral(), _drawing_step
+        draws = np.append(draws_of(count - 1), np.zeros((1, *SHAPE)), 0)  # none at the last
+    _check_scaled(peer_of, solver, peer_of.sigmas[0::2][:count], draws, step, every=2, asked=asked)
 
 
 def test_heun_in_sigma():
@@ -224,6 +291,16 @@ def test_dpm_solver_multistep(config, solver):
     expected, _ = theirs(peer_of, start_of(), scale=False, step=_drawing_step)
     times = times_of_indices(peer_of.timesteps.numpy())
     check_closeness(ours(solver, LINEAR, times, start_of(), draws_of(15)), expected)
+
+
+def test_deis():
+    """In log(sigma / alpha). Theirs ends at the chain's first step, with the full order from 15 steps on."""
+    peer_of = scheduler_of("DEISMultistepScheduler", solver_order=3)
+    peer_of.set_timesteps(20)
+    expected, _ = theirs(peer_of, start_of(), scale=False)
+    times = np.append(times_of_indices(peer_of.timesteps.numpy())[:-1], 1e-3)
+    check_closeness(ours(solvers.deis(3, "log_rho"), LINEAR, times, start_of()), expected)
+    assert relative(ours(solvers.deis(2, "log_rho"), LINEAR, times, start_of()), expected) > 1e-3
 
 
 def test_the_library_form_of_3m_is_not_the_exact_one():
@@ -282,6 +359,20 @@ def test_lcm(config):
     assert relative(ours(solvers.lcm(**config), LINEAR, times, start_of(), draws_of(4)), expected) < 1e-4
     bare = ours(solvers.lcm(timestep_scaling=1e6), LINEAR, times, start_of(), draws_of(4))
     assert (relative(bare, expected) > 1e-3) == bool(config)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+def test_tcd(gamma):
+    """Theirs, where gamma is called eta, ends at the chain's first step."""
+    peer_of = scheduler_of("TCDScheduler", beta_schedule="linear", beta_start=1e-4, beta_end=0.02, clip_sample=False)
+    peer_of.set_timesteps(4)
+
+    def step(scheduler, eps, timestep, sample, generator):
+        return scheduler.step(eps, timestep, sample, eta=gamma, generator=generator).prev_sample
+
+    expected, _ = theirs(peer_of, start_of(), scale=False, step=step)
+    times = np.append(times_of_indices(peer_of.timesteps.numpy())[:-1], 1e-3)
+    check_closeness(ours(solvers.tcd(gamma), LINEAR, times, start_of(), draws_of(4)), expected)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])

@@ -70,14 +70,52 @@ def test_refusals_come_before_work():
         (lambda: Sampling(solver="pndm", steps=1).check(CHAIN), "needs 2 steps at least, got 1"),
         (lambda: Sampling(solver={"name": "pndm", "warm_up": "runge_kutta"}, steps=3).check(CHAIN), "needs 4 steps at least"),
         (lambda: Sampling(solver="lcm", steps=4).check(Process("edm", "edm")), "variance-preserving.*use 'consistency'"),
-        (lambda: solvers.pndm("heun"), "known: linear, runge_kutta"),
-        (lambda: solvers.lcm(sigma_data=0.0), "sigma_data > 0"),
-        (lambda: solvers.heun(space="y"), "known: x, sigma"),
     ],
 )
 def test_mistakes(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [
+        (
+            {"name": "pndm", "warm_up": "linaer"},
+            "'pndm': warm_up must be one of 'linear', 'runge_kutta', got 'linaer'; did you",
+        ),
+        ({"name": "lcm", "sigma_data": 0.0}, "'lcm': sigma_data must be a number above 0"),
+        ({"name": "heun", "space": "y"}, "'heun': space must be one of 'x', 'sigma'"),
+        ({"name": "heun", "s_churn": -1.0}, "'heun': s_churn must be a number at least 0"),
+        ({"name": "in_time", "order": 3}, r"'in_time': order must be a whole number in \[1, 2\]"),
+        ({"name": "in_time", "alpha": 0.0}, r"alpha must be a number in \(0, 1\]"),
+        ({"name": "ddpm", "variance": "fixed_smal"}, "did you mean 'fixed_small'"),
+        ({"name": "ddpm", "variance": 1.5}, r"a number in \[0, 1\], or None, got 1.5"),
+        ({"name": "ddim", "eta": "high"}, r"'ddim': eta must be a number in \[0, 1\], got 'high'"),
+        ({"name": "euler_ancestral", "eta": float("nan")}, r"eta must be a number in \[0, 1\], got nan"),
+        ({"name": "dpmpp_2m", "variant": "midpiont"}, "did you mean 'midpoint'"),
+        ({"name": "dpmpp_2m_sde", "eta": 1.5}, "eta must be"),
+        ({"name": "dpmpp_sde", "eta": -0.1}, "eta must be"),
+        ({"name": "dpmpp_3m", "form": "exakt"}, "did you mean 'exact'"),
+        ({"name": "unipc", "order": 4}, r"a whole number in \[1, 3\], got 4"),
+        ({"name": "unipc", "order": True}, r"a whole number in \[1, 3\], got True"),
+        ({"name": "unipc", "b": "bh3"}, "did you mean 'bh"),
+        ({"name": "unipc", "corrector": "no"}, "corrector must be True or False, got 'no'"),
+        ({"name": "deis", "order": 2.5}, "order must be a whole number"),
+        ({"name": "deis", "variable": "rho"}, "variable must be one of 't', 'log_rho'"),
+        ({"name": "lms", "order": 5}, r"a whole number in \[1, 4\], got 5"),
+        ({"name": "kdpm2_ancestral", "eta": 2}, "eta must be"),
+        ({"name": "tcd", "gamma": 1.1}, "gamma must be"),
+        ({"name": "consistency", "sigma_min": -1}, "at least 0"),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_fields_are_held_to_their_annotations(solver, message):
+    """Those of a configuration, and those of a call in Python."""
+    fields = {key: value for key, value in solver.items() if key != "name"}
+    for make in (lambda: build("solver", solver), lambda: getattr(solvers, solver["name"])(**fields)):
+        with pytest.raises(ConfigError, match=message):
+            make()
 
 
 # Evaluations ----------------------------------------------------------------------------------------------------------
@@ -96,8 +134,10 @@ def test_mistakes(make, message):
         (solvers.pndm("linear"), 8),
         (solvers.pndm("runge_kutta"), 16),
         (solvers.lcm(), 7),
+        (solvers.kdpm2(), 13),
+        (solvers.lms(), 7),
     ],
-    ids=["euler_ancestral", "2s", "sde", "2m_sde", "3m", "3m-library", "unipc", "plms", "f-pndm", "lcm"],
+    ids=["euler_ancestral", "2s", "sde", "2m_sde", "3m", "3m-library", "unipc", "plms", "f-pndm", "lcm", "kdpm2", "lms"],
 )
 def test_network_evaluations(solver, expected):
     """Of 7 steps, counted at run time: what docs/sampling.md says."""

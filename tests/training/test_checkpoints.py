@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import training
-from diffusion_jax.errors import CheckpointError
+from diffusion_jax.errors import CheckpointError, DataError
 from diffusion_jax.training.checkpoints import Checkpointer, read_meta, restore_weights
 from tests.training import tiny
 
@@ -187,7 +187,7 @@ def test_what_is_not_there(tmp_path):
 def test_a_directory_that_cannot_be_written(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a directory")
-    with pytest.raises(CheckpointError, match="cannot write to.*choose a writable --workdir"):
+    with pytest.raises(DataError, match="cannot write to.*choose a folder that can be written"):
         tiny.train(blocked / "run")
     with pytest.raises(CheckpointError, match="cannot write to.*choose a writable --workdir"):
         Checkpointer("/proc/run")

@@ -109,10 +109,19 @@ def test_by_name_and_label():
     assert np.isfinite(float(built[0].share(jnp.int32(10**7))))
 
 
-@pytest.mark.parametrize("fields", [(0, 512), (5e5, 0), (5e5, 512, -1)])
-def test_misfits_are_named(fields):
-    with pytest.raises(ConfigError, match="needs images > 0, batch_size >= 1 and ramp >= 0"):
-        ema.HalfLife(*fields)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "half_life", "images": 0}, "ema 'half_life': images must be a number above 0"),
+        ({"name": "half_life", "images": 5e5, "batch_size": 0}, "batch_size must be a whole number at least 1"),
+        ({"name": "half_life", "images": 5e5, "ramp": -1}, "ramp must be a number at least 0"),
+        ({"name": "constant", "decay": 1}, "ema 'constant': decay must be a number in"),
+        ({"name": "power", "sigma_rel": 0.28}, "ema 'power': sigma_rel must be a number in"),
+    ],
+)
+def test_misfits_are_named(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        ema.from_config([fields])
 
 
 def test_the_batch_is_the_runs_own():

@@ -79,9 +79,15 @@ def test_biases_may_be_spared_from_decay():
         ({"name": "adamw", "lerning_rate": 1}, "did you mean 'learning_rate'"),
         ({"name": "sgd", "b1": 0.5}, "'sgd' has no field 'b1'"),
         ({"decay": "cosin"}, "did you mean 'cosine'"),
-        ({"learning_rate": -1.0}, "must not be negative"),
-        ({"learning_rate": "fast"}, "must not be negative, got 'fast'"),
-        ({"decay_on": "matrix"}, "decay_on: unknown 'matrix'; did you mean 'matrices'"),
+        ({"learning_rate": -1.0}, "learning_rate must be a number at least 0, got -1.0"),
+        ({"learning_rate": math.nan}, "learning_rate must be a number at least 0, got nan"),
+        ({"learning_rate": "fast"}, "learning_rate must be a number at least 0, got 'fast'"),
+        ({"decay_on": "matrix"}, "decay_on must be one of 'all', 'matrices', got 'matrix'; did you mean 'matrices'"),
+        ({"clip_norm": -1}, "optimizer 'adamw': clip_norm must be a number at least 0, got -1"),
+        ({"b1": 2}, r"optimizer 'adamw': b1 must be a number in \[0, 1\), got 2"),
+        ({"eps": 0}, "eps must be a number above 0"),
+        ({"warmup_steps": 2.5}, "warmup_steps must be a whole number at least 0, got 2.5"),
+        ({"name": "sgd", "momentum": "high"}, "momentum must be a number in"),
     ],
 )
 def test_mistakes(fields, message):

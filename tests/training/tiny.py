@@ -177,10 +177,10 @@ def _shared(complete: dict, devices: int) -> training.Program:
     return program
 
 
-def train(workdir: Path, devices: int = 1, **overrides: Any) -> dict:
+def train(workdir: Path, devices: int = 1, allow: bool = False, **overrides: Any) -> dict:
     """Train on the first devices."""
     with mock.patch.object(loop, "prepare", lambda complete: _shared(complete, devices)):
-        return training.train(config(**overrides), workdir)
+        return training.train(config(**overrides), workdir, allow_other_data=allow)
 
 
 def recipe(folder: Path, **overrides: Any) -> Path:

@@ -22,6 +22,7 @@ from diffusion_jax.data.degradations.operators import (
 )
 from diffusion_jax.registry import register
 from diffusion_jax.spec import size_of
+from diffusion_jax.values import Count, Fraction, Natural, NonNegative
 
 _NOISE = (("colour", 0.4), ("grey", 0.4), ("correlated", 0.2))
 _KERNELS = range(7, 26, 2)
@@ -50,19 +51,17 @@ class Bsr:
     bilinear and bicubic ones were not.
     """
 
-    low_res_size: int | tuple[int, int]
-    halve: float = 0.25
-    blurs: int = 2
-    strength: float = 1.0
+    low_res_size: Count | tuple[Count, Count]
+    halve: Fraction = 0.25
+    blurs: Natural = 2
+    strength: NonNegative = 1.0
     noise: tuple[float, float] = (2, 25)
     quality: tuple[int, int] = (30, 95)
-    jpeg: float = 0.9
+    jpeg: Fraction = 0.9
 
     def __post_init__(self) -> None:
         check_range("degradation 'bsr'", "quality", self.quality, 1, 100)
         check_range("degradation 'bsr'", "noise", self.noise, 0, 255)
-        check_range("degradation 'bsr'", "(halve, 1)", (self.halve, 1), 0, 1)
-        check_range("degradation 'bsr'", "(jpeg, 1)", (self.jpeg, 1), 0, 1)
         object.__setattr__(self, "_size", size_of(self.low_res_size, "degradation 'bsr': low_res_size"))
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
@@ -116,7 +115,7 @@ class Bsr:
 
 
 @register("degradation", "bsr_light")
-def bsr_light(low_res_size: int | tuple[int, int]) -> Bsr:
+def bsr_light(low_res_size: Count | tuple[Count, Count]) -> Bsr:
     """Return the variant for fairly clean inputs: one blur of a quarter of the strength, little noise, good JPEG."""
     return Bsr(low_res_size, blurs=1, strength=0.25, noise=(1, 2), quality=(80, 95))
 

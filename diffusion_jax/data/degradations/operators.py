@@ -8,10 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from diffusion_jax.errors import ConfigError, DataError, check_choice
+from diffusion_jax.lazy import lazy
 from diffusion_jax.spec import size_of
+
+ndimage = lazy("scipy.ndimage")
 
 METHODS = {
     "area": Image.Resampling.BOX,

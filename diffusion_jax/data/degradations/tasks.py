@@ -18,6 +18,7 @@ from diffusion_jax.data.degradations import masks
 from diffusion_jax.data.degradations.operators import check_range, compress, draw_quality
 from diffusion_jax.errors import ConfigError, DataError, check_choice
 from diffusion_jax.registry import build, register
+from diffusion_jax.values import Fraction
 
 TASKS = ("colorize", "inpaint", "uncrop", "jpeg")
 _GREY = 128  # what stands where a pixel is missing
@@ -77,11 +78,8 @@ class Inpaint:
       centre: always the central quarter of the area instead.
     """
 
-    free_form: float = 0.6
+    free_form: Fraction = 0.6
     centre: bool = False
-
-    def __post_init__(self) -> None:
-        check_range("degradation 'inpaint'", "(free_form, 1)", (self.free_form, 1), 0, 1)
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
         size = image.shape[:2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffusion_jax.data.sources.base import ArraySource, Example, Source
+from diffusion_jax.data.sources.base import ArraySource, Example, Identified, Source
 from diffusion_jax.data.sources.bundled import Photographs, digits, mnist
 from diffusion_jax.data.sources.folder import Folder
 from diffusion_jax.data.sources.shapes import Shapes
@@ -14,6 +14,7 @@ __all__ = [
     "Embeddings",
     "Example",
     "Folder",
+    "Identified",
     "OneHotWords",
     "Photographs",
     "Shapes",

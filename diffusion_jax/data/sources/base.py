@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -28,6 +28,14 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
 
+@runtime_checkable
+class Identified(Protocol):
+    """A source that can say what its examples are without reading them, so that others in their place are noticed."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return JSON data that change with the examples; the same for all splits of the same data."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
     """Holds images and labels in memory.
@@ -43,6 +51,9 @@ class ArraySource:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            got = f"{self.images.dtype} {self.images.shape}"
+            raise DataError(f"the source {self.name!r} needs images uint8 [n, h, w, c] in 0 to 255, got {got}")
         if self.labels is not None and len(self.labels):
             low, high = int(self.labels.min()), int(self.labels.max())
             if low < 0 or high >= self.num_classes:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,6 +16,7 @@ from diffusion_jax.data.transforms import resize
 from diffusion_jax.errors import ConfigError, DataError, check_choice
 from diffusion_jax.registry import register
 from diffusion_jax.spec import size_of
+from diffusion_jax.values import Count, Natural
 
 _DIGITS = tuple(str(digit) for digit in range(10))
 _SKLEARN = ("china.jpg", "flower.jpg")
@@ -95,9 +97,9 @@ class Photographs:
     """
 
     split: str = "train"
-    size: int | tuple[int, int] = 64
-    num_examples: int = 10_000
-    seed: int = 0
+    size: Count | tuple[Count, Count] = 64
+    num_examples: Count = 10_000
+    seed: Natural = 0
 
     name = "photographs"
     num_classes = 0
@@ -106,8 +108,6 @@ class Photographs:
     def __post_init__(self) -> None:
         check_choice("source 'photographs': split", self.split, SPLITS)
         height, width = size_of(self.size, "source 'photographs': size")
-        if self.num_examples < 1:
-            raise ConfigError(f"source 'photographs': num_examples must be at least 1, got {self.num_examples}")
         sizes = {path: _region(path, "test").shape for path in paths()}
         fitting = [path for path, (h, w, _) in sizes.items() if h >= height and w >= width]
         if not fitting:
@@ -117,6 +117,10 @@ class Photographs:
             )
         object.__setattr__(self, "_size", (height, width))
         object.__setattr__(self, "_paths", tuple(fitting))
+
+    def identity(self) -> dict[str, Any]:
+        """Return which photographs the crops are of."""
+        return {"photographs": [path.name for path in self._paths]}
 
     def __len__(self) -> int:
         return self.num_examples

@@ -12,6 +12,7 @@ from diffusion_jax.data.sources.base import SPLITS, Example
 from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.registry import register
 from diffusion_jax.spec import size_of
+from diffusion_jax.values import Count, Natural
 
 CLASSES = ("circle", "square", "triangle", "cross", "ring")
 COLOURS = {
@@ -45,9 +46,9 @@ class Shapes:
     """
 
     split: str = "train"
-    size: int | tuple[int, int] = 64
-    num_examples: int = 10_000
-    seed: int = 0
+    size: Count | tuple[Count, Count] = 64
+    num_examples: Count = 10_000
+    seed: Natural = 0
 
     name = "shapes"
     num_classes = len(CLASSES)
@@ -56,10 +57,8 @@ class Shapes:
     def __post_init__(self) -> None:
         check_choice("source 'shapes': split", self.split, SPLITS)
         size = size_of(self.size, "source 'shapes': size")
-        if min(size) < 4 or self.num_examples < 1:
-            raise ConfigError(
-                f"source 'shapes': size must be at least 4 and num_examples at least 1, got {self.size} and {self.num_examples}"
-            )
+        if min(size) < 4:
+            raise ConfigError(f"source 'shapes': size must be at least 4, got {self.size}")
         object.__setattr__(self, "_size", size)
 
     def __len__(self) -> int:

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.data.sources.base import Example
+from diffusion_jax.data.sources.base import Example, Identified
 from diffusion_jax.errors import ConfigError, DataError, nearest
+from diffusion_jax.files import user_path
+from diffusion_jax.npz import read_npz
 from diffusion_jax.registry import build, register
+from diffusion_jax.values import Count
 
 PARTS = {"tokens": "text", "mask": "text_mask", "pooled": "text_pooled"}
 """Name in the file -> name in an example."""
@@ -30,12 +33,12 @@ class Embeddings(Mapping[str, dict[str, np.ndarray]]):
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._path = Path(path).expanduser()
+        self._path = user_path(path)
         arrays = self._read()
         for name in ("file_name", "tokens", "mask"):
             if name not in arrays:
                 raise DataError(f"{self._path}: the array {name!r} is missing (has: {', '.join(sorted(arrays)) or 'none'})")
-        names = [str(name) for name in arrays.pop("file_name")]
+        names = _names(self._path, arrays.pop("file_name"))
         self._arrays = {PARTS[name]: array for name, array in arrays.items() if name in PARTS}
         tokens, mask = self._arrays["text"], self._arrays["text_mask"]
         lengths = {name: len(array) for name, array in arrays.items() if name in PARTS}
@@ -52,15 +55,12 @@ class Embeddings(Mapping[str, dict[str, np.ndarray]]):
             raise DataError(f"{self._path}: the file name {twice!r} is there twice")
 
     def _read(self) -> dict[str, np.ndarray]:
+        if not self._path.is_dir():
+            return read_npz(self._path, "text embeddings (file_name, tokens, mask)")
         try:
-            if self._path.is_dir():
-                return {file.stem: np.load(file, mmap_mode="r") for file in sorted(self._path.glob("*.npy"))}
-            with np.load(self._path) as arrays:
-                return dict(arrays)
-        except (OSError, ValueError, AttributeError) as error:
-            raise DataError(
-                f"cannot read text embeddings from {self._path} ({error}); an npz with file_name, tokens and mask is needed"
-            ) from error
+            return {file.stem: np.load(file, mmap_mode="r") for file in sorted(self._path.glob("*.npy"))}
+        except Exception as error:  # damaged files fail in many ways
+            raise DataError(f"cannot read text embeddings from the npy files of {self._path} ({error})") from error
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -81,18 +81,23 @@ class Embeddings(Mapping[str, dict[str, np.ndarray]]):
             raise DataError(f"{self._path} has no embedding of {len(missing)} images, such as {missing[0]!r}{hint}")
 
 
+def _names(path: Path, names: np.ndarray) -> list[str]:
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise DataError(f"{path}: file_name must be texts [N], got {names.dtype} {names.shape}")
+    return names.tolist()
+
+
 def texts_from(path: str) -> dict[str, np.ndarray]:
     """Read a person's texts: an npz of tokens [N, L, D], mask [N, L] and perhaps pooled [N, D'], one text for each sample.
 
     Raises:
       DataError: nothing there, or no texts in it.
     """
-    try:
-        with np.load(path) as arrays:
-            found = {name: arrays[part] for part, name in PARTS.items() if part in arrays}
-            shapes = found["text"].shape, found["text_mask"].shape
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"cannot read {path}: an npz with tokens [N, L, D] and mask [N, L] is needed ({error})") from error
+    arrays = read_npz(user_path(path), "texts (tokens [N, L, D], mask [N, L])", wanted=PARTS.__contains__)
+    found = {name: arrays[part] for part, name in PARTS.items() if part in arrays}
+    if "text" not in found or "text_mask" not in found or found["text"].dtype.kind != "f":
+        raise DataError(f"{path}: texts are floating tokens [N, L, D] and mask [N, L] (has: {', '.join(arrays) or 'nothing'})")
+    shapes = found["text"].shape, found["text_mask"].shape
     if len(shapes[0]) != 3 or shapes[1] != shapes[0][:2] or not shapes[0][0]:
         raise DataError(f"{path}: tokens {shapes[0]} and mask {shapes[1]} should be [N, L, D] and [N, L]")
     return {**found, "text_mask": found["text_mask"].astype(bool)}
@@ -139,7 +144,7 @@ class OneHotWords:
 
     source: Any
     vocabulary: Sequence[str]
-    length: int = 8
+    length: Count = 8
     split: str = "train"
 
     def __post_init__(self) -> None:
@@ -159,6 +164,10 @@ class OneHotWords:
     @property
     def class_names(self) -> tuple[str, ...]:
         return self._inner.class_names
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the examples of the inner source are, as far as it says."""
+        return self._inner.identity() if isinstance(self._inner, Identified) else {}
 
     def __len__(self) -> int:
         return len(self._inner)

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffusion_jax.data.sources.base import Example
 from diffusion_jax.errors import DataError, nearest
+from diffusion_jax.files import user_path
 from diffusion_jax.registry import register
 
 
@@ -63,8 +64,16 @@ class Tfds:
             ) from error
         label = builder.info.features[self.label_key] if self.label_key else None
         object.__setattr__(self, "_source", source)
+        object.__setattr__(self, "_builder", {
+            "builder": builder.info.full_name, "version": str(builder.info.version),
+            "splits": {name: found.num_examples for name, found in builder.info.splits.items()},
+        })  # fmt: skip
         object.__setattr__(self, "num_classes", getattr(label, "num_classes", None) or 0)
         object.__setattr__(self, "class_names", tuple(getattr(label, "names", None) or ()))
+
+    def identity(self) -> dict[str, Any]:
+        """Return the builder, its version, and how many examples each of its splits has."""
+        return dict(self._builder)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -89,7 +98,7 @@ def _prepared(dataset: str, data_dir: str | None) -> Any:
 
     try:
         # From the prepared files alone: the code that made them need not be importable.
-        builder = tfds.builder(dataset, data_dir=data_dir, try_gcs=False)
+        builder = tfds.builder(dataset, data_dir=data_dir and str(user_path(data_dir)), try_gcs=False)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise DataError(
             f"no builder {dataset!r} in {data_dir or 'the usual data directory'}: check the name and set data_dir to where "

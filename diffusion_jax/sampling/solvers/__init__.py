@@ -9,8 +9,10 @@ from __future__ import annotations
 from diffusion_jax.sampling.solvers.ancestral import ddim, ddpm, euler, euler_ancestral
 from diffusion_jax.sampling.solvers.base import Draw, Noise, Solver
 from diffusion_jax.sampling.solvers.discrete import categorical
+from diffusion_jax.sampling.solvers.dpm import kdpm2, kdpm2_ancestral
 from diffusion_jax.sampling.solvers.dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_3m, dpmpp_sde
-from diffusion_jax.sampling.solvers.few_step import consistency, lcm
+from diffusion_jax.sampling.solvers.extrapolation import deis, lms
+from diffusion_jax.sampling.solvers.few_step import consistency, lcm, tcd
 from diffusion_jax.sampling.solvers.multistep import pndm, unipc
 from diffusion_jax.sampling.solvers.runge_kutta import heun, in_time
 
@@ -22,6 +24,7 @@ __all__ = [
     "consistency",
     "ddim",
     "ddpm",
+    "deis",
     "dpmpp_2m",
     "dpmpp_2m_sde",
     "dpmpp_2s",
@@ -31,7 +34,11 @@ __all__ = [
     "euler_ancestral",
     "heun",
     "in_time",
+    "kdpm2",
+    "kdpm2_ancestral",
     "lcm",
+    "lms",
     "pndm",
+    "tcd",
     "unipc",
 ]

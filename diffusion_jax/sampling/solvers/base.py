@@ -21,8 +21,8 @@ Noise = Callable[..., jax.Array]
 normal noise shaped like x. A name is used once a step."""
 
 SERVE_ZERO_SNR = (
-    "ddpm, ddim, euler, euler_ancestral, heun (space='x'), dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_sde, dpmpp_3m, unipc, "
-    "and of few-step networks lcm, consistency"
+    "ddpm, ddim, euler, euler_ancestral, heun (space='x'), kdpm2, kdpm2_ancestral, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, "
+    "dpmpp_sde, dpmpp_3m, unipc, deis, lms, and of few-step networks lcm, tcd, consistency"
 )
 
 

@@ -11,11 +11,11 @@ import numpy as np
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.discrete import Categorical
 from diffusion_jax.process.types import Denoiser
-from diffusion_jax.registry import register
+from diffusion_jax.sampling.parts import part
 from diffusion_jax.sampling.solvers.base import Noise, Solver, stateless
 
 
-@register("solver", "categorical")
+@part("solver", "categorical")
 def categorical() -> Solver:
     """Return the solver that draws each element of x_s from p(x_s | x_t), the sum of q(x_s | x_t, x0) p(x0 | x_t) over x0.
 

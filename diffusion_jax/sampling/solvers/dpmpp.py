@@ -12,17 +12,19 @@ Source: Lu et al. 2022, sections 4 and 5 (arXiv 2211.01095).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.types import Data, Denoiser
-from diffusion_jax.registry import register
+from diffusion_jax.sampling.parts import part
 from diffusion_jax.sampling.solvers.base import Noise, Solver, stateless
+from diffusion_jax.values import Fraction
+
+Variant = Literal["midpoint", "taylor"]
 
 
 def span(process: Process, t: jax.Array, s: jax.Array) -> jax.Array:
@@ -85,7 +87,7 @@ def midpoint_step(
     return end
 
 
-@register("solver", "dpmpp_2s")
+@part("solver", "dpmpp_2s")
 def dpmpp_2s() -> Solver:
     """Step as DPM-Solver++(2S): order 2 without history; order 1 at the step to 0, and from zero SNR. 2N - 1 evaluations.
 
@@ -94,18 +96,16 @@ def dpmpp_2s() -> Solver:
     return _midpoint(0.0)
 
 
-@register("solver", "dpmpp_sde")
-def dpmpp_sde(eta: float = 1.0) -> Solver:
+@part("solver", "dpmpp_sde")
+def dpmpp_sde(eta: Fraction = 1.0) -> Solver:
     """Step as DPM-Solver++(2S) on the reverse SDE, one path of noise through the middle of each step. 2N - 1 evaluations.
 
     Args:
-      eta: in [0, 1], how much of the SDE's noise: 1 is the reverse SDE, 0 is `dpmpp_2s`.
+      eta: how much of the SDE's noise: 1 is the reverse SDE, 0 is `dpmpp_2s`.
 
     Source: Lu et al. 2022, sections 4 and 5 (arXiv 2211.01095). Libraries draw the path in sigma; here it is drawn with
     the SDE's own correlation, which needs no tree of Brownian increments.
     """
-    if not 0 <= eta <= 1:
-        raise ConfigError(f"solver 'dpmpp_sde': eta must lie in [0, 1], got {eta}")
     return _midpoint(eta)
 
 
@@ -126,8 +126,8 @@ def _midpoint(eta: float) -> Solver:
     return Solver(stateless, step, evaluations=2)
 
 
-@register("solver", "dpmpp_2m")
-def dpmpp_2m(variant: str = "midpoint") -> Solver:
+@part("solver", "dpmpp_2m")
+def dpmpp_2m(variant: Variant = "midpoint") -> Solver:
     """Step as DPM-Solver++(2M): order 2 with one evaluation a step; first order at the first step and at the step to 0.
 
     Args:
@@ -135,27 +135,23 @@ def dpmpp_2m(variant: str = "midpoint") -> Solver:
 
     Source: Lu et al. 2022 (arXiv 2211.01095).
     """
-    return _second_order("dpmpp_2m", 0.0, variant)
+    return _second_order(0.0, variant)
 
 
-@register("solver", "dpmpp_2m_sde")
-def dpmpp_2m_sde(eta: float = 1.0, variant: str = "midpoint") -> Solver:
+@part("solver", "dpmpp_2m_sde")
+def dpmpp_2m_sde(eta: Fraction = 1.0, variant: Variant = "midpoint") -> Solver:
     """Step as SDE-DPM-Solver++(2M): `dpmpp_2m` on the reverse SDE, one evaluation a step.
 
     Args:
-      eta: in [0, 1], how much of the SDE's noise: 1 is the reverse SDE, 0 is `dpmpp_2m`.
+      eta: how much of the SDE's noise: 1 is the reverse SDE, 0 is `dpmpp_2m`.
       variant: as in `dpmpp_2m`.
 
     Source: Lu et al. 2022, section 5 (arXiv 2211.01095).
     """
-    if not 0 <= eta <= 1:
-        raise ConfigError(f"solver 'dpmpp_2m_sde': eta must lie in [0, 1], got {eta}")
-    return _second_order("dpmpp_2m_sde", eta, variant)
+    return _second_order(eta, variant)
 
 
-def _second_order(name: str, eta: float, variant: str) -> Solver:
-    check_choice(f"solver {name!r}: variant", variant, ("midpoint", "taylor"))
-
+def _second_order(eta: float, variant: Variant) -> Solver:
     def init(x: jax.Array, num_steps: int) -> tuple[jax.Array, jax.Array]:
         return jnp.zeros_like(x), jnp.zeros((), x.dtype)  # the previous x0; the previous step in half-log-SNR, 0: none
 
@@ -175,8 +171,8 @@ def _second_order(name: str, eta: float, variant: str) -> Solver:
     return Solver(init, step)
 
 
-@register("solver", "dpmpp_3m")
-def dpmpp_3m(form: str = "exact") -> Solver:
+@part("solver", "dpmpp_3m")
+def dpmpp_3m(form: Literal["exact", "library"] = "exact") -> Solver:
     """Step as DPM-Solver++(3M): order 3 with one evaluation a step; first order at the step to 0.
 
     With m_0 the prediction now, m_1 and m_2 the earlier ones, the parabola through them in half-log-SNR is integrated.
@@ -188,7 +184,6 @@ def dpmpp_3m(form: str = "exact") -> Solver:
 
     Source: Lu et al. 2022, section 4 and appendix B (arXiv 2211.01095).
     """
-    check_choice("solver 'dpmpp_3m': form", form, ("exact", "library"))
     curvature = 2.0 if form == "exact" else 1.0
 
     def init(x: jax.Array, num_steps: int) -> Any:

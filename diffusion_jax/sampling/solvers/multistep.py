@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import ConfigError, check_choice
+from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.types import Corruption, Data, Denoiser
-from diffusion_jax.registry import register
+from diffusion_jax.sampling.parts import part
 from diffusion_jax.sampling.solvers.base import Noise, Solver, needs_signal
 from diffusion_jax.sampling.solvers.dpmpp import advance, phi, span
+from diffusion_jax.values import Range
 
-WARM_UPS = ("linear", "runge_kutta")
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
@@ -26,8 +26,8 @@ def _transfer(process: Process, x: Data, eps: Data, t: jax.Array, s: jax.Array) 
     return alpha / alpha_t * x + (sigma - alpha / alpha_t * sigma_t) * eps
 
 
-@register("solver", "pndm")
-def pndm(warm_up: str = "linear") -> Solver:
+@part("solver", "pndm")
+def pndm(warm_up: Literal["linear", "runge_kutta"] = "linear") -> Solver:
     """Step by a pseudo linear multistep: the last four predictions of the noise, with the weights of even steps in time.
 
     The weights are the published ones whatever the grid: use one that is even in time, such as `uniform` or `leading`.
@@ -38,7 +38,6 @@ def pndm(warm_up: str = "linear") -> Solver:
 
     Source: Liu et al. 2022, algorithm 2 and equations 11 to 13 (arXiv 2202.09778).
     """
-    check_choice("solver 'pndm': warm_up", warm_up, WARM_UPS)
     least = 2 if warm_up == "linear" else 4
 
     def check(process: Corruption, times: np.ndarray) -> None:
@@ -79,26 +78,20 @@ def pndm(warm_up: str = "linear") -> Solver:
     return Solver(init, step, check=check)
 
 
-B_FUNCTIONS = ("bh1", "bh2")
-
-
-@register("solver", "unipc")
-def unipc(order: int = 2, b: str = "bh2", corrector: bool = True) -> Solver:
+@part("solver", "unipc")
+def unipc(order: Annotated[int, Range(1, 3)] = 2, b: Literal["bh1", "bh2"] = "bh2", corrector: bool = True) -> Solver:
     """Step as UniPC in the prediction of x0, one evaluation a step.
 
     A step at t first corrects x_t with the prediction just made at it (UniC), then predicts x_s (UniP). The first steps
     have the orders for which there is history; the step to 0 is of first order; from zero SNR the first one is.
 
     Args:
-      order: 1, 2 or 3, of the predictor. The corrector adds one to the order of the run.
+      order: of the predictor. The corrector adds one to the order of the run.
       b: the function B(h): "bh2" is e^h - 1, better for guided sampling on few steps; "bh1" is h.
       corrector: False is UniP alone.
 
     Source: Zhao et al. 2023, section 3 and appendix E (arXiv 2302.04867).
     """
-    if order not in (1, 2, 3):
-        raise ConfigError(f"solver 'unipc': order must be 1, 2 or 3, got {order}")
-    check_choice("solver 'unipc': b", b, B_FUNCTIONS)
 
     def init(x: jax.Array, num_steps: int) -> Any:
         # The corrected x before; predictions and their times, the latest first; how many there are.

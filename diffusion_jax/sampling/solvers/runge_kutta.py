@@ -3,59 +3,46 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import ConfigError, check_choice
+from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.schedules import Schedule
 from diffusion_jax.process.types import Corruption, Data, Denoised, Denoiser, PerExample, expand
-from diffusion_jax.registry import build, register
-from diffusion_jax.sampling.solvers.base import Noise, Solver, level, needs_signal, ode_step, serves_gaussian, stateless
+from diffusion_jax.registry import build
+from diffusion_jax.sampling.parts import part
+from diffusion_jax.sampling.solvers.base import Noise, Solver, needs_signal, ode_step, serves_gaussian
+from diffusion_jax.sampling.solvers.churn import Churn
+from diffusion_jax.values import NonNegative, Range
 
 
-@register("solver", "heun")
-def heun(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1.0, space: str = "x") -> Solver:
+@part("solver", "heun")
+def heun(
+    s_churn: NonNegative = 0.0,
+    s_min: NonNegative = 0.0,
+    s_max: NonNegative | None = None,
+    s_noise: NonNegative = 1.0,
+    space: Literal["x", "sigma"] = "x",
+) -> Solver:
     """Step by Heun's method of order 2, optionally with churn: noise added before each step. 2N - 1 evaluations.
 
     Args:
-      s_churn: how much noise over the whole run; each of N steps raises sigma / alpha by min(s_churn / N, sqrt(2) - 1).
-      s_min, s_max: the levels sigma / alpha between which noise is added. A level is not raised above the schedule's
-        largest, so at t = 1 none is added.
-      s_noise: the standard deviation of the added noise, about 1.
+      s_churn, s_min, s_max, s_noise: of `Churn`; deterministic at s_churn = 0.
       space: where alpha is not 1, the coordinates of the corrected step. "x": bears a start at little or no signal, and
         is the flow's Heun on the straight line. "sigma": x / alpha against sigma / alpha, which is exactly EDM's sampler
         on any network; it needs signal at the first time. Both are of order 2, and the same where alpha = 1.
 
     Source: Karras et al. 2022, algorithms 1 and 2 (arXiv 2206.00364).
     """
-    if s_churn < 0 or s_min > s_max:
-        raise ConfigError(
-            f"solver 'heun': needs s_churn >= 0 and s_min <= s_max, got s_churn={s_churn}, s_min={s_min}, s_max={s_max}"
-        )
-    check_choice("solver 'heun': space", space, ("x", "sigma"))
+    churn = Churn("heun", s_churn, s_min, s_max, s_noise)
 
-    def init(x: jax.Array, num_steps: int) -> jax.Array:
-        return jnp.asarray(min(s_churn / num_steps, math.sqrt(2) - 1), x.dtype)
-
-    def churn(process: Process, x: Data, t: jax.Array, raise_by: jax.Array, noise: Noise) -> tuple[Data, jax.Array]:
-        here = level(process, t)
-        within = (here >= s_min) & (here <= s_max) & jnp.isfinite(here)
-        safe = jnp.where(within, here, 1.0)
-        raised = jnp.where(within, process.schedule.inverse(-2 * jnp.log(safe * (1 + raise_by))), t)
-        alpha, alpha_raised = process.alpha_sigma(t)[0], process.alpha_sigma(raised)[0]
-        # The schedule may end below the raised level: add just the noise that reaches the time found.
-        extra = jnp.where(within, jnp.sqrt(jnp.maximum(level(process, raised) ** 2 - safe**2, 0.0)), 0.0)
-        ratio = jnp.where(within, alpha_raised / jnp.where(within, alpha, 1.0), 1.0)
-        return ratio * x + alpha_raised * extra * s_noise * noise("churn"), raised
-
-    def step(denoiser: Denoiser, x: Data, raise_by: jax.Array, t: jax.Array, s: jax.Array, noise: Noise):
+    def step(denoiser: Denoiser, x: Data, raise_by: Any, t: jax.Array, s: jax.Array, noise: Noise):
         process = denoiser.process
-        if s_churn:
-            x, t = churn(process, x, t, raise_by, noise)
+        x, t = churn(process, x, t, raise_by, noise)
         first = denoiser(x, t)
         predicted = ode_step(process, first, s)
 
@@ -65,9 +52,8 @@ def heun(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf, s_no
         # A condition, not a selection: the last step costs one evaluation.
         return jax.lax.cond(s > 0, corrected, lambda: predicted), raise_by
 
-    return Solver(
-        init, step, evaluations=2, check=needs_signal("'heun' in the space 'sigma'") if space == "sigma" else serves_gaussian
-    )
+    check = needs_signal("'heun' in the space 'sigma'") if space == "sigma" else serves_gaussian
+    return Solver(churn.init, step, evaluations=2, check=check)
 
 
 def _correction(process: Process, first: Denoised, second: Denoised, t: jax.Array, s: jax.Array, space: str) -> Data:
@@ -90,9 +76,20 @@ def _scales(schedule: Schedule, scaled: bool, tau: jax.Array) -> tuple[jax.Array
     return (alpha, sigma) if scaled else (jnp.ones_like(alpha), sigma / alpha)
 
 
-@register("solver", "in_time")
-def in_time(schedule: Any = None, scaled: bool = True, order: int = 1, alpha: float = 1.0) -> Solver:
+@part("solver", "in_time")
+def in_time(
+    schedule: Any = None,
+    scaled: bool = True,
+    order: Annotated[int, Range(1, 2)] = 1,
+    alpha: Annotated[float, Range(0, 1, open_low=True)] = 1.0,
+    s_churn: NonNegative = 0.0,
+    s_min: NonNegative = 0.0,
+    s_max: NonNegative | None = None,
+    s_noise: NonNegative = 1.0,
+) -> Solver:
     """Step along dx/dt = s'(t) x0 + (s(t) sigma(t))' eps, which is equation 4 of the paper, in the time of a schedule.
+
+    With churn it is the paper's general stochastic sampler, with Euler's step or a correction of any `alpha`.
 
     Args:
       schedule: whose sigma(t) = sigma / alpha and scaling s(t) = alpha the ODE has; the process's own by default. Between
@@ -100,15 +97,14 @@ def in_time(schedule: Any = None, scaled: bool = True, order: int = 1, alpha: fl
         are the samplers of the score SDEs.
       scaled: False leaves the scaling out, s(t) = 1.
       order: 1 is Euler's method, 2 the family below; the last step is always Euler's. N, or 2N - 1 evaluations.
-      alpha: in (0, 1], where the second evaluation of order 2 lies: 1 is Heun's method, 1/2 the midpoint rule, 2/3 Ralston's.
+      alpha: where the second evaluation of order 2 lies: 1 is Heun's method, 1/2 the midpoint rule, 2/3 Ralston's.
+      s_churn, s_min, s_max, s_noise: of `Churn`; no level is raised above the schedule's largest.
 
-    Source: Karras et al. 2022, algorithm 3 and table 1 (arXiv 2206.00364).
+    Source: Karras et al. 2022, algorithms 2 and 3 and table 1 (arXiv 2206.00364).
     """
-    if order not in (1, 2):
-        raise ConfigError(f"solver 'in_time': order must be 1 or 2, got {order}")
-    if not 0 < alpha <= 1:
-        raise ConfigError(f"solver 'in_time': alpha must lie in (0, 1], got {alpha}")
     given: Schedule | None = None if schedule is None else build("schedule", schedule)
+    churn = Churn("in_time", s_churn, s_min, s_max, s_noise)
+    top = math.inf if given is None else float(np.exp(-0.5 * given.log_snr(np.float64(1.0))))
 
     def check(process: Corruption, times: np.ndarray) -> None:
         needs_signal("'in_time'")(process, times)
@@ -123,9 +119,10 @@ def in_time(schedule: Any = None, scaled: bool = True, order: int = 1, alpha: fl
                 f"{np.exp(-0.5 * first):g}, where the grid starts: use a schedule that reaches it, or a grid of lower levels"
             )
 
-    def step(denoiser: Denoiser, x: Data, state: Any, t: jax.Array, s: jax.Array, noise: Noise) -> tuple[Data, Any]:
+    def step(denoiser: Denoiser, x: Data, raise_by: Any, t: jax.Array, s: jax.Array, noise: Noise) -> tuple[Data, Any]:
         process: Process = denoiser.process
         own = given or process.schedule
+        x, t = churn(process, x, t, raise_by, noise, top)
 
         def there(t: jax.Array) -> jax.Array:
             return t if given is None else own.inverse(process.log_snr(t))
@@ -142,7 +139,7 @@ def in_time(schedule: Any = None, scaled: bool = True, order: int = 1, alpha: fl
         h, first = end - start, slope(denoiser(x, t), start)
         z = rescale(x, start, t)
         if order == 1:
-            return rescale(z + h * first, end, s, back=True), state
+            return rescale(z + h * first, end, s, back=True), raise_by
 
         def second() -> Data:
             tau = start + alpha * h
@@ -152,9 +149,9 @@ def in_time(schedule: Any = None, scaled: bool = True, order: int = 1, alpha: fl
             return (1 - weight) * first + weight * slope(denoiser(x_between, between), tau)
 
         # A condition, not a selection: the last step costs one evaluation.
-        return rescale(z + h * jax.lax.cond(s > 0, second, lambda: first), end, s, back=True), state
+        return rescale(z + h * jax.lax.cond(s > 0, second, lambda: first), end, s, back=True), raise_by
 
-    return Solver(stateless, step, evaluations=order, check=check)
+    return Solver(churn.init, step, evaluations=order, check=check)
 
 
 # Steps between times of each example's own, which distillation asks of a teacher; a solver walks along one grid --------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
@@ -43,6 +43,10 @@ class Known(NamedTuple):
 
 class DataOf(Protocol):
     """The data of a run, as the conditioners of a command line see them."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The names of the classes by label; empty where they have none."""
 
     def pipeline(self, split: str, **overrides: Any) -> Pipeline:
         """Return the pipeline of a split, fields of the run's `data` section replaced."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.data import Pipeline
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.errors import ConfigError, nearest
 from diffusion_jax.registry import register
 from diffusion_jax.systems.conditioners.base import Columns, Conditioner, DataOf, Flag
 from diffusion_jax.systems.sampling import Sampling
@@ -38,8 +38,8 @@ class Labels(Conditioner):
     keys = frozenset({"label"})
     columns = ("label", "negative_label")
     flags = (
-        Flag("labels", "Classes: 'all' (in turn), '0,1,2' (in turn) or '10-per-class' (sorted); all if left out."),
-        Flag("negative_labels", "Classes that guidance leads away from, instead of from no class: '3', or '0,1,2' (in turn)."),
+        Flag("labels", "Classes: 'all', '0,1,2' or 'cat,dog' (in turn), or '10-per-class' (sorted); all if left out."),
+        Flag("negative_labels", "Classes that guidance leads away from, instead of no class: '3', or 'cat,dog' (in turn)."),
     )
 
     @property
@@ -71,11 +71,12 @@ class Labels(Conditioner):
     def from_flags(self, given: Mapping[str, str], source: DataOf) -> tuple[Columns, int | None]:
         """Return the labels that the flags spell out."""
         columns: Columns = {}
+        names = lambda: source.class_names  # noqa: E731
         num = None
         if "labels" in given:
-            columns["label"], num = label_column(given["labels"], self.num_classes)
+            columns["label"], num = label_column(given["labels"], self.num_classes, names)
         if "negative_labels" in given:
-            columns["negative_label"] = label_column(given["negative_labels"], self.num_classes)[0]
+            columns["negative_label"] = label_column(given["negative_labels"], self.num_classes, names)[0]
         return columns, num
 
     def check_request(self, request: Mapping[str, Any]) -> None:
@@ -104,32 +105,46 @@ def check_labels(labels: Any, num_classes: int) -> None:
         )
 
 
-def label_column(text: str, num_classes: int) -> tuple[np.ndarray, int | None]:
+def label_column(text: str, num_classes: int, names: Callable[[], Sequence[str]] = tuple) -> tuple[np.ndarray, int | None]:
     """Return the labels of a specification, to be repeated in turn, and how many samples that makes, if it says so.
 
     Args:
-      text: "all" goes round all classes; "3" or "0,1,2" goes round these; "10-per-class" is ten of class 0, then ten of class
-        1, and so on.
+      text: "all" goes round all classes; "3" or "0,1,2" goes round these, "cat,dog" round the classes of these names (a number
+        is a label, whatever classes are named); "10-per-class" is ten of class 0, then ten of class 1, and so on.
+      names: () -> the names of the classes by label; asked for where the text has any.
 
     Raises:
-      ConfigError: labels out of range, or a specification that cannot be read.
+      ConfigError: labels out of range, unknown names, or a specification that cannot be read.
 
     >>> label_column("4,7", 10)[0].tolist()
     [4, 7]
+    >>> label_column("dog, cat", 2, lambda: ("cat", "dog"))[0].tolist()
+    [1, 0]
     >>> column, num = label_column("2-per-class", 3)
     >>> column.tolist(), num
     ([0, 0, 1, 1, 2, 2], 6)
     """
-    text = text.replace(" ", "")
+    text = text.strip()
     every = np.arange(num_classes, dtype=np.int32)
     if text == "all":
         return every, None
-    if match := re.fullmatch(r"(\d+)-per-class", text):
+    if match := re.fullmatch(r"(\d+)\s*-\s*per\s*-\s*class", text):
         if not int(match[1]):
             raise ConfigError("labels: '0-per-class' asks for nothing")
         return every.repeat(int(match[1])), int(match[1]) * num_classes
-    if not re.fullmatch(r"-?\d+(,-?\d+)*", text):
-        raise ConfigError(f"cannot read labels {text!r}: write 'all', '0,1,2' or '10-per-class'")
-    labels = np.array([int(part) for part in text.split(",")], np.int64)
+    labels = np.array([_label(part.strip(), text, names) for part in text.split(",")], np.int64)
     check_labels(labels, num_classes)
     return labels.astype(np.int32), None
+
+
+def _label(part: str, text: str, names: Callable[[], Sequence[str]]) -> int:
+    """The label that a number or the name of a class stands for."""
+    if re.fullmatch(r"-?\d{1,9}", part):
+        return int(part)
+    known = list(names()) if part else []
+    if part in known:
+        return known.index(part)
+    if not known:
+        raise ConfigError(f"cannot read labels {text!r}: write 'all', '0,1,2', '10-per-class', or names that the classes have")
+    some = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
+    raise ConfigError(f"unknown class {part!r}{nearest(part, known)} (the run's classes: {some}; or their numbers from 0)")

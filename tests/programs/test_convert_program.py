@@ -185,7 +185,7 @@ ROUND_TRIPS = {
             "resample": "resblock",
         },
         "process": {"schedule": "cosine", "prediction": "eps", "variance": "learned_range"},
-        "vlb_weight": 0.001,
+        "objective": {"vlb_weight": 0.001},
         **LABELS,
     },
     "NCSN++": {"network": {**TINY, "name": "song_unet", "channels": 16, "multipliers": (2, 2), **NCSNPP}},

@@ -13,9 +13,10 @@ beside a training job and evaluates every checkpoint as it appears. --samples ev
 (arr_0 uint8 [N, H, W, C], arr_1 labels), with the data of --workdir, if given, as the real side.
 
 Out come results.jsonl and results.csv (a row for each case, kept as it is found), tensorboard/, report.html (curves
-with intervals, trade-offs, pictures, settings, versions: one page, to be opened anywhere), and of the last case
-metrics.json and real_and_samples.png. Interrupted, the same command goes on; cases that are there are not computed
-again.
+with intervals, trade-offs, pictures, settings, versions: one page, to be opened anywhere), and of the last case that was
+asked for metrics.json, which is also printed, and real_and_samples.png. Interrupted, the same command goes on; cases that are
+there are not computed again. --out is a new folder, an empty one, or one that evaluations filled: another one is left
+untouched. One evaluation at a time writes into a folder.
 
 The metrics, by name (--metrics; left out, all that cost little and for which everything is there):
 
@@ -68,11 +69,12 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.evaluation import report, sweep
 from diffusion_jax.evaluation.evaluator import Evaluator, evaluate_samples
 from diffusion_jax.evaluation.inputs import Settings
-from diffusion_jax.evaluation.results import Results
+from diffusion_jax.evaluation.results import Results, Row, metrics_of
 from diffusion_jax.evaluation.sweep import wait_for_run, watch
+from diffusion_jax.files import user_path
 from diffusion_jax.inference import command_line
 
-_LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger("diffusion_jax.evaluate")
 
 
 def define_flags() -> None:
@@ -86,20 +88,22 @@ def define_flags() -> None:
     flags.DEFINE_string("reference", None, "File of reference statistics; the run's training images if left out.")
     flags.DEFINE_integer("num", 1000, "Samples of each case; of given samples, at most.")
     flags.DEFINE_integer("seed", 0, "Of all noise.")
-    flags.DEFINE_integer("batch_size", 128, "Samples at a time, over all devices.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 128, "Samples at a time, over all devices.")
     flags.DEFINE_integer(
         "bits_per_dim", None, "Held-out images whose bound is computed; 16 of discrete chains, else none if left out."
     )
     flags.DEFINE_bool("bits_per_dim_terms", False, "Write that bound's terms, a row for each step: bits_per_dim_terms.csv.")
-    flags.DEFINE_integer("ode_steps", 64, "Steps of the ODE of the metric ode.", lower_bound=1)
+    flags.DEFINE_integer("ode_steps", 64, "Steps of the ODE of the metric ode.")
     flags.DEFINE_enum("ode_divergence", "hutchinson", ["hutchinson", "exact"], "Of that ODE; exact is for few pixels.")
     flags.DEFINE_enum("precision_recall", "original", ["original", "adm"], "Variant of precision and recall.")
-    flags.DEFINE_integer("classifier_steps", 1000, "Training steps of the small classifier.", lower_bound=1)
+    flags.DEFINE_integer("classifier_steps", 1000, "Training steps of the small classifier.")
     flags.DEFINE_bool("keep_samples", False, "Leave the drawn samples in OUT/samples.")
     flags.DEFINE_bool("report", None, "Write report.html; if left out, where matplotlib is installed.")
     flags.DEFINE_bool("watch", False, "Evaluate every checkpoint of one run as it appears, until its last.")
     flags.DEFINE_float("poll", 10.0, "With --watch: seconds between looks.", lower_bound=0.1)
-    flags.DEFINE_float("patience", 3600.0, "With --watch: seconds without a new checkpoint, after which it ends.")
+    flags.DEFINE_float(
+        "patience", 3600.0, "With --watch: seconds without a new checkpoint, after which it ends.", lower_bound=0
+    )
 
 
 def _settings(values: Mapping[str, Any]) -> Settings:
@@ -108,7 +112,7 @@ def _settings(values: Mapping[str, Any]) -> Settings:
 
 
 def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
-    settings, workdirs = _settings(values), values["workdir"] or []
+    settings, workdirs = _settings(values), [str(user_path(workdir)) for workdir in values["workdir"] or []]
     if not workdirs and not values["samples"]:
         raise ConfigError("--workdir=DIR (a trained run) or --samples=DIR (images) is needed")
     out = values["out"] or (Path(workdirs[-1]) / "evaluation" if workdirs else None)
@@ -117,51 +121,50 @@ def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
     wanted = _report_wanted(values["report"])
     if values["samples"]:
         _check_given(values, overrides)
-        evaluate_samples(values["samples"], out, settings, workdirs[0] if workdirs else None)
-        results = Results(out)
-        _write_report(results, values["samples"], wanted)
-    elif values["watch"]:
-        results = _watch(values, overrides, settings, workdirs, out, wanted)
+        found = evaluate_samples(values["samples"], out, settings, workdirs[0] if workdirs else None)
+        page = _write_report(Results(out), values["samples"], wanted)
     else:
-        results = _evaluate(values, overrides, settings, workdirs, out, wanted)
-    if not processes.is_first():
-        return ""
-    metrics = json.loads((results.folder / "metrics.json").read_text())
-    return json.dumps({name: value for name, value in metrics.items() if name != "settings"}, indent=2)
+        if values["watch"]:
+            _wait(values, workdirs)
+        evaluator = Evaluator(workdirs, out, settings, overrides, command_line.mesh_of(values))
+        with evaluator.results.held():
+            row = (_watch if values["watch"] else _evaluate)(values, evaluator, workdirs, wanted)
+            found, page = metrics_of(row), _write_report(evaluator.results, ", ".join(workdirs), wanted)
+    shown = {name: value for name, value in found.items() if name != "settings"} | ({"report": str(page)} if page else {})
+    return json.dumps(shown, indent=2)
 
 
-def _evaluate(
-    values: Mapping[str, Any], overrides: Mapping[str, Any], settings: Settings, workdirs: list[str], out: Any, wanted: bool
-) -> Results:
-    """Every case, in order; the report grows with them."""
+def _evaluate(values: Mapping[str, Any], evaluator: Evaluator, workdirs: list[str], wanted: bool) -> Row:
+    """Every case, in order; the report grows with them. The last one's row is returned."""
     todo = sweep.expand(workdirs, values["checkpoints"], command_line.sweep_of(values))
-    evaluator = Evaluator(workdirs, out, settings, overrides, command_line.mesh_of(values))
     for number, case in enumerate(todo, start=1):
+        if number > 1:
+            _write_report(evaluator.results, ", ".join(workdirs), wanted)
         if len(todo) > 1:
             _LOG.info("Case %d of %d.", number, len(todo))
-        evaluator.evaluate(case)
-        _write_report(evaluator.results, ", ".join(workdirs), wanted)
+        row = evaluator.evaluate(case)
     evaluator.close()
-    return evaluator.results
+    return row
 
 
-def _watch(
-    values: Mapping[str, Any], overrides: Mapping[str, Any], settings: Settings, workdirs: list[str], out: Any, wanted: bool
-) -> Results:
-    """Every checkpoint as it appears, with every setting."""
+def _wait(values: Mapping[str, Any], workdirs: list[str]) -> None:
     if len(workdirs) != 1:
         raise ConfigError("--watch follows one run: give one --workdir")
     wait_for_run(workdirs[0], poll=values["poll"], patience=values["patience"])
-    evaluator = Evaluator(workdirs, out, settings, overrides, command_line.mesh_of(values))
+
+
+def _watch(values: Mapping[str, Any], evaluator: Evaluator, workdirs: list[str], wanted: bool) -> Row:
+    """Every checkpoint as it appears, with every setting. The last one's row is returned."""
+    rows: list[Row] = []
 
     def evaluate(step: int) -> None:
         for case in sweep.expand(workdirs, str(step), command_line.sweep_of(values)):
-            evaluator.evaluate(case)
+            rows.append(evaluator.evaluate(case))
         _write_report(evaluator.results, workdirs[0], wanted)
 
     if not watch(workdirs[0], evaluate, poll=values["poll"], patience=values["patience"]):
         raise ConfigError(f"no checkpoint of {workdirs[0]} could be evaluated")
-    return evaluator.results
+    return rows[-1]
 
 
 def _check_given(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
@@ -186,9 +189,15 @@ def _report_wanted(flag: bool | None) -> bool:
     return True
 
 
-def _write_report(results: Results, title: str, wanted: bool) -> None:
-    if wanted and processes.is_first():
-        _LOG.info("Report: %s", report.write(results, f"Evaluation of {title}"))
+def _write_report(results: Results, title: str, wanted: bool) -> Path | None:
+    """Write the report, and return its path, on the first process alone."""
+    if not wanted:
+        return None
+    with results.held():
+        page = report.write(results, f"Evaluation of {title}") if processes.is_first() else None
+    if page is not None:
+        _LOG.info("Report: %s", page)
+    return page
 
 
 if __name__ == "__main__":

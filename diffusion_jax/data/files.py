@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from diffusion_jax.data.transforms import Crop, Fit, to_channels
 from diffusion_jax.errors import DataError
-from diffusion_jax.files import replacing
+from diffusion_jax.files import reason, replacing
 from diffusion_jax.spec import Spec
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -46,6 +46,19 @@ def read_image(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         _check_pixels(path, image)
         return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def size_in_header(path: Path) -> tuple[int, int]:
+    """Return (width, height) of an image file in pixels; it is not decoded.
+
+    Raises:
+      DataError: no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception as error:  # PIL reports damage in many ways
+        raise DataError(f"{path} is corrupt, truncated or not an image ({reason(error)}); mend or remove it") from error
 
 
 def listing(root: Path) -> tuple[list[Path], collections.Counter[str]]:
@@ -102,7 +115,7 @@ def load_image(path: Path) -> np.ndarray:
         raise
     except Exception as error:  # PIL reports damage in many ways
         raise DataError(
-            f"{path} is corrupt, truncated or not an image ({error}); mend or remove it, or set skip_corrupt=True"
+            f"{path} is corrupt, truncated or not an image ({reason(error)}); mend or remove it, or set skip_corrupt=True"
         ) from error
 
 

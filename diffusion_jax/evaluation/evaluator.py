@@ -18,9 +18,9 @@ from diffusion_jax import identity, processes
 from diffusion_jax.evaluation import scores
 from diffusion_jax.evaluation.inputs import MetricInputs, Model, Parts, Settings, parts_alone, parts_of
 from diffusion_jax.evaluation.measuring import measure, sources, write_pictures, write_tables
-from diffusion_jax.evaluation.results import Results, Row
+from diffusion_jax.evaluation.results import Results, Row, metrics_of
 from diffusion_jax.evaluation.sweep import Case
-from diffusion_jax.files import write_json
+from diffusion_jax.files import user_path
 from diffusion_jax.inference import requests
 from diffusion_jax.inference.draw import EARLIER, Drawing
 from diffusion_jax.inference.requests import Requests
@@ -54,10 +54,11 @@ def evaluate_run(
       DiffusionError: what cannot be loaded, sampled or written.
     """
     workdirs = [os.fspath(w) for w in ([workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs)]
-    evaluator = Evaluator(workdirs, out or Path(workdirs[-1]) / "evaluation", settings or Settings(), overrides)
-    row = evaluator.evaluate(Case(tuple(checkpoints), dict(sampling or {})))
-    evaluator.close()
-    return {**row["metrics"], "num_samples": row["num"], "settings": row["settings"]}
+    evaluator = Evaluator(workdirs, out or user_path(workdirs[-1]) / "evaluation", settings or Settings(), overrides)
+    with evaluator.results.held():
+        row = evaluator.evaluate(Case(tuple(checkpoints), dict(sampling or {})))
+        evaluator.close()
+        return metrics_of(row)
 
 
 def evaluate_samples(
@@ -76,14 +77,16 @@ def evaluate_samples(
     """
     settings, samples = settings or Settings(), open_samples(path)
     scores.check_names(settings.metrics)
-    num = min(settings.num, samples.count)
-    parts = parts_alone(settings) if workdir is None else parts_of(Run(workdir), settings)
-    inputs = MetricInputs(samples, num, settings, parts, None if samples.labels is None else samples.labels[:num])
-    results, began = Results(out), time.monotonic()
-    settled = {**settings.plain(), "samples": os.path.abspath(path), **sources(inputs)}
-    row = _row(results, identity.digest(settled), inputs, measure(inputs, settings.metrics), settled, began)
-    _record(results, {**row, "step": None, "checkpoints": [], "sampling": {"samples": [str(path)]}})
-    return {**row["metrics"], "num_samples": num, "settings": settled}
+    num, results = min(settings.num, samples.count), Results(out)
+    with results.held():
+        parts = parts_alone(settings) if workdir is None else parts_of(Run(workdir), settings)
+        inputs = MetricInputs(samples, num, settings, parts, None if samples.labels is None else samples.labels[:num])
+        began = time.monotonic()
+        settled = {**settings.plain(), "samples": os.path.abspath(user_path(path)), **sources(inputs)}
+        row = _row(results, identity.digest(settled), inputs, measure(inputs, settings.metrics), settled, began)
+        results.add({**row, "step": None, "checkpoints": [], "sampling": {"samples": [str(path)]}})
+        results.show(results.rows[-1])
+        return metrics_of(results.rows[-1])
 
 
 class Evaluator:
@@ -116,7 +119,17 @@ class Evaluator:
         self.results = Results(out)
 
     def evaluate(self, case: Case) -> Row:
-        """Return the row of a case, from the results where they have it."""
+        """Return the row of a case, from the results where they have it.
+
+        Raises:
+          DiffusionError: what cannot be loaded, sampled or written, or another evaluation in the folder.
+        """
+        with self.results.held():
+            row = self._evaluate(case)
+            self.results.show(row)
+            return row
+
+    def _evaluate(self, case: Case) -> Row:
         began = time.monotonic()
         if len(self.runs) == 1 and not isinstance(self.runs[0].system, Samples):
             return self._of_losses(case, began)
@@ -190,7 +203,8 @@ class Evaluator:
         settled = {**self.settings.plain(), **described, **sources(inputs[-1])}
         row = _row(self.results, key, inputs[-1], self._measure(inputs), settled, began)
         row |= {"step": steps[-1], "checkpoints": list(steps), "sampling": {k: list(v) for k, v in case.sampling.items()}}
-        return _record(self.results, row)
+        self.results.add(row)
+        return self.results.rows[-1]
 
     def _measure(self, inputs: Sequence[MetricInputs]) -> dict[str, Any]:
         """The metrics of every stage; the last stage's are the cascade's own, and only its agreement's name says so."""
@@ -222,13 +236,15 @@ def _meanwhile(drawing: Drawing) -> Iterator[Callable[[], list[SampleSet]]]:
         drawn = drawing()
         yield lambda: drawn
         return
-    with ThreadPoolExecutor(1, thread_name_prefix="draw") as pool:
-        drawn = pool.submit(drawing)
-        try:
-            yield drawn.result
-        except BaseException:
-            drawing.stop()
-            raise
+    pool = ThreadPoolExecutor(1, thread_name_prefix="draw")
+    drawn = pool.submit(drawing)
+    try:
+        yield drawn.result
+    except BaseException as error:
+        drawing.stop()
+        pool.shutdown(wait=not isinstance(error, KeyboardInterrupt))  # which a compiler would keep waiting
+        raise
+    pool.shutdown()
 
 
 def _row(
@@ -240,16 +256,6 @@ def _row(
         "key": key, "num": inputs.num, "metrics": found, "pictures": write_pictures(results, key, inputs), "tables": tables,
         "settings": dict(settled), "versions": identity.versions(), "seconds": time.monotonic() - began,
     }  # fmt: skip
-
-
-def _record(results: Results, row: Row) -> Row:
-    """Add a row to the results, and write the last one's metrics."""
-    results.add(row)
-    with results.writing() as writes:
-        if writes:
-            metrics = {**row["metrics"], "num_samples": row["num"], "settings": row["settings"]}
-            write_json(results.folder / "metrics.json", metrics)
-    return row
 
 
 def _prefix(number: int, count: int) -> str:

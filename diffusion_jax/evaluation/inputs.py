@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -18,9 +18,11 @@ from diffusion_jax.evaluation.reference import Reference, from_data, from_file
 from diffusion_jax.features.classifier import TrainedClassifier, classifier_of_data
 from diffusion_jax.features.extractor import BATCH, Extractor, features_of
 from diffusion_jax.features.networks import small
+from diffusion_jax.files import user_path
 from diffusion_jax.inference.run import Run
 from diffusion_jax.inference.sample_sets import SampleSet
 from diffusion_jax.registry import build
+from diffusion_jax.values import Count, Natural, Range, Seed, check_options
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,29 +49,28 @@ class Settings:
       level: of confidence intervals.
 
     Raises:
-      ConfigError: fewer than 2 samples.
+      ConfigError: a value of another kind or out of its range; fewer than 2 samples have no covariance.
     """
 
-    num: int = 1000
-    batch_size: int = 128
+    num: Annotated[int, Range(2)] = 1000
+    batch_size: Count = 128
     metrics: tuple[str, ...] = ()
     features: Any = "small"
     reference: str | None = None
     keep_samples: bool = False
-    seed: int = 0
-    bits_per_dim: int | None = None
+    seed: Seed = 0
+    bits_per_dim: Natural | None = None
     bits_per_dim_terms: bool = False
-    ode_steps: int = 64
-    ode_divergence: str = "hutchinson"
-    kid_subsets: int = 100
-    kid_subset_size: int = 1000
-    precision_recall: str = "original"
-    classifier_steps: int = 1000
-    level: float = 0.95
+    ode_steps: Count = 64
+    ode_divergence: Literal["hutchinson", "exact"] = "hutchinson"
+    kid_subsets: Count = 100
+    kid_subset_size: Count = 1000
+    precision_recall: Literal["original", "adm"] = "original"
+    classifier_steps: Count = 1000
+    level: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.95
 
     def __post_init__(self) -> None:
-        if self.num < 2:
-            raise ConfigError(f"num must be at least 2 for a covariance, got {self.num}")
+        check_options(self)
 
     def plain(self) -> dict[str, Any]:
         """Return the settings as JSON data."""
@@ -107,7 +108,8 @@ def parts_of(run: Run, settings: Settings) -> Parts:
             return Parts()
         extractor = small(classifier)
     if settings.reference is not None:
-        return Parts(extractor, from_file(settings.reference, extractor), classifier)
+        file = str(user_path(settings.reference))
+        return Parts(extractor, from_file(file, extractor, run.pipeline("test")), classifier)
     return Parts(extractor, from_data(run.data, extractor, Path(run.workdir) / "reference"), classifier)
 
 
@@ -119,7 +121,7 @@ def parts_alone(settings: Settings) -> Parts:
             "data they are compared with"
         )
     extractor = build("features", settings.features)
-    return Parts(extractor, None if settings.reference is None else from_file(settings.reference, extractor))
+    return Parts(extractor, None if settings.reference is None else from_file(str(user_path(settings.reference)), extractor))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from diffusion_jax.evaluation import scores
 from diffusion_jax.evaluation.inputs import MetricInputs
 from diffusion_jax.evaluation.results import Results, Table
 from diffusion_jax.features.classifier import gather
+from diffusion_jax.files import replacing
 from diffusion_jax.metrics.manifolds import nearest_rows
 
 _LOG = logging.getLogger(__name__)
@@ -46,25 +47,22 @@ def write_pictures(results: Results, key: str, inputs: MetricInputs) -> dict[str
         for name, picture in made.items() if writes else ():
             (results.folder / "pictures").mkdir(exist_ok=True)
             write_image(results.folder / "pictures" / f"{key}-{name}.png", picture)
-        if writes:
-            write_image(results.folder / "real_and_samples.png", made["samples"])
     return {name: f"pictures/{key}-{name}.png" for name in made}
 
 
 def write_tables(results: Results, key: str, found: dict[str, Any]) -> dict[str, str]:
-    """Take the tables out of the metrics, and write them; their files below the folder, by name.
-
-    Those of the last point lie beside metrics.json as well.
-    """
+    """Take the tables out of the metrics, and write them; their files below the folder, by name."""
     tables = {name: found.pop(name) for name, value in list(found.items()) if isinstance(value, Table)}
     with results.writing() as writes:
         for name, table in tables.items() if writes else ():
             (results.folder / "tables").mkdir(exist_ok=True)
-            for path in (results.folder / "tables" / f"{key}-{name}.csv", results.folder / f"{name}.csv"):
-                with path.open("w", newline="") as file:
-                    writer = csv.DictWriter(file, table[0])
-                    writer.writeheader()
-                    writer.writerows(table)
+            with (
+                replacing(results.folder / "tables" / f"{key}-{name}.csv") as temporary,
+                temporary.open("w", newline="") as file,
+            ):
+                writer = csv.DictWriter(file, table[0])
+                writer.writeheader()
+                writer.writerows(table)
     return {name: f"tables/{key}-{name}.csv" for name in tables}
 
 

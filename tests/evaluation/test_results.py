@@ -45,10 +45,87 @@ def test_rows_are_read_back_and_replaced(results):
     assert [row["metrics"]["frechet_distance"] for row in Results(results.folder).rows] == [9.0, 4.0, 7.0]
 
 
-def test_a_line_that_was_cut_short_is_left_out(results):
+def test_a_line_that_was_cut_short_is_left_out_and_said(results, caplog):
     lines = results.folder / "results.jsonl"
     lines.write_text(lines.read_text()[:-40])
     assert [row["key"] for row in Results(results.folder).rows] == ["100-1.0", "100-3.0"]
+    assert "results.jsonl, line 3, was cut short, as by a killed program" in caplog.text
+
+
+BAD_LINES = {
+    "garbage": ("{]", "line 4: not JSON"),
+    "a list": ("[1]", "line 4: a list, where a row of results is an object"),
+    "an empty row": ("{}", "line 4: 'key' is missing or of another kind"),
+    "metrics": (json.dumps({**make_row(1, 1.0, 1.0, 1.0), "metrics": [1]}), "line 4: 'metrics' is missing or of another kind"),
+    "step": (json.dumps({**make_row(1, 1.0, 1.0, 1.0), "step": "1"}), "line 4: 'sampling' or 'step'"),
+    "sampling": (json.dumps({**make_row(1, 1.0, 1.0, 1.0), "sampling": {"steps": 3}}), "line 4: 'sampling' or 'step'"),
+    "a file elsewhere": (json.dumps({**make_row(1, 1.0, 1.0, 1.0), "pictures": {"a": "/etc/passwd"}}), "line 4: .*passwd"),
+    "a way out": (json.dumps({**make_row(1, 1.0, 1.0, 1.0), "pictures": {"a": "pictures/../x"}}), "line 4: .*not all files of"),
+    "bytes": (b"\xff\xfe", "results.jsonl cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_a_line_that_is_no_row_is_named(results, name):
+    line, message = BAD_LINES[name]
+    with (results.folder / "results.jsonl").open("ab") as file:
+        file.write((line if isinstance(line, bytes) else line.encode()) + b"\n")
+    for reading in (lambda: Results(results.folder), lambda: results.add(make_row(300, 1.0, 1.0, 0.5))):
+        with pytest.raises(DataError, match=message) as caught:
+            reading()
+        assert "\n" not in str(caught.value)
+
+
+def test_one_evaluation_at_a_time(results):
+    """The second is refused while the first lives, and then sees all that the first found; what killed ones left is removed."""
+    second = Results(results.folder)
+    with results.held():
+        with pytest.raises(DataError, match=r"out is being written by process \d+ .*\(evaluating\): wait for it, stop it, or"):
+            second.add(make_row(300, 1.0, 3.0, 0.5))
+        results.add(make_row(400, 1.0, 2.0, 0.5))
+    (results.folder / ".metrics.json.99.tmp").write_text("")
+    second.add(make_row(300, 1.0, 3.0, 0.5))
+    assert [row["step"] for row in Results(results.folder).rows] == [100, 100, 200, 400, 300]
+    assert not list(results.folder.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "report.html", "results.csv", "cat.png"])
+def test_a_folder_that_holds_anything_else_is_left_alone(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(DataError, match=f"holds {name}, which no evaluation wrote there: choose another folder with --out"):
+        Results(tmp_path).add(make_row(1, 1.0, 1.0, 0.5))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "mine"}
+
+
+def test_what_is_shown_is_of_the_case_that_was_asked_for(results):
+    """Picture and tables too; a table of another case does not stay beside its metrics."""
+    (results.folder / "pictures").mkdir()
+    (results.folder / "tables").mkdir()
+    for name in ("pictures/a-samples.png", "tables/a-terms.csv"):
+        (results.folder / name).write_text(name)
+    files = {"pictures": {"samples": "pictures/a-samples.png"}, "tables": {"terms": "tables/a-terms.csv"}}
+    results.add({**make_row(500, 1.0, 1.0, 0.5, key="a"), **files})
+    for key, shown in (("a", True), ("100-1.0", False), ("a", True)):
+        results.show(results.find(key))
+        metrics = json.loads((results.folder / "metrics.json").read_text())
+        assert metrics == {**results.find(key)["metrics"], "num_samples": 500, "settings": {"seed": 0}}
+        for name, source in (("real_and_samples.png", "pictures/a-samples.png"), ("terms.csv", "tables/a-terms.csv")):
+            assert ((results.folder / name).exists() and (results.folder / name).read_text() == source) == shown
+
+
+def test_a_report_is_replaced_whole_or_not_at_all(results, monkeypatch):
+    pytest.importorskip("matplotlib", reason="charts need matplotlib")
+    (results.folder / "report.html").write_text("before")
+
+    def cut_short(path, text, **more):
+        path.write_bytes(text[:10].encode())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("pathlib.Path.write_text", cut_short)
+        report.write(results, "run")
+    assert (results.folder / "report.html").read_text() == "before" and not list(results.folder.glob(".*.tmp"))
+    assert "<svg" in report.write(results, "run").read_text()
 
 
 def test_the_table_for_other_programs(results):
@@ -68,7 +145,8 @@ def test_tensorboard_has_a_run_for_each_setting(results):
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write to"):
-        Results(tmp_path / "file" / "out")
+        with Results(tmp_path / "file" / "out").held():
+            pass
     with pytest.raises(DataError, match="no results to report"):
         report.write(Results(tmp_path / "empty"), "nothing")
 

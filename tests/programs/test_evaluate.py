@@ -60,7 +60,7 @@ def test_a_super_resolution_run_alone_is_asked_for_the_classes_of_its_images(run
 
 
 def test_bad_settings(runs, tmp_path):
-    with pytest.raises(ConfigError, match="num must be at least 2"):
+    with pytest.raises(ConfigError, match="--num must be a whole number at least 2"):
         Settings(num=1)
     with pytest.raises(ConfigError, match="guidance 3 on an unconditional model"):
         evaluate_run(runs["unconditional"], tmp_path, QUICK, sampling={"guidance": [3.0]})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
 import subprocess
+import threading
 import time
 
 import numpy as np
@@ -13,10 +15,10 @@ import pytest
 
 from diffusion_jax import evaluate
 from diffusion_jax.data.files import write_image
-from diffusion_jax.errors import CheckpointError, ConfigError, DiffusionError
+from diffusion_jax.errors import CheckpointError, ConfigError, DataError, DiffusionError
 from diffusion_jax.evaluation import Case, Evaluator, Settings, evaluate_samples, expand
 from diffusion_jax.evaluation.sweep import wait_for_run
-from diffusion_jax.inference import Run, open_samples
+from diffusion_jax.inference import Run, SampleFolder, open_samples
 from tests.programs.in_process import call
 from tests.tiny_systems import start_program
 from tests.training import tiny
@@ -47,6 +49,13 @@ def test_cases_are_evaluated_once_and_other_settings_anew(runs, tmp_path, caplog
     again = Evaluator([runs["base"]], tmp_path, QUICK)
     assert again.evaluate(Case((None,), {"guidance": [3.0]}))["metrics"] == rows[1]["metrics"]
     assert "is evaluated already" in caplog.text and len(again.results.rows) == 2
+    flags = [f"--workdir={runs['base']}", f"--out={tmp_path}", "--num=20", "--classifier_steps=20", "--metrics=fid,agreement"]
+    for row, scale in zip(rows, (1, 3), strict=True):  # which is there already: what is said is of it, not of the last
+        printed = json.loads(call(evaluate, *flags, "--noreport", f"--guidance={scale}"))
+        assert printed == {**row["metrics"], "num_samples": 20}
+        assert json.loads((tmp_path / "metrics.json").read_text()) == {**printed, "settings": row["settings"]}
+    with again.results.held(), pytest.raises(DataError, match="is being written by process"):
+        call(evaluate, *flags, "--noreport")
     more = Evaluator([runs["base"]], tmp_path, Settings(num=30, classifier_steps=20, metrics=("duplicates",)))
     assert more.evaluate(Case())["metrics"] == {"duplicates": 0} and len(more.results.rows) == 3
     assert not (tmp_path / "samples").exists()
@@ -65,6 +74,32 @@ def test_given_images_are_measured_like_drawn_ones(runs, tmp_path):
         write_image(tmp_path / "plain" / f"{index}.png", image)
     plain = evaluate_samples(tmp_path / "plain", tmp_path / "given", Settings(num=20, classifier_steps=20), runs["base"])
     assert plain["frechet_distance"] == pytest.approx(found["frechet_distance"], rel=1e-6) and "agreement" not in plain
+
+
+def test_an_interruption_while_samples_are_drawn_leaves_an_evaluation_that_goes_on(runs, tmp_path, monkeypatch):
+    """What was drawn is kept, nothing half-written remains, and no thread draws on."""
+    settings = dataclasses.replace(QUICK, num=60, metrics=("duplicates",))
+    drawing = threading.Event()
+    real = SampleFolder.add
+
+    def add(folder, indices, images):
+        real(folder, indices, images)
+        drawing.set()
+
+    def interrupt(*_):
+        drawing.wait()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(SampleFolder, "add", add)
+        patched.setattr("diffusion_jax.evaluation.evaluator.measure", interrupt)
+        Evaluator([runs["base"]], tmp_path, settings).evaluate(Case())
+    for thread in threading.enumerate():
+        if thread.name.startswith("draw"):
+            thread.join(60)
+    assert not [path for path in tmp_path.rglob(".*") if path.name != ".writer"]
+    assert len(list(tmp_path.glob("samples/*/stage1/parts/*.npz"))) >= 1
+    assert Evaluator([runs["base"]], tmp_path, settings).evaluate(Case())["metrics"] == {"duplicates": 0}
 
 
 @pytest.mark.slow
@@ -102,7 +137,13 @@ BAD = {
     "alone": (["--samples={images}", "--out={base}/x"], "samples alone need a network"),
     "watch": (["--workdir={base},{sr}", "--watch"], "--watch follows one run"),
     "checkpoints": (["--workdir={base}", "--checkpoints=9", "--num=4"], "has no checkpoint of step 9 (it has: 1)"),
-    "num": (["--workdir={base}", "--num=1"], "num must be at least 2"),
+    "batch_size": (["--workdir={base}", "--batch_size=0"], "--batch_size must be a whole number at least 1, got 0"),
+    "seed": (["--workdir={base}", "--seed=-1"], "--seed must be a whole number in [0, 4294967295], got -1"),
+    "ode_steps": (["--workdir={base}", "--ode_steps=0"], "--ode_steps must be a whole number at least 1, got 0"),
+    "bits_per_dim": (["--workdir={base}", "--bits_per_dim=-3"], "--bits_per_dim must be a whole number at least 0, or None"),
+    "classifier_steps": (["--workdir={base}", "--classifier_steps=0"], "--classifier_steps must be a whole number at least 1"),
+    "a folder of others": (["--workdir={base}", "--out={base}"], "holds checkpoints, which no evaluation wrote there"),
+    "num": (["--workdir={base}", "--num=1"], "--num must be a whole number at least 2, got 1"),
 }
 
 
@@ -112,7 +153,7 @@ def test_bad_input_is_one_clear_line(runs, tmp_path, name):
     np.savez(tmp_path / "images.npz", np.zeros((4, 8, 8, 1), np.uint8))
     given = {**runs, "images": tmp_path / "images.npz"}
     with pytest.raises(DiffusionError) as caught:
-        call(evaluate, *(text.format(**given) for text in arguments), "--classifier_steps=20", "--noreport")
+        call(evaluate, "--classifier_steps=20", "--noreport", *(text.format(**given) for text in arguments))
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -130,7 +171,7 @@ def test_a_killed_evaluation_goes_on(runs, tmp_path):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not (tmp_path / "killed" / "results.jsonl").exists()
+    assert not (tmp_path / "killed" / "results.jsonl").read_text()
     again = start_program(*arguments, program="evaluate")
     printed, log = again.communicate(timeout=200)
     assert again.returncode == 0 and "of 600 samples are there already" in log

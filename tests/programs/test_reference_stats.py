@@ -88,6 +88,11 @@ BAD = {
     "ending": (["--data={base}", "--out={tmp}/a.txt"], "statistics are a .npz file"),
     "overrides": (["--data={tmp}", "--out={tmp}/a.npz", "--config.data.flip=True"], "leave out --config.data.flip"),
     "flag": (["--data={tmp}", "--num=many"], "flag --num=many: invalid literal"),
+    "few": (["--data={tmp}", "--num=1"], "flag --num=1: 1 is not integer >= 2"),
+    "over a file": (
+        ["--data={base}", "--out={tmp}/images.npz"],
+        "images.npz is there already, and holds no statistics: choose",
+    ),
     "alone": (["--data={tmp}", "--out={tmp}/a.npz"], "for images alone, name another network"),
     "split": (["--data={base}", "--out=/proc/a.npz", "--classifier_steps=20"], "cannot write statistics to /proc/a.npz"),
 }
@@ -96,6 +101,9 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_clear_line(runs, tmp_path, name):
     arguments, message = BAD[name]
+    np.savez(tmp_path / "images.npz", arr_0=np.zeros((2, 8, 8, 1), np.uint8))
+    before = (tmp_path / "images.npz").read_bytes()
     with pytest.raises((DiffusionError, flags.Error)) as caught:
         call(reference_stats, *(text.format(tmp=tmp_path, **runs) for text in arguments))
+    assert (tmp_path / "images.npz").read_bytes() == before
     assert message in str(caught.value) and "\n" not in str(caught.value)

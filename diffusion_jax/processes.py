@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import time
@@ -144,10 +145,8 @@ def tell_failure(error: str) -> None:
     """Tell the peers, if there are any, why this process ends; the first one, which they hear it from, gives them a moment."""
     state = distributed.global_state
     if state.client is not None:
-        try:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first, or the first process is gone
             state.client.key_value_set(_FAILURE, f"process {state.process_id}: {error}")
-        except jax.errors.JaxRuntimeError:
-            return  # another was first, or the first process is gone
         time.sleep(1.5 if state.process_id == 0 else 0)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import time
@@ -18,19 +17,18 @@ from diffusion_jax.errors import CheckpointError, ConfigError, DataError
 from diffusion_jax.files import only_writer
 from diffusion_jax.training import config as configs
 from diffusion_jax.training.metrics import Writers
+from tests import processes
 from tests.programs import in_process
 from tests.training import tiny
 
 FOREVER = ["--config.training.steps=1000000", "--config.training.log_every=50"]
 
 
-def start(*arguments, **more):
-    """The program, in a process that Ctrl-C reaches, even where pytest itself runs in the background."""
-    attend = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    return subprocess.Popen(
-        tiny.command("train", *arguments), env=tiny.environment(1), cwd=tiny.ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=attend, **more,
-    )  # fmt: skip
+def start(*arguments):
+    """The program in the background."""
+    command = processes.after(processes.CTRL_C, tiny.command("train", *arguments))
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=tiny.environment(1), cwd=tiny.ROOT, **piped)
 
 
 def wait_for(process, condition):
@@ -77,26 +75,20 @@ def test_ctrl_c_at_any_moment(tmp_path):
     assert tiny.run("train", f"--config={recipe}", f"--workdir={run}").returncode == 0
 
 
-def limited():
-    """A disk that has no room for a checkpoint."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["full", "truncated"])
 def test_faults_of_a_disk_are_a_few_lines(tmp_path, fault):
     recipe, run = tiny.recipe(tmp_path), tmp_path / "run"
     tiny.train(run)
     command = tiny.command("train", f"--config={recipe}", f"--workdir={run}", "--config.training.steps=20")
-    if fault == "truncated":
+    if fault == "full":
+        command = processes.after(processes.FULL_DISK, command)
+    else:
         for step in training.finished_steps(run):
             for path in (run / "checkpoints" / str(step) / "state").rglob("d/*"):
                 path.write_bytes(path.read_bytes()[:100])
     began = time.monotonic()
-    result = subprocess.run(
-        command, env=tiny.environment(1), cwd=tiny.ROOT, text=True, capture_output=True, timeout=100,
-        preexec_fn=limited if fault == "full" else None,
-    )  # fmt: skip
+    result = subprocess.run(command, env=tiny.environment(1), cwd=tiny.ROOT, text=True, capture_output=True, timeout=100)
     lines = [line for line in result.stderr.splitlines() if " I " not in line]
     assert result.returncode == 2 and len(lines) <= 10 and time.monotonic() - began < 60, result.stderr
     expected = "cannot save a checkpoint" if fault == "full" else "none of the checkpoints [6, 9, 10]"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import resource
 import shutil
 import subprocess
 import time
@@ -14,6 +13,7 @@ import pytest
 from PIL import Image
 
 import diffusion_jax
+from tests import processes
 from tests.training import tiny
 
 CONFIG = {
@@ -26,22 +26,22 @@ CONFIG = {
 }
 
 
-def start(number, port, folder, *flags, path=tiny.ROOT, **more):
-    """One of the two, in a folder of its own."""
+def start(number, port, folder, *flags, path=tiny.ROOT, first="pass"):
+    """One of the two, in a folder of its own; its process executes a statement first."""
     folder.mkdir(exist_ok=True)
     command = tiny.command(
         "train", f"--config={tiny.recipe(folder.parent)}", f"--workdir={folder.parent / 'run'}", "--heartbeat_seconds=10",
         f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={number}", *flags,
     )  # fmt: skip
     environment = {**tiny.environment(1), "PYTHONPATH": f"{path}:{tiny.ROOT}"}
-    return subprocess.Popen(command, env=environment, cwd=folder, text=True, stderr=subprocess.PIPE, **more)
+    return subprocess.Popen(processes.after(first, command), env=environment, cwd=folder, text=True, stderr=subprocess.PIPE)
 
 
-def finish(processes):
+def finish(pair):
     """(exit statuses, last lines, seconds)."""
     began = time.monotonic()
-    lines = [process.communicate(timeout=120)[1].splitlines() for process in processes]
-    return [process.returncode for process in processes], [given[-1] for given in lines], time.monotonic() - began
+    lines = [process.communicate(timeout=120)[1].splitlines() for process in pair]
+    return [process.returncode for process in pair], [given[-1] for given in lines], time.monotonic() - began
 
 
 @pytest.fixture
@@ -51,9 +51,7 @@ def port():
 
 @pytest.mark.parametrize("field", [name if name == "seed" else pytest.param(name, marks=pytest.mark.slow) for name in CONFIG])
 def test_configurations_that_differ_are_refused(tmp_path, port, field):
-    codes, lines, seconds = finish(
-        [start(0, port, tmp_path / "0"), start(1, port, tmp_path / "1", CONFIG[field])]
-    )  # fmt: skip
+    codes, lines, seconds = finish([start(0, port, tmp_path / "0"), start(1, port, tmp_path / "1", CONFIG[field])])
     assert codes == [2, 2], lines
     assert all(f"the processes differ in the configuration: {field} is " in line for line in lines), lines
     assert seconds < 60 and not (tmp_path / "run").exists()
@@ -85,18 +83,19 @@ def test_data_that_differ_are_refused(tmp_path, port):
 
 @pytest.mark.slow
 def test_a_mistake_on_one_ends_both(tmp_path, port):
-    """Before they meet: the recipe of one cannot be read."""
-    processes = [start(number, port, tmp_path / str(number)) for number in (0,)]
-    processes.append(start(1, port, tmp_path / "1", f"--config={tmp_path / 'none.py'}"))
-    codes, lines, _ = finish(processes)
+    """While the other waits for it: one has no recipe."""
+    (tmp_path / "0").mkdir()
+    shutil.copy(tiny.recipe(tmp_path), tmp_path / "0" / "mine.py")
+    codes, lines, _ = finish([start(number, port, tmp_path / str(number), "--config=mine.py") for number in (0, 1)])
     assert codes == [2, 2], lines
+    assert lines[0].startswith("train: error: process 1: no recipe 'mine.py'") and "error: no recipe" in lines[1]
 
 
 @pytest.mark.slow
 def test_nobody_comes(tmp_path, port):
     """Neither to the coordinator, nor does it answer: one line, and a status that is worth another try."""
-    processes = [start(number, port + number, tmp_path / str(number), "--join_seconds=3") for number in (0, 1)]
-    codes, lines, seconds = finish(processes)
+    pair = [start(number, port + number, tmp_path / str(number), "--join_seconds=3") for number in (0, 1)]
+    codes, lines, seconds = finish(pair)
     assert codes == [17, 17] and seconds < 40
     assert all("could not join the other processes" in line and "raise --join_seconds" in line for line in lines), lines
 
@@ -105,18 +104,12 @@ def test_nobody_comes(tmp_path, port):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_full_disk_on_one_ends_both_at_once(tmp_path, port, victim):
     """Orbax would have the others wait for 20 minutes."""
-
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
     flags = ["--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.system.width=64", "--config.training.steps=1000000"]
-    processes = [
-        start(number, port, tmp_path / str(number), *flags, preexec_fn=limited if number == victim else None)
-        for number in (0, 1)
-    ]
+    first = {victim: processes.FULL_DISK, 1 - victim: "pass"}
+    pair = [start(number, port, tmp_path / str(number), *flags, first=first[number]) for number in (0, 1)]
     while not list((tmp_path / "run").glob("checkpoints/3*")):
         time.sleep(0.05)
-    codes, lines, seconds = finish(processes)
+    codes, lines, seconds = finish(pair)
     assert codes == [2, 2] and seconds < 20, (codes, lines, seconds)
     assert all("cannot save a checkpoint" in line and "the disk is full" in line for line in lines), lines
     assert lines[1 - victim].startswith(f"train: error: process {victim}: ")

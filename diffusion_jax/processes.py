@@ -150,6 +150,14 @@ def tell_failure(error: str) -> None:
         time.sleep(1.5 if state.process_id == 0 else 0)
 
 
+def failure_told() -> str | None:
+    """Return what a peer has said, by now, when it ended by a mistake."""
+    try:
+        return distributed.global_state.client.key_value_try_get(_FAILURE)
+    except jax.errors.JaxRuntimeError:
+        return None
+
+
 def wait_for_failure() -> str:
     """Return what a peer says when it ends by a mistake; waits as long as this process has peers, and then for ever."""
     client = distributed.global_state.client

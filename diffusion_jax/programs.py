@@ -253,7 +253,9 @@ def answering(name: str) -> Iterator[None]:
         if not jax.distributed.is_initialized():
             raise
         if processes.is_lost_peer(error):
-            interrupts.say(f"{name}: error: {_LOST}")
+            told = processes.failure_told()
+            interrupts.say(f"{name}: error: {told or _LOST}")
+            interrupts.leave_now(MISTAKE if told else LOST_PEER)
         else:
             _LOG.exception("Process %d failed.", jax.process_index())
         interrupts.leave_now(LOST_PEER)

@@ -42,7 +42,7 @@ def test_a_run_does_not_go_on_with_other_data(alter, message, folder, tmp_path, 
     tiny._MADE.clear()  # programs that are shared hold the source as it was
     alter(folder)
     start = message.split(" added")[0].split(" removed")[0].split(" changed")[0]
-    with pytest.raises(DataError, match=f"{start}.*put them back, or go on with --allow_other_data") as raised:
+    with pytest.raises(DataError, match=f"{start}.*restore them, or go on with --allow_other_data") as raised:
         _train(run, folder, steps=2)
     assert "\n" not in str(raised.value)
     assert ((run / "data.json").read_bytes(), (run / "config.json").read_bytes()) == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import threading
@@ -53,7 +54,8 @@ class Manifest:
         Raises:
           DataError: the folder holds what the manifest does not list, or what another program or an earlier version wrote.
         """
-        self._lines = read_lines(self.path) if self.path.exists() else []
+        names = list(_files(self.folder)) if self.path.exists() else itertools.islice(_files(self.folder), 1)
+        self._lines = read_lines(self.path) if self.path.exists() else []  # afterwards: lines precede files
         if self._lines and self._lines[0]["record"] != self.record:
             raise DataError(f"{self.folder} belongs to {self._lines[0]['record']}, not {self.record}: choose another folder")
         if not self._lines and (self.folder / self.record).exists():
@@ -62,7 +64,7 @@ class Manifest:
                 "choose another folder, or remove this one to draw anew"
             )
         known = {NAME, self.record, *(line["file"] for line in self._lines if "file" in line)} if self._lines else ()
-        foreign = next((name for name in _files(self.folder) if name not in known), None)
+        foreign = next((name for name in names if name not in known), None)
         if foreign is not None:
             raise DataError(f"{self.folder} holds {foreign}, which this program did not write there: choose another folder")
 

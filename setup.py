@@ -1,5 +1,8 @@
-"""Packaging lives in pyproject.toml; this file serves tools that still look for a setup script."""
+"""Packaging lives in pyproject.toml; what it cannot say: recipes and experiments are installed inside of the package."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-setup()
+BESIDE = {f"diffusion_jax.{name}": name for name in ("configs", "experiments")}
+inner = [f"diffusion_jax.experiments.{name}" for name in find_packages("experiments")]
+
+setup(packages=[*find_packages(include=["diffusion_jax*"]), *BESIDE, *inner], package_dir=BESIDE)

@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,23 @@ _LOCK = ".writer"
 
 
 def user_path(path: str | os.PathLike) -> Path:
-    """Return a path as a person wrote it, with ~ and ~NAME expanded."""
-    return Path(path).expanduser()
+    """Return a path as a person wrote it, with ~ and ~NAME expanded where there is such a home."""
+    return Path(os.path.expanduser(path))
+
+
+def user_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of flags with ~ and ~NAME expanded in texts that begin so, and in lists of them.
+
+    >>> user_paths({"num": 3, "out": "a~b"})
+    {'num': 3, 'out': 'a~b'}
+    """
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, list):
+            return [expanded(item) for item in value]
+        return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
+
+    return {name: expanded(value) for name, value in values.items()}
 
 
 @contextlib.contextmanager

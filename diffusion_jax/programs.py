@@ -20,7 +20,7 @@ import jax
 from absl import flags
 from jax._src import distributed
 
-from diffusion_jax import identity, interrupts, processes
+from diffusion_jax import identity, interrupts, manual, processes
 from diffusion_jax.errors import ConfigError, DiffusionError
 
 _LOG = logging.getLogger("diffusion_jax.programs")
@@ -109,8 +109,17 @@ def flags_parser(complain: Callable[[str], None]) -> Callable[[Sequence[str]], l
     return parse
 
 
+SEVERAL_HOSTS = "Several hosts and devices"
+"""The title of the flags that say where a program runs."""
+
+
 def define_process_flags() -> None:
     """Define the flags that say which processes are one job."""
+    with manual.group(SEVERAL_HOSTS):
+        _define_process_flags()
+
+
+def _define_process_flags() -> None:
     flags.DEFINE_bool("distributed", False, "Join the processes that the cluster's environment names.")
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
     flags.DEFINE_integer("num_processes", None, "How many processes there are, with --coordinator.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -81,13 +82,18 @@ def fields(part: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...], 
 def annotations(part: Callable[..., Any]) -> dict[str, Any]:
     """The annotation of each field of a part; `Any` where there is none, or its names are not to be had."""
     written = inspect.unwrap(part)
-    constructor = inspect.unwrap(written.__init__) if inspect.isclass(written) else written
+    if inspect.isclass(written):  # fields may be inherited, from a class of another module
+        names = {
+            name: value for each in reversed(written.__mro__) for name, value in vars(sys.modules[each.__module__]).items()
+        }
+    else:
+        names = getattr(written, "__globals__", {})
     found = {}
     for field, parameter in inspect.signature(part).parameters.items():
         annotation = parameter.annotation
         if isinstance(annotation, str):
             try:
-                annotation = eval(annotation, getattr(constructor, "__globals__", {}))
+                annotation = eval(annotation, names)
             except NameError:  # imported for type checkers only
                 annotation = Any
         found[field] = Any if annotation is parameter.empty else annotation

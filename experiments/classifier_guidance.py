@@ -27,7 +27,8 @@ from diffusion_jax.features import TrainedClassifier
 from diffusion_jax.features.classifier import classifier_of_data
 from diffusion_jax.inference import Generator, Requests, Run, find
 from diffusion_jax.training.previews import labelled
-from experiments import common
+
+from . import common
 
 _OUT = flags.DEFINE_string("out", "runs/guidance", "Where runs and metrics.json go.")
 _PICTURE = flags.DEFINE_string("picture", None, "A picture: rows of one digit each scale; in --out if left out.")

@@ -30,7 +30,8 @@ from diffusion_jax.files import write_json
 from diffusion_jax.process import Denoised, Denoiser, Process, likelihood
 from diffusion_jax.sampling import grids, latents
 from diffusion_jax.systems import to_float, to_uint8
-from experiments import common
+
+from . import common
 
 _OUT = flags.DEFINE_string("out", "runs/ddim_digits", "Where the run, the pictures and metrics.json go.")
 _VARIANT = flags.DEFINE_enum("variant", "full", ["full", "tiny"], "tiny: seconds, to see that everything works.")

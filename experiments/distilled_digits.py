@@ -31,7 +31,8 @@ from diffusion_jax.rng import named
 from diffusion_jax.training.previews import labelled
 from diffusion_jax.training.recipes import load_recipe
 from diffusion_jax.training.stages import halve
-from experiments import common
+
+from . import common
 
 _RECIPE = Path(__file__).resolve().parent.parent / "configs" / "progressive_distillation.py"
 TEACHER_STEPS, FIRST = 64, 16

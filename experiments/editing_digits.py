@@ -29,7 +29,8 @@ from diffusion_jax.rng import named
 from diffusion_jax.sampling import editing, grids, latents, solvers
 from diffusion_jax.systems import Sampling, to_float, to_uint8
 from diffusion_jax.training.previews import labelled
-from experiments import common
+
+from . import common
 
 _OUT = flags.DEFINE_string("out", "runs/editing", "Where the run, editing.png and metrics.json go.")
 _VARIANT = flags.DEFINE_enum("variant", "full", ["full", "tiny"], "tiny: seconds, to see that everything works.")

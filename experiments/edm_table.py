@@ -29,7 +29,8 @@ from diffusion_jax.metrics.frechet import Moments, frechet_distance
 from diffusion_jax.process import edm_design
 from diffusion_jax.sampling import edm_design as sampling_design
 from diffusion_jax.training.recipes import load_recipe
-from experiments import common
+
+from . import common
 
 _OUT = flags.DEFINE_string("out", "runs/edm_table", "Where runs, table.json and edm.png go.")
 _STEPS = flags.DEFINE_integer("steps", 2000, "Of training, of each network.")

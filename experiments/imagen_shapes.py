@@ -28,7 +28,8 @@ from diffusion_jax.data.sources.shapes import CLASSES, COLOURS
 from diffusion_jax.inference import Generator, find
 from diffusion_jax.inference.requests import ask
 from diffusion_jax.training.recipes import load_recipe
-from experiments import common
+
+from . import common
 
 _OUT = flags.DEFINE_string("out", "runs/imagen_shapes", "Where the run, the picture and metrics.json go.")
 _VARIANT = flags.DEFINE_enum("variant", "full", ["full", "tiny"], "tiny: seconds, to see that everything works.")

@@ -20,7 +20,8 @@ from absl import flags
 
 from diffusion_jax import evaluation, training
 from diffusion_jax.training.recipes import load_recipe
-from experiments import common
+
+from . import common
 
 _OUT = flags.DEFINE_string("out", "runs/mnist", "Where runs, pictures and metrics.json go.")
 _VARIANT = flags.DEFINE_enum("variant", "full", ["full", "tiny"], "tiny: seconds, to see that everything works.")

@@ -23,8 +23,9 @@ from diffusion_jax.data.degradations import TASKS, Jpeg
 from diffusion_jax.data.files import write_image
 from diffusion_jax.systems import Sampling
 from diffusion_jax.systems.conditioners.image import panorama
-from experiments import common
-from experiments.common import Restorer, psnr
+
+from . import common
+from .common import Restorer, psnr
 
 _OUT = flags.DEFINE_string("out", "runs/palette_photographs", "Where the run, the pictures and metrics.json go.")
 _NUM = flags.DEFINE_integer("num", 96, "Held-out images for each task.", lower_bound=8)

@@ -19,8 +19,9 @@ from absl import flags
 from diffusion_jax.data.degradations import resize
 from diffusion_jax.data.files import write_image
 from diffusion_jax.systems import Sampling
-from experiments import common
-from experiments.common import Restorer, psnr, sharpness
+
+from . import common
+from .common import Restorer, psnr, sharpness
 
 _OUT = flags.DEFINE_string("out", "runs/sr_photographs", "Where the run, the picture and metrics.json go.")
 _NUM = flags.DEFINE_integer("num", 128, "Held-out images.", lower_bound=8)

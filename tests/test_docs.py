@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,3 +27,10 @@ def test_the_blocks_of_a_page_run_one_after_another(page, tmp_path, monkeypatch)
     names: dict = {"__name__": f"docs_{page.stem}"}
     for number, block in enumerate(blocks(page), start=1):
         exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+
+
+def test_the_reference_lists_every_field_and_part_as_they_are():
+    """In a process of its own: parts that tests register are none of the library's."""
+    command, environment = [sys.executable, "docs/make_reference.py", "--check"], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

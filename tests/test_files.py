@@ -63,6 +63,14 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert (tmp_path / ".hidden").exists()
 
 
+def test_homes_are_expanded_wherever_flags_hold_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    values = {"workdir": ["~/a", "b"], "out": "~/c", "text": "a ~/d", "num": 3, "step": None, "odd": "~nobody-here/x"}
+    expected = {**values, "workdir": ["/home/me/a", "b"], "out": "/home/me/c"}
+    assert files.user_paths(values) == expected
+    assert str(files.user_path("~/c")) == "/home/me/c" and str(files.user_path("~nobody-here/x")) == "~nobody-here/x"
+
+
 _HOLD = """
 import sys, time, pathlib
 from diffusion_jax.files import only_writer

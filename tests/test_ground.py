@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -73,3 +76,16 @@ def test_random_numbers_do_not_depend_on_the_sharding():
     whole, sharded = jax.jit(draw)(), jax.jit(draw, out_shardings=rows)()
     assert len(sharded.sharding.device_set) == 8
     np.testing.assert_array_equal(whole, sharded)
+
+
+def test_the_names_that_one_begins_with():
+    """They are there, and a program that needs none of them pays for none."""
+    code = """if True:
+        import sys, diffusion_jax
+        assert not {"jax", "numpy"} & set(sys.modules), "importing the package is to cost nothing"
+        from diffusion_jax import Process, Run, grids, guidance, models, solvers
+        assert Run.open and solvers.dpmpp_2m() and grids.karras and guidance.classifier_free and models.unet
+        assert Process("cosine", prediction="v").prediction and set(diffusion_jax.__all__) <= set(dir(diffusion_jax))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

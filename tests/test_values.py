@@ -64,6 +64,7 @@ def test_values_that_do_not(annotation, value, message):
         ("schedule", {"name": "linear", "beta_end": math.nan}, "beta_end must be a number.*got nan"),
         ("conditioner", {"name": "labels", "num_classes": 0}, "num_classes must be a whole number at least 1, got 0"),
         ("conditioner", {"name": "labels", "num_classes": 3, "drop": 2}, r"drop must be a number in \[0, 1\], got 2"),
+        ("conditioner", {"name": "image", "drop": "often"}, r"drop must be a number in"),  # inherited
         ("ema", {"name": "constant", "decay": "0.9"}, "decay must be a number.*got '0.9'"),
     ],
     ids=str,

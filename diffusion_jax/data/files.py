@@ -48,6 +48,19 @@ def read_image(path: Path) -> np.ndarray:
         return np.asarray(image).reshape(image.height, image.width, -1)
 
 
+def size_in_header(path: Path) -> tuple[int, int]:
+    """Return (width, height) of an image file in pixels; it is not decoded.
+
+    Raises:
+      DataError: no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception as error:  # PIL reports damage in many ways
+        raise DataError(f"{path} is corrupt, truncated or not an image ({error}); mend or remove it") from error
+
+
 def listing(root: Path) -> tuple[list[Path], collections.Counter[str]]:
     """Return the image files below a directory, sorted, and how many other files there are by their endings.
 

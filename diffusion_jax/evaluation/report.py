@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import math
+import numbers
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.errors import DataError
+from diffusion_jax.evaluation.charts import check_charts, curves, trade_off
 from diffusion_jax.evaluation.results import Results, Row, flat
-from diffusion_jax.files import replacing
+from diffusion_jax.files import read_json_lines, replacing
 from diffusion_jax.metrics import Interval, distinguishable
+
+_LOG = logging.getLogger(__name__)
 
 DISTANCES = ("fid", "fd_dinov2", "frechet_distance")
 _CURVES = (*DISTANCES, "kid", "agreement", "cascade_agreement", "inception_score", "precision", "recall", "held_out_loss",
            "bits_per_dim", "psnr")  # fmt: skip
 _AGAINST = ("recall", "inception_score", "agreement", "cascade_agreement", "precision")
 _SHOWN = 6  # cases whose pictures are shown, the newest first
-
-_SIZE = (6.4, 3.6)  # of a chart, in inches
+_TRAINING = ("loss", "held_out_loss")  # of metrics.jsonl
+_POINTS = 400  # of a line of training, at most
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
 .best { font-weight: 600; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; max-width: 100%; }
 .charts { display: flex; flex-wrap: wrap; gap: 1rem; }
-.charts svg { max-width: 34rem; height: auto; }
+.charts svg { max-width: 100%; height: auto; }
 img { max-width: 100%; image-rendering: pixelated; }
 pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 12px; }
 small { color: #666; }
@@ -56,7 +61,7 @@ def write(results: Results, title: str) -> Path:
 
 def page(results: Results, title: str) -> str:
     """The page, self-contained."""
-    rows = _varied(sorted(results.rows, key=lambda row: (row["step"] or 0, str(row["sampling"]))))
+    rows = _varied(sorted(results.rows, key=_order))
     counts = sorted({row["num"] for row in rows})
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -65,7 +70,9 @@ def page(results: Results, title: str) -> str:
         "what other samples of the same model would give.</p>",
         '<h2 id="results">Results</h2>', _table(rows),
         _verdicts(rows),
-        _section("curves", "Over training", _training_charts(rows)),
+        _section("training", "Training", _training_curves(rows)),
+        _section("curves", "Over checkpoints", _checkpoint_charts(rows)),
+        _section("settings-of-sampling", "Over settings of sampling", _setting_charts(rows)),
         _section("trade-off", "Trade-off over settings of sampling", _trade_offs(rows)),
         '<h2 id="pictures">Pictures</h2>', *(_pictures(results.folder, row) for row in rows[::-1][:_SHOWN]),
         '<h2 id="settings">Settings and versions</h2>', _settings(rows[-1]),
@@ -75,6 +82,16 @@ def page(results: Results, title: str) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
+
+
+def _natural(values: Sequence[Any]) -> tuple[tuple[bool, float, str], ...]:
+    """By which values of a setting are sorted: numbers by size, then texts."""
+    real = [isinstance(value, numbers.Real) and not isinstance(value, bool) for value in values]
+    return tuple((not is_real, value if is_real else 0.0, str(value)) for is_real, value in zip(real, values, strict=True))
+
+
+def _order(row: Row) -> Any:
+    return row["step"] or 0, [(name, _natural(values)) for name, values in sorted(row["sampling"].items())]
 
 
 def _varied(rows: Sequence[Row]) -> list[Row]:
@@ -136,33 +153,103 @@ def _verdicts(rows: Sequence[Row]) -> str:
     return f'<p id="verdict">{lowest} {tied}</p>'
 
 
-def _training_charts(rows: Sequence[Row]) -> list[str]:
+def _training_curves(rows: Sequence[Row]) -> list[str]:
+    """A chart of each loss that the runs recorded as they were trained, a line for each run."""
+    workdirs = dict.fromkeys(
+        stage["workdir"] for row in rows for stage in row["settings"].get("stages", ()) if stage.get("workdir")
+    )
+    read = {workdir: _recorded(Path(workdir) / "metrics.jsonl") for workdir in workdirs}
+    found = []
+    for name in _TRAINING:
+        series = {Path(workdir).name: points[name] for workdir, points in read.items() if len(points[name]) > 1}
+        if series:
+            found.append(curves(series, "step", name, markers=False))
+    return found
+
+
+def _recorded(path: Path) -> dict[str, list[tuple[float, float, None]]]:
+    """The finite losses of a run by name, (step, mean of the steps about it, None), as far as the file can be read."""
+    found: dict[str, list[tuple[float, float, None]]] = {name: [] for name in _TRAINING}
+    try:
+        for _, line in read_json_lines(path, "the metrics of some steps") if path.exists() else ():
+            step = line.get("step")
+            for name in _TRAINING:
+                value = line.get(name)
+                if all(isinstance(x, int | float) and math.isfinite(x) for x in (step, value)):
+                    found[name].append((step, value, None))
+    except DataError as error:
+        _LOG.warning("The report shows training up to there: %s", error)
+    return {name: _thinned(points) for name, points in found.items()}
+
+
+def _thinned(points: list[tuple[float, float, None]]) -> list[tuple[float, float, None]]:
+    each = math.ceil(len(points) / _POINTS)
+    parts = [points[start : start + each] for start in range(0, len(points), each or 1)]
+    return [(part[len(part) // 2][0], math.fsum(value for _, value, _ in part) / len(part), None) for part in parts]
+
+
+def _checkpoint_charts(rows: Sequence[Row]) -> list[str]:
     """A chart for each metric over checkpoints, a line for each setting."""
+    drawn = [row for row in rows if row["step"] is not None]
+    return _metric_charts(drawn, lambda row: name_of({**row, "step": None}), lambda row: row["step"], "step")
+
+
+def _setting_charts(rows: Sequence[Row]) -> list[str]:
+    """A chart for each metric over the setting with most values, where they are numbers, at the newest checkpoint."""
+    last = _newest(rows)
+    name = _most_varied(last)
+    if name is None or not all(isinstance(row["sampling"][name][0], int | float) for row in last):
+        return []
+    return _metric_charts(last, lambda row: _without(row, name), lambda row: row["sampling"][name][0], name)
+
+
+def _metric_charts(rows: Sequence[Row], line: Callable[[Row], str], across: Callable[[Row], float], x: str) -> list[str]:
+    """A chart of each metric that some line has twice; a line for each label, the rows' places given by `across`."""
     found = []
     for name in _CURVES:
         series: dict[str, list[Any]] = {}
         for row in rows:
             value = row["metrics"].get(name)
-            if value is not None and row["step"] is not None:
-                label = name_of({**row, "step": None})
-                series.setdefault(label, []).append((row["step"], value, row["metrics"].get(f"{name}_interval")))
-        if any(len(points) > 1 for points in series.values()):
-            found.append(curves(series, "step", name))
+            if value is not None:
+                series.setdefault(line(row), []).append((across(row), value, row["metrics"].get(f"{name}_interval")))
+        if any(len({point[0] for point in points}) > 1 for points in series.values()):
+            found.append(curves(series, x, name))
     return found
+
+
+def _newest(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the newest checkpoint that has several, if there is one."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row["checkpoints"]), []).append(row)
+    return next((group for group in reversed(groups.values()) if len(group) > 1 and group[0]["step"] is not None), [])
+
+
+def _most_varied(rows: Sequence[Row]) -> str | None:
+    """The setting along which lines are drawn: that with most values, of all rows; one line for each value of the others."""
+    names = [name for name in (rows[0]["sampling"] if rows else ()) if all(name in row["sampling"] for row in rows)]
+    return max(names, key=lambda name: len({str(row["sampling"][name]) for row in rows}), default=None)
+
+
+def _without(row: Row, name: str | None) -> str:
+    """A case in words, without its checkpoint and one of its settings."""
+    return name_of({**row, "step": None, "sampling": {k: v for k, v in row["sampling"].items() if k != name}})
 
 
 def _trade_offs(rows: Sequence[Row]) -> list[str]:
     """The distance against other metrics over settings, at the newest checkpoint that has several."""
-    groups: dict[Any, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row["checkpoints"]), []).append(row)
-    last = next((group for group in reversed(groups.values()) if len(group) > 1 and group[0]["step"] is not None), [])
+    last = _newest(rows)
+    along = _most_varied(last)
     distance = next((name for name in DISTANCES if last and all(row["metrics"].get(name) is not None for row in last)), None)
     found = []
     for name in _AGAINST:
         if distance and all(row["metrics"].get(name) is not None for row in last):
-            points = [(name_of({**row, "step": None}), row["metrics"][name], row["metrics"][distance]) for row in last]
-            found.append(trade_off(points, name, distance))
+            series: dict[str, list[tuple[str, float, float]]] = {}
+            for row in last:
+                label = "/".join(map(str, row["sampling"][along])) if along else name_of({**row, "step": None})
+                point = label, row["metrics"][name], row["metrics"][distance]
+                series.setdefault(_without(row, along), []).append(point)
+            found.append(trade_off(series, f"{name} (numbers: {along})" if along else name, distance))
     return found
 
 
@@ -187,64 +274,3 @@ def _pictures(folder: Path, row: Row) -> str:
 def _settings(row: Row) -> str:
     shown = {"settings": row["settings"], "versions": row["versions"]}
     return f"<pre>{escape(json.dumps(shown, indent=2))}</pre>"
-
-
-Series = Mapping[str, Sequence[tuple[float, float, Sequence[float] | None]]]
-"""Label -> (x, y, [low, high] of y or None) of each point."""
-
-
-def check_charts() -> None:
-    """Raise a `ConfigError` if charts cannot be drawn here."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("the report's charts need matplotlib: pip install 'diffusion_jax[report]', or --noreport") from error
-
-
-def curves(series: Series, x: str, y: str) -> str:
-    """Lines with intervals as bands, one for each label; the SVG element."""
-    figure, axes = _figure(x, y)
-    for label, points in series.items():
-        points = sorted(points, key=lambda point: point[0])
-        line = axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", markersize=4, label=label)[0]
-        banded = [p for p in points if p[2] is not None]
-        if banded:
-            low, high = zip(*(p[2] for p in banded), strict=True)
-            axes.fill_between([p[0] for p in banded], low, high, alpha=0.2, color=line.get_color(), linewidth=0)
-            axes.vlines([p[0] for p in banded], low, high, alpha=0.4, color=line.get_color(), linewidth=1)
-    if len(series) > 1:
-        axes.legend(frameon=False, fontsize=8)
-    return _svg(figure)
-
-
-def trade_off(points: Sequence[tuple[str, float, float]], x: str, y: str) -> str:
-    """Labelled points (label, x, y), joined in their order; the SVG element."""
-    figure, axes = _figure(x, y)
-    axes.plot([p[1] for p in points], [p[2] for p in points], marker="o", markersize=5, linewidth=1, color="tab:blue")
-    for label, across, up in points:
-        axes.annotate(label, (across, up), textcoords="offset points", xytext=(5, 5), fontsize=8)
-    axes.margins(0.15)
-    return _svg(figure)
-
-
-def _figure(x: str, y: str) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=_SIZE, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _svg(figure: Any) -> str:
-    """The SVG element of a figure; text stays text, so that it can be searched and read aloud."""
-    from matplotlib import rc_context
-
-    text = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    found = text.getvalue()
-    return found[found.index("<svg") :]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import data, identity, processes
+from diffusion_jax.data.record import brief, described
 from diffusion_jax.errors import DataError
 from diffusion_jax.files import replacing
 from diffusion_jax.lazy import lazy
@@ -162,8 +163,9 @@ def classifier_of_data(workdir: str | Path, source: data.Data, *, steps: int = 1
     train, test = (source.pipeline(split) for split in ("train", "test"))
     if not train.num_classes:
         raise DataError(f"the source {train.source.name!r} has no classes to train a classifier on")
-    described = {"recipe": _RECIPE, "steps": steps, "data": identity.of_data(source.config)}
-    path = Path(workdir) / "classifier" / f"{identity.digest(described, 12)}.npz"
+    found = brief(described(train.source))  # other data in the same place have a classifier of their own
+    made_of = {"recipe": _RECIPE, "steps": steps, "data": identity.of_data(source.config), "found": found}
+    path = Path(workdir) / "classifier" / f"{identity.digest(made_of, 12)}.npz"
     network = small_classifier(train.spec.size, train.spec.channels, train.num_classes)
     kept = _read(path, network)
     if kept is not None:

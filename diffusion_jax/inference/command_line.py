@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 
-from diffusion_jax import interrupts, processes, programs
+from diffusion_jax import interrupts, manual, processes, programs
 from diffusion_jax.errors import ConfigError, DiffusionError, check_choice
-from diffusion_jax.files import user_path
+from diffusion_jax.files import user_path, user_paths
 from diffusion_jax.inference import requests
 from diffusion_jax.registry import known
 from diffusion_jax.training import config as configs
+from diffusion_jax.training import imports
 from diffusion_jax.training.mesh import AXES
 from diffusion_jax.training.recipes import split_overrides
 
@@ -43,15 +43,18 @@ def define_run_flags(*, sweep: bool = False) -> None:
     Args:
       sweep: whether a setting may have several values, to go through.
     """
+    with manual.group("Which runs"):
+        flags.DEFINE_list("workdir", None, "Trained run; several, comma-separated, are a cascade's stages.")
+        flags.DEFINE_string(
+            "classifier", None, "Run of a noisy classifier, whose gradient guides the samples (of a cascade, its first stage)."
+        )
+    several = "; several, comma-separated, are gone through" if sweep else ""
+    with manual.group(f"How samples are drawn (for all stages, or for each as in A/B; as the run says if left out{several})"):
+        for name, (_, text) in _SAMPLING.items():
+            flags.DEFINE_list(name, None, text)
     programs.define_process_flags()
-    flags.DEFINE_list("mesh", None, "Devices by axis, such as data=2,fsdp=4; the run's own mesh, or all for data, if left out.")
-    flags.DEFINE_list("workdir", None, "Trained run; several, comma-separated, are a cascade's stages.")
-    flags.DEFINE_string(
-        "classifier", None, "Run of a noisy classifier, whose gradient guides the samples (of a cascade, its first stage)."
-    )
-    several = " Several, comma-separated, are gone through." if sweep else ""
-    for name, (_, text) in _SAMPLING.items():
-        flags.DEFINE_list(name, None, f"{text} For all stages, or one for each as in A/B; the run's own if left out.{several}")
+    with manual.group(programs.SEVERAL_HOSTS):
+        flags.DEFINE_list("mesh", None, "Devices by axis, such as data=2,fsdp=4; if left out the run's own, or all for data.")
 
 
 def define_conditioning_flags(leave_out: Sequence[str] = ()) -> None:
@@ -60,9 +63,10 @@ def define_conditioning_flags(leave_out: Sequence[str] = ()) -> None:
     Args:
       leave_out: names that the program has for something else.
     """
-    for name, flag in requests.flags().items():
-        if name not in leave_out:
-            flags.DEFINE_string(name, None, flag.help)
+    with manual.group("What samples are conditioned on"):
+        for name, flag in requests.flags().items():
+            if name not in leave_out:
+                flags.DEFINE_string(name, None, flag.help)
 
 
 def conditioning(values: Mapping[str, Any], leave_out: Sequence[str] = ()) -> dict[str, str]:
@@ -92,6 +96,11 @@ def mesh_of(values: Mapping[str, Any]) -> dict[str, int] | None:
 
 def define_feature_flags() -> None:
     """The flags that say which network makes features."""
+    with manual.group("The network of features"):
+        _define_feature_flags()
+
+
+def _define_feature_flags() -> None:
     flags.DEFINE_enum(
         "features", "small", ["small", "inception", "dinov2", "vgg16", "clip"],
         "Network: small is a classifier trained on the data; the others need --features_file.",
@@ -174,7 +183,7 @@ def _parse(name: str, parse: Callable[[str], Any], text: str) -> Any:
 def run_program(
     name: str, define_flags: Callable[[], None], work: Callable[[Mapping[str, Any], Mapping[str, Any]], str]
 ) -> None:
-    """Run a program and exit: with 0, or with 2 after one line on stderr that says what is wrong.
+    """Run a program and exit: with 0, with 2 after one line on stderr that says what is wrong, or with 130 after Ctrl-C.
 
     Args:
       define_flags: defines the program's flags, once the parts of their own that runs on the command line import are there.
@@ -190,7 +199,7 @@ def run_program(
             raise ConfigError(f"unknown argument {argv[1]!r}; see --help")
         programs.configure_logging()
         programs.keep_compiled()
-        values = flags.FLAGS.flag_values_dict()
+        values = user_paths(flags.FLAGS.flag_values_dict())
         programs.join_processes(values, name)
         result = work(values, overrides)
         if processes.is_first():
@@ -200,16 +209,26 @@ def run_program(
         interrupts.watch(name)
         argv, overrides = split_overrides(sys.argv)
         _import_parts(argv)
-        define_flags()
+        with manual.group("Options"):
+            define_flags()
+        with manual.group("The configuration, and parts of your own"):
+            flags.DEFINE_list("import", [], "Modules and .py files that register parts, beside what runs and recipes import.")
+        if manual.is_asked_for(argv):
+            sys.stdout.write(manual.text())
+            return
         app.run(main, argv=argv, flags_parser=programs.flags_parser(fail))
 
 
 def _import_parts(argv: Sequence[str]) -> None:
-    """Import what the runs that a command line names import, so that parts of a person's own have their flags."""
-    for before, argument in zip(argv, argv[1:], strict=False):
-        text = argument.partition("=")[2] if argument.lstrip("-").startswith("workdir=") else argument
-        if text is argument and before.lstrip("-") != "workdir":
-            continue
-        for workdir in text.split(","):
-            if (Path(workdir) / "config.json").exists():
-                configs.read(workdir)  # imports what the run does
+    """Import what a command line names, and what its runs do, so that parts of a person's own have their flags."""
+    imports.add(name for text in _given(argv, "import") for name in text.split(",") if name)
+    for workdir in (user_path(part) for text in _given(argv, "workdir") for part in text.split(",")):
+        if (workdir / "config.json").exists():
+            configs.read(workdir)  # imports what the run does
+
+
+def _given(argv: Sequence[str], flag: str) -> list[str]:
+    """The values of a flag on a command line, before flags are defined."""
+    dashed = (f"-{flag}", f"--{flag}")
+    joined = [argument.partition("=")[2] for argument in argv if argument.partition("=")[0] in dashed and "=" in argument]
+    return joined + [value for name, value in zip(argv, argv[1:], strict=False) if name in dashed]

@@ -23,9 +23,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_jax.errors import ConfigError, DataError, check_choice
 from diffusion_jax.process.likelihood import BitsPerDim
-from diffusion_jax.process.losses import LossOutput
+from diffusion_jax.process.losses import LossOutput, Times
 from diffusion_jax.process.process import log1mexp
 from diffusion_jax.process.schedules import Schedule
+from diffusion_jax.process.tables import floating
 from diffusion_jax.process.types import Denoiser, PerExample, Time, expand
 from diffusion_jax.registry import build, register
 from diffusion_jax.rng import named
@@ -74,6 +75,8 @@ class Categorical:
         schedule: Schedule = build("schedule", self.schedule)
         if self.num_values < 2:
             raise ConfigError(f"process 'categorical': num_values must be at least 2, got {self.num_values}")
+        if schedule.family == "subvp":
+            raise ConfigError("process 'categorical': the schedule 'subvp_sde' is of Gaussian noise: use 'vp_sde'")
         if schedule.family == "ve":
             raise ConfigError(
                 f"process 'categorical': the schedule {schedule.name!r} keeps all of the signal (alpha is 1 throughout): use "
@@ -104,8 +107,14 @@ class Categorical:
 
     def log_keep(self, t: Time) -> tuple[jax.Array, jax.Array]:
         """Return log keep(t) and log(1 - keep(t)), shaped like t: of the probability that an element was not replaced."""
-        odds = self.log_snr(jnp.asarray(t, jnp.float32)) * (0.5 if self.schedule.family == "linear" else 1.0)
+        odds = self.log_snr(floating(t)) * (0.5 if self.schedule.family == "linear" else 1.0)
         return jnp.maximum(jax.nn.log_sigmoid(odds), NEVER), jnp.maximum(jax.nn.log_sigmoid(-odds), NEVER)
+
+    def _step(self, s: Time, t: Time) -> tuple[jax.Array, jax.Array]:
+        """log p and log(1 - p) of p = keep(t) / keep(s), from 1 - p = (1 - keep(t)) (1 - odds(t) / odds(s))."""
+        drop = self.schedule.drop(floating(s), floating(t)) * (0.5 if self.schedule.family == "linear" else 1.0)
+        lost = jnp.maximum(self.log_keep(t)[1] + log1mexp(-drop), NEVER)
+        return jnp.maximum(log1mexp(lost), NEVER), lost
 
     @property
     def _log_noise(self) -> jax.Array:
@@ -153,9 +162,9 @@ class Categorical:
         total = jax.nn.logsumexp(share, axis=-1, keepdims=True)
         share = jnp.pad(share, [(0, 0)] * x_t.ndim + [(0, self.num_states - self.num_values)], constant_values=NEVER)
         keep_s, lose_s = (expand(value, x_t)[..., None] for value in self.log_keep(s))
-        step = expand(self.log_keep(t)[0] - self.log_keep(s)[0], x_t)[..., None]  # log of keep(t) / keep(s)
+        stay, go = (expand(value, x_t)[..., None] for value in self._step(s, t))
         before = jnp.logaddexp(keep_s + share, lose_s + self._log_noise + total)
-        return jnp.maximum(self._likelihood(x_t, step, log1mexp(step)) + before, NEVER)
+        return jnp.maximum(self._likelihood(x_t, stay, go) + before, NEVER)
 
     def posterior(self, x0: Tokens, x_t: Tokens, s: Time, t: Time) -> LogStates:
         """Return log q(x_s | x_t, x0) of all states of x_s, [B, ..., S], for any s < t and an x_t that x0 can become."""
@@ -174,7 +183,7 @@ class Categorical:
         """
         last = self.num_values - 1
         place = jnp.where(x_t > last, last // 2 + 0.5, x_t.astype(jnp.float32))
-        t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x_t.shape[:1])
+        t = jnp.broadcast_to(floating(t), x_t.shape[:1])
         return 2 * place / last - 1, 1000 * (t - 1 / self.num_steps if self.num_steps else t)
 
     def decode(self, output: jax.Array, x_t: Tokens, t: Time) -> LogValues:
@@ -271,6 +280,7 @@ def bound_loss(
     x0: Tokens,
     key: jax.Array,
     *,
+    t: PerExample | None = None,
     cond: Mapping[str, Any] | None = None,
     times: Any = "uniform",
     steps: int = 1000,
@@ -286,7 +296,7 @@ def bound_loss(
       steps: T of a continuous process, whose times are rounded up to i / T; a chain has its own.
       aux_weight: of the cross-entropy -log p(x0 | x_t), in bits per dimension; D3PM has 0.001 for images and 0.01 for text. Its
         p(x0 | x_t) is that of `Categorical.decode`, so that both losses have the same minimum.
-      cond, times, sampler_state, apply_kwargs: as of `losses.denoising`.
+      t, cond, times, sampler_state, apply_kwargs: as of `losses.denoising`.
 
     Returns:
       (scalar loss, `LossOutput`); the loss of an example there is T times a term.
@@ -300,17 +310,16 @@ def bound_loss(
     if aux_weight < 0:
         raise ConfigError(f"aux_weight must not be negative, got {aux_weight}")
     process.check_data(x0)
-    sampler, steps = build("times", times), process.num_steps or steps
-    state = sampler.init_state(process) if sampler_state is None else sampler_state
-    t, time_weight = sampler.sample(process, named(key, "times"), x0.shape[0], state)
+    steps, draw = process.num_steps or steps, Times(process, times, sampler_state, t)
+    t, time_weight = draw(key, x0)
     index = jnp.clip(jnp.ceil(t * steps - 1e-3), 1, steps)
     s, t = (index - 1) / steps, index / steps
     x_t, _ = process.corrupt(named(key, "noise"), x0, t)
     log_probs = process.bind(apply, params, cond, **(apply_kwargs or {}))(x_t, t)
     bound = steps * process.vlb_term(log_probs, x0, x_t, s, t)
     losses = bound - aux_weight / math.log(2) * _mean(_pick(log_probs, x0))
-    state = sampler.update(process, state, t, losses)
-    return (time_weight * losses).mean(), LossOutput(bound, t, process.log_snr(t), state)
+    weighted = time_weight * losses
+    return weighted.mean(), LossOutput(bound, t, process.log_snr(t), draw.update(t, losses), weighted)
 
 
 def _log_one_hot(x: jax.Array, states: int) -> jax.Array:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,10 @@ import numpy as np
 
 from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process.schedules import Family, Schedule, namespace, vp_sde
-from diffusion_jax.process.tables import LogSnrTable
+from diffusion_jax.process.tables import LogSnrTable, log_ratio, pair
 from diffusion_jax.process.time_samplers import Draw, Stateless
+from diffusion_jax.process.types import Corruption
 from diffusion_jax.registry import register
-
-if TYPE_CHECKING:
-    from diffusion_jax.process.process import Process
 
 _COLUMNS: dict[str, dict[str, Any]] = {
     "vp": {
@@ -97,7 +95,31 @@ def ve(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Schedule:
         xp, _, log_snr = namespace(log_snr)
         return xp.clip(xp.exp(-log_snr - top), 0.0, 1.0)
 
-    return Schedule("ve", "ve", log_snr, inverse, t_min=(sigma_min / sigma_max) ** 2)
+    def drop(s: Any, t: Any) -> Any:
+        return log_ratio(*pair(s, t))
+
+    return Schedule("ve", "ve", log_snr, inverse, t_min=(sigma_min / sigma_max) ** 2, exact_drop=drop)
+
+
+def vp_constants(sigma_min: float = 0.002, sigma_max: float = 80.0, t_min: float = 1e-3) -> dict[str, float]:
+    """Return {"beta_min", "beta_max"} of the VP SDE that has the level sigma_min at t_min and sigma_max at t = 1.
+
+    Raises:
+      ConfigError: levels or times out of order.
+
+    Source: Karras et al. 2022, appendix C.1 and the published code's fit (arXiv 2206.00364).
+
+    >>> {name: round(value, 4) for name, value in vp_constants().items()}
+    {'beta_min': -0.0048, 'beta_max': 17.5332}
+    """
+    if not (0 < sigma_min < sigma_max and 0 < t_min < 1):
+        raise ConfigError(
+            "the VP SDE's constants need 0 < sigma_min < sigma_max and 0 < t_min < 1, got "
+            f"{sigma_min:g}, {sigma_max:g} and {t_min:g}"
+        )
+    early, late = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
+    slope = 2 * (early / t_min - late) / (t_min - 1)
+    return {"beta_min": late - slope / 2, "beta_max": late + slope / 2}
 
 
 @functools.cache
@@ -125,22 +147,24 @@ def iddpm_levels(
 
     Args:
       family: "ve" as in the table (alpha = 1), or "vp".
-      rounded: `inverse` gives the step of the nearest level, in sigma. Grids, and samplers that raise the noise (churn),
-        go through it, so that a network trained on these levels is asked for no others.
+      rounded: `inverse` gives the step of the nearest level, in sigma, and data (t = 0, the paper's u_M = 0) below half the
+        lowest. Grids, and samplers that raise the noise (churn), go through it, so that a network trained on these levels is
+        asked for no others.
     """
     if num_levels < 2:
         raise ConfigError(f"schedule 'iddpm_levels': num_levels must be at least 2, got {num_levels}")
     levels = iddpm_table(num_levels, c1, c2)[-2::-1]
     table = LogSnrTable(-2 * np.log(levels))
-    inverse = functools.partial(_nearest, bounds=-2 * np.log((levels[1:] + levels[:-1]) / 2)) if rounded else table.inverse
-    return Schedule("iddpm_levels", family, table.log_snr, inverse, table.num_steps)
+    middles = 0.5 * (levels + np.append(0.0, levels[:-1]))
+    inverse = functools.partial(_nearest, bounds=-2 * np.log(middles)) if rounded else table.inverse
+    return Schedule("iddpm_levels", family, table.log_snr, inverse, table.num_steps, exact_drop=table.drop)
 
 
 def _nearest(log_snr: Any, bounds: np.ndarray) -> Any:
-    """The time of the nearest of the levels that `bounds` (decreasing log-SNR) separate."""
+    """The time of the nearest of the levels, data among them, that `bounds` (decreasing log-SNR) separate."""
     xp, _, log_snr = namespace(log_snr)
     index = xp.searchsorted(xp.asarray(-bounds, log_snr.dtype), -log_snr)
-    return (index + 1).astype(log_snr.dtype) / (len(bounds) + 1)
+    return index.astype(log_snr.dtype) / len(bounds)
 
 
 # Predictions ----------------------------------------------------------------------------------------------------------
@@ -193,7 +217,7 @@ class EdmVe(_Noise):
 # How training draws levels --------------------------------------------------------------------------------------------
 
 
-def _times(process: Process, log_snr: jax.Array) -> Draw:
+def _times(process: Corruption, log_snr: jax.Array) -> Draw:
     """Times of levels; the schedule's own range bounds them."""
     t = process.schedule.inverse(log_snr)
     if process.num_steps:
@@ -215,7 +239,7 @@ class LogUniform(Stateless):
                 f"times 'log_uniform': needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}"
             )
 
-    def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
+    def sample(self, process: Corruption, key: jax.Array, count: int, state: Any) -> Draw:
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
         return _times(process, -2 * jax.random.uniform(key, (count,), minval=low, maxval=high))
 
@@ -230,12 +254,13 @@ class VpUniform(Stateless):
     t_min: float = 1e-5
 
     def __post_init__(self) -> None:
+        vp_sde(self.beta_min, self.beta_max)  # bad values fail here
         if not 0 < self.t_min < 1:
             raise ConfigError(f"times 'vp_uniform': t_min must lie in (0, 1), got {self.t_min}")
 
-    def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
-        t = 1.0 - (1.0 - self.t_min) * jax.random.uniform(key, (count,))
-        return _times(process, vp_sde(self.beta_min, self.beta_max).log_snr(t))
+    def sample(self, process: Corruption, key: jax.Array, count: int, state: Any) -> Draw:
+        sde, t = vp_sde(self.beta_min, self.beta_max), 1.0 - (1.0 - self.t_min) * jax.random.uniform(key, (count,))
+        return _times(process, sde.log_snr(jnp.maximum(t, sde.t_min)))
 
 
 @register("times", "level_uniform")
@@ -247,7 +272,7 @@ class LevelUniform(Stateless):
     c1: float = 0.001
     c2: float = 0.008
 
-    def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
+    def sample(self, process: Corruption, key: jax.Array, count: int, state: Any) -> Draw:
         levels = jnp.asarray(iddpm_table(self.num_levels, self.c1, self.c2)[:-1], jnp.float32)
         j = jax.random.randint(key, (count,), 0, self.num_levels)
         return _times(process, -2 * jnp.log(levels[j]))

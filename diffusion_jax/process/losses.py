@@ -12,7 +12,8 @@ from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process import weightings
 from diffusion_jax.process.likelihood import check_data, vlb_term
 from diffusion_jax.process.process import Process
-from diffusion_jax.process.types import PIXELS, Data, DataRange, PerExample
+from diffusion_jax.process.tables import floating
+from diffusion_jax.process.types import PIXELS, Corruption, Data, DataRange, PerExample
 from diffusion_jax.registry import build
 from diffusion_jax.rng import named
 
@@ -36,12 +37,14 @@ class LossOutput(NamedTuple):
       per_example: unweighted losses in the target's space, [B]; T times a term of the bound where that is all there is.
       t, log_snr: of each example, [B].
       sampler_state: of the time sampler, after this batch.
+      weighted: losses as they enter the value, which is their mean: with all weights, and with the bound that is added; [B].
     """
 
     per_example: PerExample
     t: PerExample
     log_snr: PerExample
     sampler_state: Any
+    weighted: PerExample
 
 
 def _distance(name: str, difference: jax.Array, where: jax.Array | None) -> PerExample:
@@ -85,8 +88,10 @@ def denoising(
     apply: Callable[..., jax.Array],
     params: Any,
     x0: Data,
-    key: jax.Array,
+    key: jax.Array | None,
     *,
+    t: PerExample | None = None,
+    noise: Data | None = None,
     cond: Mapping[str, Any] | None = None,
     weighting: Any = "simple",
     times: Any = "uniform",
@@ -103,7 +108,10 @@ def denoising(
     Args:
       apply: (params, x [B, ...], noise level [B], cond, **apply_kwargs) -> output.
       x0: clean data [B, ...], floating.
-      key: split by name for times and noise.
+      key: split by name for times and noise; None where both are given.
+      t: times [B] in (0, 1] to take instead of drawn ones, without the weights of a draw. Step i of a chain, from 0, is at
+        `process.schedule.time_of(i)`; the sampler's state stays as it is.
+      noise: standard normal, shaped like x0, to take instead of a draw.
       cond: conditioning for `apply`.
       weighting: a name, configuration or function; None is "simple"; see `weightings`.
       times: a name, configuration or `TimeSampler`.
@@ -111,7 +119,8 @@ def denoising(
       vlb_weight: of the variational bound, bits per dimension, estimated by T times one term; 0.001 is L_hybrid. Unless
         the weighting is "vlb", where 0 stands for 1, its gradient reaches the variance channels only.
       vlb_steps: T of a continuous process; a chain has its own.
-      data_range: of the 256 levels whose likelihood is the bound's first term, those of pixels by default.
+      data_range: of the 256 levels whose likelihood is the bound's first term, those of pixels by default; that term is
+        exact, or published code's, as the process's `decoder` says.
       sampler_state: of the time sampler; its initial state if None.
       where: bool, broadcasting against x0: the positions that count. Averages are over these alone; not with the bound.
 
@@ -120,8 +129,8 @@ def denoising(
 
     Raises:
       ConfigError: unknown names; a learned variance without the bound; `where` with it; a network output that does not fit
-        the data.
-      DataError: x0 of integers.
+        the data; no key for what is not given.
+      DataError: x0 of integers, or outside of `data_range` where the bound counts its levels.
 
     Source: Ho et al. 2020 (arXiv 2006.11239); L_hybrid: Nichol & Dhariwal 2021, section 3.1 (arXiv 2102.09672).
 
@@ -134,14 +143,17 @@ def denoising(
     ((), (8,))
     """
     check(process, weighting, distance, vlb_weight, masked=where is not None)
-    check_data(x0)
-    weigh, sampler = build("weighting", "simple" if weighting is None else weighting), build("times", times)
+    weigh = build("weighting", "simple" if weighting is None else weighting)
     only_bound = weigh is weightings.bound_only
-    state = sampler.init_state(process) if sampler_state is None else sampler_state
-    t, time_weight = sampler.sample(process, named(key, "times"), x0.shape[0], state)
-    x_t, eps = process.corrupt(named(key, "noise"), x0, t)
+    check_data(x0, data_range if only_bound or vlb_weight else None)
+    draw = Times(process, times, sampler_state, t)
+    t, time_weight = draw(key, x0)
+    if noise is None:
+        x_t, eps = process.corrupt(named(_given(key, "noise"), "noise"), x0, t)
+    else:
+        x_t, eps = process.diffuse(x0, t, noise), noise
     x, level = process.network_inputs(x_t, t)
-    output = apply(params, x, level, cond, **(apply_kwargs or {})).astype(jnp.float32)
+    output = floating(apply(params, x, level, cond, **(apply_kwargs or {})))
     prediction, raw_variance = process.split(output, x_t)
 
     per_example = _distance(distance, process.target(x0, eps, t) - prediction, where)
@@ -153,8 +165,34 @@ def denoising(
         if vlb_weight:
             output = jnp.concatenate([jax.lax.stop_gradient(prediction), raw_variance], axis=-1)
             losses += vlb_weight * _bound(process, output, x0, x_t, t, vlb_steps, data_range)
-    state = sampler.update(process, state, t, losses)
-    return (time_weight * losses).mean(), LossOutput(per_example, t, process.log_snr(t), state)
+    weighted = time_weight * losses
+    return weighted.mean(), LossOutput(per_example, t, process.log_snr(t), draw.update(t, losses), weighted)
+
+
+def _given(key: jax.Array | None, what: str) -> jax.Array:
+    if key is None:
+        raise ConfigError(f"the loss needs a key to draw its {what} from: give a key, or the {what}")
+    return key
+
+
+class Times:
+    """The times of one batch: a time sampler's draw, or those that were given, which leave its state as it is."""
+
+    def __init__(self, process: Corruption, times: Any, state: Any, given: PerExample | None) -> None:
+        self.process, self.sampler, self.given = process, build("times", times), given
+        self.state = self.sampler.init_state(process) if state is None else state
+
+    def __call__(self, key: jax.Array | None, x0: jax.Array) -> tuple[PerExample, PerExample]:
+        """Return times and their weights, [B] each, float32 or of the dtype of x0 where that is more."""
+        count, dtype = x0.shape[0], jnp.promote_types(x0.dtype, jnp.float32)
+        if self.given is not None:
+            return jnp.broadcast_to(jnp.asarray(self.given, dtype), (count,)), jnp.ones(count, dtype)
+        drawn = self.sampler.sample(self.process, named(_given(key, "times"), "times"), count, self.state)
+        return tuple(values.astype(dtype) for values in drawn)
+
+    def update(self, t: PerExample, losses: PerExample) -> Any:
+        """Return the sampler's state after unweighted losses [B] at the times that it drew."""
+        return self.state if self.given is not None else self.sampler.update(self.process, self.state, t, losses)
 
 
 def _bound(

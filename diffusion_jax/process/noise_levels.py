@@ -8,20 +8,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.edm_design import iddpm_levels
+from diffusion_jax.process.process import Process
 from diffusion_jax.process.schedules import alpha_sigma_from_log_snr, vp_sde
 from diffusion_jax.registry import build, register
 
-if TYPE_CHECKING:
-    from diffusion_jax.process.process import Process
-
-NoiseInput = Callable[["Process", jax.Array], jax.Array]
+NoiseInput = Callable[[Process, jax.Array], jax.Array]
 
 _LEVELS = ("log_snr", "log_sigma")
 

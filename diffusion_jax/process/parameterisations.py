@@ -230,7 +230,7 @@ class Mu(_Unscaled):
         index = jnp.clip(index, 1, steps)
         t, s = index / steps, (index - 1) / steps
         (alpha_t, sigma_t), (alpha_s, sigma_s) = self.schedule.alpha_sigma(t), self.schedule.alpha_sigma(s)
-        c1 = -jnp.expm1(self.schedule.log_snr(t) - self.schedule.log_snr(s)) * alpha_s
+        c1 = -jnp.expm1(-self.schedule.drop(s, t)) * alpha_s
         return c1, alpha_t / alpha_s * (sigma_s / sigma_t) ** 2
 
     def target(self, x0, eps, alpha, sigma):

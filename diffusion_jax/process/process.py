@@ -13,10 +13,12 @@ import numpy as np
 from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process.parameterisations import Mu, Parameterisation
 from diffusion_jax.process.schedules import Schedule
+from diffusion_jax.process.tables import floating
 from diffusion_jax.process.types import PIXELS, Data, DataRange, Denoised, Denoiser, Time, expand
 from diffusion_jax.registry import build, known, register
 
 VARIANCES = ("fixed_small", "fixed_large", "learned_range", "learned_diagonal")
+DECODERS = ("exact", "tanh")
 NOISE_INPUTS = ("auto", "timestep", "rescaled_timestep", "log_snr", "log_sigma")
 
 
@@ -54,6 +56,9 @@ class Process:
         "rescaled_timestep": that times 1000 / T, or 1000 * t in continuous time; "log_snr"; "log_sigma":
         ln(sigma / alpha) / 4 (EDM). "auto": log_sigma for EDM and consistency models, else rescaled_timestep. Others are
         in `edm_design`, or any function (process, t [B]) -> [B].
+      decoder: how the bound, as a loss and as bits per dimension, has the normal distribution function in its term at the
+        data, the likelihood of a level's bin: "exact", or by the "tanh" of published code, which differs by up to 3e-4 and
+        whose gradients are those of published L_hybrid and L_vlb.
 
     Raises:
       ConfigError: unknown names, a prediction of noise with a schedule that ends in zero SNR, or "mu" in continuous
@@ -69,6 +74,7 @@ class Process:
     prediction: Any = "eps"
     variance: str = "fixed_small"
     noise_input: Any = "auto"
+    decoder: str = "exact"
 
     def __post_init__(self) -> None:
         schedule: Schedule = build("schedule", self.schedule)
@@ -76,6 +82,7 @@ class Process:
         if isinstance(prediction, Mu):
             prediction = prediction.on(schedule)
         check_choice("process: variance", self.variance, VARIANCES)
+        check_choice("process: decoder", self.decoder, DECODERS)
         noise_input = self.noise_input
         if isinstance(noise_input, str) and noise_input not in NOISE_INPUTS:
             check_choice("process: noise_input", noise_input, (*NOISE_INPUTS, *known("noise_input")))
@@ -115,8 +122,12 @@ class Process:
         """Return log(alpha^2 / sigma^2), shaped like t."""
         return self.schedule.log_snr(jnp.asarray(t))
 
+    def drop(self, s: Time, t: Time) -> jax.Array:
+        """Return log_snr(s) - log_snr(t) for s <= t with all its digits, as s and t broadcast; see `Schedule.drop`."""
+        return self.schedule.drop(jnp.asarray(s), jnp.asarray(t))
+
     def alpha_sigma(self, t: Time) -> tuple[jax.Array, jax.Array]:
-        """Return (alpha, sigma), shaped like t, float32."""
+        """Return (alpha, sigma), shaped like t, float32 (float64 where t is)."""
         return self.schedule.alpha_sigma(jnp.asarray(t))
 
     def _coefficients(self, t: Time, x: Data) -> tuple[jax.Array, jax.Array]:
@@ -132,7 +143,7 @@ class Process:
 
     def corrupt(self, key: jax.Array, x0: Data, t: Time) -> tuple[Data, Data]:
         """Draw (x_t, eps): x_t of q(x_t | x0), and the standard normal noise it was made with, both shaped like x0."""
-        eps = jax.random.normal(key, x0.shape)
+        eps = jax.random.normal(key, x0.shape, jnp.promote_types(x0.dtype, jnp.float32))
         return self.diffuse(x0, t, eps), eps
 
     def prior(self, key: jax.Array, shape: tuple[int, ...], t: float = 1.0) -> jax.Array:
@@ -145,29 +156,34 @@ class Process:
         noise = jax.random.normal(key, shape)
         return noise if self.schedule.family == "vp" else noise * float(self.schedule.alpha_sigma(np.float64(t))[1])
 
-    def posterior(self, x0: Data, x_t: Data, s: Time, t: Time) -> tuple[jax.Array, jax.Array]:
+    def posterior(self, x0: Data, x_t: Data, s: Time, t: Time, later: Time | None = None) -> tuple[jax.Array, jax.Array]:
         """Return mean and log-variance of q(x_s | x_t, x0) for s < t; the log-variance broadcasts against x and is clipped.
 
-        With r = exp(L_t - L_s): mean = (alpha_t / alpha_s)(sigma_s / sigma_t)^2 x_t + (1 - r) alpha_s x0 and
-        variance = (1 - r) sigma_s^2. At T neighbouring steps this is DDPM's posterior (Ho et al. 2020, equation 7).
-        """
-        alpha_s, sigma_s = self._coefficients(s, x_t)
-        alpha_t, sigma_t = self._coefficients(t, x_t)
-        one_minus_r = expand(-jnp.expm1(self.log_snr(t) - self.log_snr(s)), x_t)
-        mean = (alpha_t / alpha_s) * (sigma_s / sigma_t) ** 2 * x_t + one_minus_r * alpha_s * x0
-        return mean, expand(self._log_variance_bounds(s, t)[0], x_t)
+        With r = exp(L_t - L_s): mean = r (alpha_s / alpha_t) x_t + (1 - r) alpha_s x0 and variance = (1 - r) sigma_s^2. At T
+        neighbouring steps this is DDPM's posterior (Ho et al. 2020, equation 7).
 
-    def _log_variance_bounds(self, s: Time, t: Time) -> tuple[jax.Array, jax.Array]:
+        Args:
+          later: the step after t, whose variance stands for the one at s = 0, which vanishes. By default 2 t, the chain's own
+            next step where t is its first; of a respaced chain it is the next step that was kept.
+        """
+        alpha_s, alpha_t = self._coefficients(s, x_t)[0], self._coefficients(t, x_t)[0]
+        drop = expand(self.drop(s, t), x_t)
+        from_x_t = jnp.where(alpha_t > 0, jnp.exp(-drop) * alpha_s / jnp.where(alpha_t > 0, alpha_t, 1.0), 0.0)
+        mean = from_x_t * x_t - jnp.expm1(-drop) * alpha_s * x0
+        return mean, expand(self._log_variance_bounds(s, t, later)[0], x_t)
+
+    def _log_variance_bounds(self, s: Time, t: Time, later: Time | None) -> tuple[jax.Array, jax.Array]:
         """Logarithms of the posterior and of the forward variance, (1 - r) sigma_s^2 and (1 - r) sigma_t^2.
 
         The first vanishes when s is data; it is replaced there by its value one step later, as DDPM does.
         """
-        s, t = jnp.asarray(s, jnp.float32), jnp.asarray(t, jnp.float32)
+        s, t = floating(s), floating(t)
+        later = jnp.minimum(2 * t, 1.0) if later is None else floating(later)
         at_data = s <= 0
-        early, late = jnp.where(at_data, t, s), jnp.where(at_data, jnp.minimum(2 * t, 1.0), t)
+        early, late = jnp.where(at_data, t, s), jnp.where(at_data, later, t)
 
         def log_scaled(first, second, sigma):
-            return log1mexp(self.log_snr(second) - self.log_snr(first)) + 2 * jnp.log(sigma)
+            return log1mexp(-self.drop(first, second)) + 2 * jnp.log(sigma)
 
         small = log_scaled(early, late, self.alpha_sigma(early)[1])
         return small, log_scaled(s, t, self.alpha_sigma(t)[1])
@@ -176,7 +192,7 @@ class Process:
 
     def noise_level(self, t: Time) -> jax.Array:
         """Return what the network is told of the noise level, shaped like t (see `noise_input`)."""
-        t = jnp.asarray(t, jnp.float32)
+        t = floating(t)
         if callable(self.noise_input):
             return self.noise_input(self, t)
         if self.noise_input == "log_snr":
@@ -220,8 +236,12 @@ class Process:
     def decode(self, output: jax.Array, x_t: Data, t: Time) -> Denoised:
         """Return the network's output [B, ..., C or 2C] as (x0, eps, raw variance channels)."""
         prediction, raw = self.split(output, x_t)
-        x0, eps = self.prediction.decode(prediction, x_t, *self._coefficients(t, x_t))
+        x0, eps = self.decode_prediction(prediction, x_t, t)
         return Denoised(x0, eps, raw, prediction if isinstance(self.prediction, Mu) else None)
+
+    def decode_prediction(self, prediction: Data, x_t: Data, t: Time) -> tuple[Data, Data]:
+        """Return (x0, eps) of a prediction shaped like x_t, without variance channels: the inverse of `target`."""
+        return self.prediction.decode(prediction, x_t, *self._coefficients(t, x_t))
 
     def with_x0(self, denoised: Denoised, x0: Data, x_t: Data, t: Time) -> Denoised:
         """Put in another x0 (guided, say), and derive eps anew so that the two stay consistent with x_t."""
@@ -249,15 +269,18 @@ class Process:
         one_step = jnp.abs((jnp.asarray(t) - jnp.asarray(s)) * self.num_steps - 1) < 1e-2
         return jnp.where(expand(one_step, x_t), denoised.mean, mean)
 
-    def reverse_log_variance(self, denoised: Denoised, s: Time, t: Time, variance: str | None = None) -> jax.Array:
+    def reverse_log_variance(
+        self, denoised: Denoised, s: Time, t: Time, variance: str | None = None, later: Time | None = None
+    ) -> jax.Array:
         """Return the log-variance of the reverse step from t to s, broadcasting against x.
 
         Args:
           denoised: carries the variance channels where they are learned.
           variance: overrides the process's own mode (a learned one must have been trained).
+          later: as of `posterior`.
         """
         mode = variance or self.variance
-        small, large = (expand(bound, denoised.x0) for bound in self._log_variance_bounds(s, t))
+        small, large = (expand(bound, denoised.x0) for bound in self._log_variance_bounds(s, t, later))
         if mode == "fixed_small":
             return small
         if mode == "fixed_large":

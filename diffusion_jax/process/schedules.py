@@ -1,7 +1,8 @@
 """Noise schedules: log-SNR as a function of time, and the family that turns it into (alpha, sigma).
 
 Time is continuous, t in [0, 1]: t = 0 is data (sigma = 0, log-SNR = +inf) and t = 1 is noise. A schedule evaluates
-numpy input in float64, which time grids use, and JAX input in float32, which networks and solvers use.
+numpy input in float64, which time grids use, and JAX input in its own dtype, float32 at least, which networks and solvers
+use. What is made of two levels that may be close, such as a posterior's variance, takes their difference from `drop`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.process.tables import Family, LogSnrTable, alpha_sigma_from_log_snr, namespace
+from diffusion_jax.process.tables import Family, LogSnrTable, alpha_sigma_from_log_snr, log_ratio, namespace, pair
 from diffusion_jax.registry import build, register
 
 
@@ -25,11 +26,12 @@ class Schedule:
 
     Attributes:
       name: for messages.
-      family: "vp", "ve" or "linear"; see `alpha_sigma_from_log_snr`.
+      family: "vp", "subvp", "ve" or "linear"; see `alpha_sigma_from_log_snr`.
       log_snr: t in [0, 1] -> log(alpha^2 / sigma^2), strictly decreasing, same shape.
       inverse: log-SNR -> t in [0, 1], the inverse of `log_snr` where it is finite.
       num_steps: the number T of steps of a discrete schedule (step i, from 0, is at t = (i + 1) / T), or None.
       t_min: the earliest time worth training on; time samplers draw none before it.
+      exact_drop: what `drop` is to return, where it can be had with more digits than by subtraction.
     """
 
     name: str
@@ -38,10 +40,45 @@ class Schedule:
     inverse: Callable[[Any], Any]
     num_steps: int | None = None
     t_min: float = 0.0
+    exact_drop: Callable[[Any, Any], Any] | None = None
 
     def alpha_sigma(self, t: Any) -> tuple[Any, Any]:
         """Return (alpha, sigma) at times t, shaped like t."""
         return alpha_sigma_from_log_snr(self.log_snr(t), self.family)
+
+    def drop(self, s: Any, t: Any) -> Any:
+        """Return log_snr(s) - log_snr(t) for times s <= t, at least 0, as their shapes broadcast.
+
+        It keeps the digits that the two levels lose where the times are close: in float32 a relative 1e-6, where 1 - SNR_t /
+        SNR_s from subtracted levels is 2e-4 off for neighbours of a chain. Infinite where s is data, or t of zero SNR.
+        """
+        return self.log_snr(s) - self.log_snr(t) if self.exact_drop is None else self.exact_drop(s, t)
+
+    def time_of(self, index: Any) -> Any:
+        """Return the times (i + 1) / T of steps i of a chain, from 0, as published code counts them; shaped like `index`.
+
+        Raises:
+          ConfigError: a continuous schedule, which has no steps.
+
+        >>> float(linear().time_of(0)), int(linear().index_of(1.0))
+        (0.001, 999)
+        """
+        xp = namespace(index)[0]
+        return (xp.asarray(index) + 1) / self._chain()
+
+    def index_of(self, t: Any) -> Any:
+        """Return the steps, integers from 0 to T - 1, that are nearest to times t, shaped like t; the inverse of `time_of`.
+
+        Raises:
+          ConfigError: a continuous schedule, which has no steps.
+        """
+        xp, _, t = namespace(t)
+        return xp.clip(xp.round(t * self._chain()).astype(int) - 1, 0, self.num_steps - 1)
+
+    def _chain(self) -> int:
+        if self.num_steps is None:
+            raise ConfigError(f"the schedule {self.name!r} is continuous and has no steps: use times in [0, 1]")
+        return self.num_steps
 
 
 @register("schedule", "betas")
@@ -57,7 +94,7 @@ def from_betas(betas: Any, name: str = "betas") -> Schedule:
     Source: Ho et al. 2020, section 2 (arXiv 2006.11239).
     """
     table = LogSnrTable.from_betas(np.asarray(betas, np.float64))
-    return Schedule(name, "vp", table.log_snr, table.inverse, table.num_steps)
+    return Schedule(name, "vp", table.log_snr, table.inverse, table.num_steps, exact_drop=table.drop)
 
 
 @register("schedule", "linear")
@@ -184,7 +221,13 @@ def cosine_continuous(shift: float = 0.0, limit: float = 20.0) -> Schedule:
         xp, _, log_snr = namespace(log_snr)
         return xp.clip((xp.arctan(xp.exp(-0.5 * (log_snr - shift))) - low) / span, 0.0, 1.0)
 
-    return Schedule("cosine_continuous", "vp", log_snr, inverse)
+    def drop(s: Any, t: Any) -> Any:
+        # tan(b) / tan(a) = 1 + sin(b - a) / (sin(a) cos(b)), and the cosine is the sine of the mirrored angle.
+        xp, s, t = pair(s, t)
+        product = xp.sin(low + span * s) * xp.sin(low + span * (1.0 - t))
+        return _at_data(xp, s, 2 * xp.log1p(xp.sin(span * (t - s)) / product))
+
+    return Schedule("cosine_continuous", "vp", log_snr, inverse, exact_drop=drop)
 
 
 @register("schedule", "edm")
@@ -209,28 +252,69 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> 
         xp, _, log_snr = namespace(log_snr)
         return xp.clip(xp.exp((-0.5 * log_snr - math.log(sigma_max)) / rho), 0.0, 1.0)
 
-    return Schedule("edm", "ve", log_snr, inverse, t_min=(sigma_min / sigma_max) ** (1 / rho))
+    def drop(s: Any, t: Any) -> Any:
+        return 2 * rho * log_ratio(*pair(s, t))
+
+    return Schedule("edm", "ve", log_snr, inverse, t_min=(sigma_min / sigma_max) ** (1 / rho), exact_drop=drop)
+
+
+_EARLIEST_OF_SDE = 1e-3
+"""The earliest time that samplers of the VP SDE visit, in the score SDEs and in EDM."""
+
+
+def _check_vp_sde(beta_min: float, beta_max: float) -> None:
+    """Raise a `ConfigError` unless the log-SNR is finite and falls from t = 1e-3 on: -ln alpha^2 is positive and rises."""
+    slope = beta_max - beta_min
+    least, steepest = min(slope * _EARLIEST_OF_SDE, slope) + beta_min, max(slope * _EARLIEST_OF_SDE, slope) + beta_min
+    start = _EARLIEST_OF_SDE * (0.5 * slope * _EARLIEST_OF_SDE + beta_min)
+    if not (math.isfinite(slope) and start > 0 and least >= 0 and steepest > 0):
+        raise ConfigError(
+            f"schedule 'vp_sde': with beta_min {beta_min:g} and beta_max {beta_max:g} the log-SNR is not finite and falling "
+            "on [0.001, 1]: it needs beta_max >= 0 and beta_min above -0.0005 * beta_max (published are 0.1 and 20)"
+        )
 
 
 @register("schedule", "vp_sde")
 def vp_sde(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
     """Return the variance-preserving SDE: ln alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2.
 
-    Source: Song et al. 2021, appendix C (arXiv 2011.13456).
+    Args:
+      beta_min: may be a little below 0, as in EDM's fit to levels from 0.002 to 80 (`edm_design.vp_constants`): what comes
+        before t = -2 beta_min / (beta_max - beta_min), earlier than 0.001, is data.
+
+    Raises:
+      ConfigError: constants with which the log-SNR is not finite, or does not fall, on [0.001, 1].
+
+    Source: Song et al. 2021, appendix C (arXiv 2011.13456); the fit: Karras et al. 2022, appendix C.1 (arXiv 2206.00364).
     """
+    _check_vp_sde(beta_min, beta_max)
     slope = beta_max - beta_min
+
+    def exponents(xp: ModuleType, t: Any) -> tuple[Any, Any]:
+        """-ln alpha^2, 1 at data, and whether a time is data."""
+        exponent = t * (0.5 * slope * t + beta_min)
+        return xp.where(exponent > 0, exponent, 1.0), exponent <= 0
 
     def log_snr(t: Any) -> Any:
         xp, _, t = namespace(t)
-        exponent = xp.where(t > 0, 0.5 * slope * t**2 + beta_min * t, 1.0)  # -ln alpha^2
-        return _at_data(xp, t, -xp.log(xp.expm1(exponent)))
+        exponent, at_data = exponents(xp, t)
+        return xp.where(at_data, xp.inf, -exponent - xp.log(-xp.expm1(-exponent)))
 
     def inverse(log_snr: Any) -> Any:
         xp, _, log_snr = namespace(log_snr)
         exponent = xp.logaddexp(0.0, -log_snr)
-        return xp.clip(2 * exponent / (beta_min + xp.sqrt(beta_min**2 + 2 * slope * exponent)), 0.0, 1.0)
+        root = xp.sqrt(xp.maximum(beta_min**2 + 2 * slope * exponent, 0.0))
+        t = 2 * exponent / (beta_min + root) if beta_min > 0 else (root - beta_min) / slope
+        return xp.where(exponent > 0, xp.clip(t, 0.0, 1.0), 0.0)
 
-    return Schedule("vp_sde", "vp", log_snr, inverse)
+    def drop(s: Any, t: Any) -> Any:
+        # (e^b - 1) / (e^a - 1) = e^(b - a) (1 + (1 - e^(a - b)) / (e^a - 1)), for exponents a < b.
+        xp, s, t = pair(s, t)
+        exponent, at_data = exponents(xp, s)
+        more = (t - s) * (0.5 * slope * (t + s) + beta_min)
+        return xp.where(at_data, xp.inf, more + xp.log1p(-xp.expm1(-more) / xp.expm1(exponent)))
+
+    return Schedule("vp_sde", "vp", log_snr, inverse, t_min=0.0 if beta_min >= 0 else _EARLIEST_OF_SDE, exact_drop=drop)
 
 
 @register("schedule", "straight_line")
@@ -257,7 +341,12 @@ def straight_line(shift: float = 1.0) -> Schedule:
         _, sigmoid, log_snr = namespace(log_snr)
         return sigmoid(-0.5 * (log_snr + offset))
 
-    return Schedule("straight_line", "linear", log_snr, inverse)
+    def drop(s: Any, t: Any) -> Any:
+        xp, s, t = pair(s, t)
+        lost = xp.where(t < 1, xp.log1p((t - s) / xp.where(t < 1, 1 - t, 1.0)), xp.inf)  # log((1 - s) / (1 - t))
+        return 2 * (log_ratio(xp, s, t) + lost)
+
+    return Schedule("straight_line", "linear", log_snr, inverse, exact_drop=drop)
 
 
 @register("schedule", "shifted")

@@ -15,7 +15,7 @@ from diffusion_jax.lazy import lazy
 
 special = lazy("scipy.special")
 
-Family = Literal["vp", "ve", "linear"]
+Family = Literal["vp", "subvp", "ve", "linear"]
 
 # Times this close to a step (in units of a step) are the step: times carry rounding, tables are exact.
 _SNAP = {"float32": 2e-3, "float64": 1e-9}
@@ -24,14 +24,34 @@ _SNAP = {"float32": 2e-3, "float64": 1e-9}
 def namespace(value: Any) -> tuple[ModuleType, Any, Any]:
     """Return (numpy-like module, sigmoid, value as a floating array) for JAX or for numpy input."""
     if isinstance(value, jax.Array):
-        return jnp, jax.nn.sigmoid, value.astype(jnp.promote_types(value.dtype, jnp.float32))
+        return jnp, jax.nn.sigmoid, floating(value)
     return np, special.expit, np.asarray(value, np.float64)
+
+
+def floating(value: Any) -> jax.Array:
+    """Return a JAX array of float32, or of float64 where the value is of float64 and JAX is told to keep it."""
+    value = jnp.asarray(value)
+    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+
+
+def pair(s: Any, t: Any) -> tuple[ModuleType, Any, Any]:
+    """Return (numpy-like module, s, t), both floating arrays of JAX where one of them is, else of numpy."""
+    if isinstance(s, jax.Array) or isinstance(t, jax.Array):
+        return jnp, floating(s), floating(t)
+    return np, np.asarray(s, np.float64), np.asarray(t, np.float64)
+
+
+def log_ratio(xp: ModuleType, s: Any, t: Any) -> Any:
+    """Return log(t / s) for 0 <= s <= t, to the last digits where the two are close; infinite at s = 0."""
+    safe = xp.where(s > 0, s, 1.0)
+    return xp.where(s > 0, xp.log1p((t - safe) / safe), xp.inf)
 
 
 def alpha_sigma_from_log_snr(log_snr: Any, family: Family) -> tuple[Any, Any]:
     """Return (alpha, sigma) with alpha^2 / sigma^2 = exp(log_snr), shaped like `log_snr`.
 
-    Families: "vp" has alpha^2 + sigma^2 = 1, "ve" has alpha = 1, "linear" has alpha + sigma = 1 (flow matching).
+    Families: "vp" has alpha^2 + sigma^2 = 1, "subvp" alpha^2 + sigma = 1, "ve" has alpha = 1, "linear" has alpha + sigma = 1
+    (flow matching).
     Infinite log-SNR gives exactly (1, 0), and minus infinity (0, 1).
     """
     xp, sigmoid, log_snr = namespace(log_snr)
@@ -39,6 +59,9 @@ def alpha_sigma_from_log_snr(log_snr: Any, family: Family) -> tuple[Any, Any]:
         return xp.sqrt(sigmoid(log_snr)), xp.sqrt(sigmoid(-log_snr))
     if family == "ve":
         return xp.ones_like(log_snr), xp.exp(-0.5 * log_snr)
+    if family == "subvp":
+        level = xp.exp(-0.5 * log_snr)
+        return 2 / (level + xp.hypot(level, 2.0)), 2 / (1 + xp.hypot(1.0, 2 * xp.exp(0.5 * log_snr)))
     return sigmoid(0.5 * log_snr), sigmoid(-0.5 * log_snr)
 
 
@@ -69,33 +92,43 @@ class LogSnrTable:
         return len(self.knots)
 
     def log_snr(self, t: Any) -> Any:
-        """Return the log-SNR at times t in [0, 1]; +inf at 0. numpy: float64; JAX: float32."""
-        xp, sigmoid, _ = namespace(t)
-        is_jax = xp is jnp
-        knots = xp.asarray(self.knots, jnp.float32 if is_jax else np.float64)
-        u = xp.clip(xp.asarray(t, knots.dtype), 0.0, 1.0) * self.num_steps
-        u = xp.where(xp.abs(u - xp.round(u)) < _SNAP["float32" if is_jax else "float64"], xp.round(u), u)
+        """Return the log-SNR at times t in [0, 1], in their dtype; +inf at 0."""
+        value, rest = self._parts(t)
+        return value + rest
+
+    def drop(self, s: Any, t: Any) -> Any:
+        """Return log_snr(s) - log_snr(t) with the digits that the two levels have lost; infinite where one of them is."""
+        xp, s, t = pair(s, t)
+        (high, more), (low, less) = self._parts(s), self._parts(t)
+        return (high - low) + (more - less)
+
+    def _parts(self, t: Any) -> tuple[Any, Any]:
+        """Two numbers that add up to the log-SNR, the second a small one: together they have digits that the sum has not."""
+        xp, sigmoid, t = namespace(t)
+        exact = np.where(np.isfinite(self.knots), self.knots, 0.0)
+        knots, lacking, gaps = (
+            xp.asarray(table, t.dtype)
+            for table in (self.knots, exact - exact.astype(t.dtype), np.diff(exact, prepend=exact[0]))
+        )
+        u = xp.clip(t, 0.0, 1.0) * self.num_steps
+        u = xp.where(xp.abs(u - xp.round(u)) < _SNAP[str(t.dtype)], xp.round(u), u)
         index = xp.clip(xp.ceil(u).astype(int), 1, self.num_steps)  # u lies in (index - 1, index]
         weight = u - (index - 1)
         upper = knots[index - 1]
         # Before the first step, and before a last step of zero SNR, an end of the interval is infinite: there the
         # noise variance, or the signal variance, is interpolated linearly instead.
         first = _logit_of_complement(xp, xp.clip(weight, 0.0, 1.0) * sigmoid(-knots[0]))
-        lower = knots[xp.maximum(index - 2, 0)]
-        last = -_logit_of_complement(xp, (1 - weight) * sigmoid(lower))
-        finite = xp.where(xp.isfinite(upper), upper, 0.0)
-        # (1 - w) lower + w upper, written so that w = 1 gives `upper` to the last digit.
-        between = finite + (1 - weight) * (lower - finite)
-        value = xp.where(xp.isfinite(upper), between, last)
-        value = xp.where(index == 1, xp.where(u >= 1, knots[0], first), value)
-        return xp.where(u <= 0, xp.inf, value)
+        last = -_logit_of_complement(xp, (1 - weight) * sigmoid(knots[xp.maximum(index - 2, 0)]))
+        between = xp.isfinite(upper) & ((index > 1) | (u >= 1))
+        value = xp.where(xp.isfinite(upper), xp.where(between, upper, first), last)
+        rest = xp.where(between, lacking[index - 1] - (1 - weight) * gaps[index - 1], 0.0)
+        return xp.where(u <= 0, xp.inf, value), rest
 
     def inverse(self, log_snr: Any) -> Any:
         """Return the time of a log-SNR, in [0, 1]."""
-        xp, sigmoid, _ = namespace(log_snr)
+        xp, sigmoid, log_snr = namespace(log_snr)
         finite = self.knots[np.isfinite(self.knots)]
-        knots = xp.asarray(finite, jnp.float32 if xp is jnp else np.float64)
-        log_snr = xp.asarray(log_snr, knots.dtype)
+        knots = xp.asarray(finite, log_snr.dtype)
         u = xp.interp(-log_snr, -knots, xp.arange(1, len(finite) + 1, dtype=knots.dtype))
         u = xp.where(log_snr > knots[0], sigmoid(-log_snr) / sigmoid(-knots[0]), u)
         if len(finite) < self.num_steps:

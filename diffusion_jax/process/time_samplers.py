@@ -7,7 +7,7 @@ Under a global mesh the batch is the global batch, so stateful samplers need no 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,8 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.tables import alpha_sigma_from_log_snr
-from diffusion_jax.process.types import PerExample
+from diffusion_jax.process.types import Corruption, PerExample
 from diffusion_jax.registry import register
-
-if TYPE_CHECKING:
-    from diffusion_jax.process.process import Process
 
 Draw = tuple[PerExample, PerExample]
 
@@ -30,17 +27,17 @@ _EARLIEST = 1e-4
 class TimeSampler(Protocol):
     """The contract."""
 
-    def init_state(self, process: Process) -> Any:
+    def init_state(self, process: Corruption) -> Any:
         """Return what is carried from step to step; an empty dict for most."""
 
-    def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
+    def sample(self, process: Corruption, key: jax.Array, count: int, state: Any) -> Draw:
         """Return (t [count], loss weight [count]); the weight is 1 unless the draw is biased."""
 
-    def update(self, process: Process, state: Any, t: PerExample, losses: PerExample) -> Any:
+    def update(self, process: Corruption, state: Any, t: PerExample, losses: PerExample) -> Any:
         """Return the state after seeing losses [count] at times t, without the weights of `sample`."""
 
 
-def snap(process: Process, t: PerExample) -> PerExample:
+def snap(process: Corruption, t: PerExample) -> PerExample:
     """Return times rounded up to the steps of a discrete schedule; in continuous time, kept from the earliest.
 
     A schedule that names its own earliest time is trusted; a time may carry a rounding above its step.
@@ -53,10 +50,10 @@ def snap(process: Process, t: PerExample) -> PerExample:
 class Stateless:
     """A sampler that carries nothing from step to step."""
 
-    def init_state(self, process: Process) -> dict:
+    def init_state(self, process: Corruption) -> dict:
         return {}
 
-    def update(self, process: Process, state: Any, t: PerExample, losses: PerExample) -> Any:
+    def update(self, process: Corruption, state: Any, t: PerExample, losses: PerExample) -> Any:
         return state
 
 
@@ -79,7 +76,7 @@ class Uniform(Stateless):
         """Uniform in (0, 1]."""
         return 1.0 - jax.random.uniform(key, (count,))
 
-    def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
+    def sample(self, process: Corruption, key: jax.Array, count: int, state: Any) -> Draw:
         u = self._unit(key, count)
         if process.num_steps is None:
             start = max(self.t_min, process.schedule.t_min)
@@ -108,7 +105,7 @@ class Antithetic(Uniform):
         first = 1.0 - jax.random.uniform(key, ((count + 1) // 2,))
         return jnp.concatenate([first, 1.0 - first])[:count]
 
-    def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
+    def sample(self, process: Corruption, key: jax.Array, count: int, state: Any) -> Draw:
         if process.num_steps is None:
             return super().sample(process, key, count, state)
         first = jax.random.randint(key, ((count + 1) // 2,), 0, process.num_steps)
@@ -137,7 +134,7 @@ class LogNormal(_Normal):
     mean: float = -1.2
     std: float = 1.2
 
-    def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
+    def sample(self, process: Corruption, key: jax.Array, count: int, state: Any) -> Draw:
         return snap(process, process.schedule.inverse(-2 * self._draw(key, count))), jnp.ones(count)
 
 
@@ -149,7 +146,7 @@ class LogitNormal(_Normal):
     mean: float = 0.0
     std: float = 1.0
 
-    def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
+    def sample(self, process: Corruption, key: jax.Array, count: int, state: Any) -> Draw:
         return snap(process, jax.nn.sigmoid(self._draw(key, count))), jnp.ones(count)
 
 
@@ -177,14 +174,14 @@ class Importance:
                 f"{self.history}, {self.uniform_mix} and {self.num_bins}"
             )
 
-    def _bins(self, process: Process) -> int:
+    def _bins(self, process: Corruption) -> int:
         return process.num_steps or self.num_bins
 
-    def _start(self, process: Process) -> float:
+    def _start(self, process: Corruption) -> float:
         """Where the first bin begins."""
         return 0.0 if process.num_steps else max(_EARLIEST, process.schedule.t_min)
 
-    def init_state(self, process: Process) -> dict[str, jax.Array]:
+    def init_state(self, process: Corruption) -> dict[str, jax.Array]:
         bins = self._bins(process)
         return {"losses": jnp.zeros((bins, self.history)), "count": jnp.zeros(bins, jnp.int32)}
 
@@ -196,7 +193,7 @@ class Importance:
         full = (state["count"] >= self.history).all() & (root.sum() > 0)
         return jnp.where(full, mixed, 1 / bins)
 
-    def sample(self, process: Process, key: jax.Array, count: int, state: dict[str, jax.Array]) -> Draw:
+    def sample(self, process: Corruption, key: jax.Array, count: int, state: dict[str, jax.Array]) -> Draw:
         bins, start = self._bins(process), self._start(process)
         p = self.probabilities(state)
         for_bin, within = jax.random.split(key)
@@ -204,7 +201,7 @@ class Importance:
         offset = 1.0 if process.num_steps else 1.0 - jax.random.uniform(within, (count,))
         return start + (1 - start) * (chosen + offset) / bins, 1 / (bins * p[chosen])
 
-    def update(self, process: Process, state: dict[str, jax.Array], t: PerExample, losses: PerExample) -> dict:
+    def update(self, process: Corruption, state: dict[str, jax.Array], t: PerExample, losses: PerExample) -> dict:
         """Return the last `history` losses of every step, in the order of the batch; those that are not finite are left out."""
         bins, start = self._bins(process), self._start(process)
         losses = jax.lax.stop_gradient(losses)
@@ -240,7 +237,7 @@ class PiecewiseUniform(Stateless):
         if self.of not in ("gamma", "sqrt_gamma"):
             raise ConfigError(f"times 'piecewise_uniform': of must be 'gamma' or 'sqrt_gamma', got {self.of!r}")
 
-    def sample(self, process: Process, key: jax.Array, count: int, state: Any) -> Draw:
+    def sample(self, process: Corruption, key: jax.Array, count: int, state: Any) -> Draw:
         steps = process.num_steps
         if steps is None or process.schedule.family != "vp":
             raise ConfigError(

@@ -8,20 +8,17 @@ the target's space whatever the target is: SNR for eps, 1 for x0, SNR + 1 for v.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError
+from diffusion_jax.process.process import Process
 from diffusion_jax.process.schedules import alpha_sigma_from_log_snr
 from diffusion_jax.process.types import PerExample
 from diffusion_jax.registry import register
 
-if TYPE_CHECKING:
-    from diffusion_jax.process.process import Process
-
-Weighting = Callable[["Process", PerExample], PerExample]
+Weighting = Callable[[Process, PerExample], PerExample]
 
 # Weights and error scales see log-SNRs within these limits, so that squares and quotients stay finite in float32.
 _LIMIT = 40.0
@@ -111,7 +108,7 @@ def _snr_slope(process: Process, t: PerExample) -> PerExample:
         return -jax.vmap(jax.grad(process.schedule.log_snr))(t) * jnp.exp(log_snr)
     step = 1 / process.num_steps
     early = jnp.maximum(t - step, step)
-    fall = _log_snr(process, early) - _log_snr(process, early + step)
+    fall = jnp.minimum(process.drop(early, early + step), _log_snr(process, early) + _LIMIT)
     return process.num_steps * jnp.expm1(fall) * jnp.exp(log_snr)
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process.types import PIXELS, Data, DataRange, Denoised, Denoiser, Time, expand
 
 
@@ -67,25 +67,45 @@ def autoguidance(denoise: Denoiser, reference: Denoiser, scale: float | jax.Arra
     return classifier_free(denoise, reference, scale)
 
 
-def rescale(guided: Denoiser, plain: Denoiser, phi: float = 0.7) -> Denoiser:
-    """Pull the standard deviation of the guided x0, per sample, back towards that of the plain prediction.
+RESCALED = ("output", "x0")
+"""What `rescale` may pull: the network's output, as published, or the predicted x0."""
+
+
+def rescale(guided: Denoiser, plain: Denoiser, phi: float = 0.7, of: str = "output") -> Denoiser:
+    """Pull the standard deviation of the guided prediction, per sample, back towards that of the plain one.
 
     Args:
       plain: the conditional prediction without guidance.
       phi: 0 leaves the guided prediction, 1 matches the standard deviation fully.
+      of: "output" scales what the network was asked for, be it noise, v or x0, as published code does; "x0" the predicted
+        clean data whatever the prediction, which is another picture: 12 % of its deviation for v, 24 % for the noise.
+
+    Raises:
+      ConfigError: phi outside of [0, 1], or an unknown `of`.
 
     Source: Lin et al. 2024, section 3.4 (arXiv 2305.08891).
     """
     if not 0 <= phi <= 1:
         raise ConfigError(f"guidance rescale: phi must lie in [0, 1], got {phi}")
+    check_choice("guidance rescale: of", of, RESCALED)
+    process = guided.process
 
     def function(x_t: Data, t: Time) -> Denoised:
         strong, weak = guided(x_t, t), plain(x_t, t)
-        axes = tuple(range(1, x_t.ndim))
-        ratio = jnp.std(weak.x0, axes, keepdims=True) / jnp.maximum(jnp.std(strong.x0, axes, keepdims=True), 1e-8)
-        return guided.process.with_x0(strong, strong.x0 * (phi * ratio + 1 - phi), x_t, t)
+        if of == "x0":
+            return process.with_x0(strong, strong.x0 * _pull(strong.x0, weak.x0, phi), x_t, t)
+        output, wanted = (process.target(each.x0, each.eps, t) for each in (strong, weak))
+        scaled = process.decode_prediction(output * _pull(output, wanted, phi), x_t, t)
+        return strong.moved(*scaled)
 
     return guided.replace(function)
+
+
+def _pull(strong: Data, weak: Data, phi: float) -> jax.Array:
+    """The factor per sample that takes the share phi of the way to the other's standard deviation."""
+    axes = tuple(range(1, strong.ndim))
+    ratio = jnp.std(weak, axes, keepdims=True) / jnp.maximum(jnp.std(strong, axes, keepdims=True), 1e-8)
+    return phi * ratio + 1 - phi
 
 
 def interval(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Denoiser:

@@ -61,7 +61,7 @@ def log_likelihood(
         level: detail finer than that costs likelihood.
 
     Returns:
-      [B] float32.
+      [B], of the dtype of x0.
 
     Raises:
       ConfigError: an unknown method or divergence, numbers below 1, no key for probes, or levels that do not rise.
@@ -113,7 +113,14 @@ def dequantize(x0: Data, key: jax.Array, indices: Any = None, data_range: DataRa
 
 
 def ode_bits_per_dim(
-    denoiser: Denoiser, x0: Data, key: jax.Array, *, indices: Any = None, data_range: DataRange = PIXELS, **settings: Any
+    denoiser: Denoiser,
+    x0: Data,
+    key: jax.Array | None,
+    *,
+    indices: Any = None,
+    data_range: DataRange = PIXELS,
+    noise: Data | None = None,
+    **settings: Any,
 ) -> PerExample:
     """Measure bits per dimension of images of 256 levels under the probability-flow ODE, with uniform dequantisation.
 
@@ -122,23 +129,27 @@ def ode_bits_per_dim(
 
     Args:
       x0: clean images [B, ...] of 256 levels.
-      key: of the dequantisation and of the probes.
+      key: of the dequantisation and of the probes; None where neither draws.
       indices: int [B], 0..B-1 by default.
       data_range: the first and the last level, those of pixels by default.
+      noise: of the dequantisation, in widths of a level from -0.5 to 0.5, shaped like x0, to take instead of a draw.
       settings: of `log_likelihood`.
 
     Returns:
-      [B] float32.
+      [B], of the dtype of x0.
 
     Raises:
-      ConfigError, DataError: as `log_likelihood`.
+      ConfigError, DataError: as `log_likelihood`; no key to draw the dequantisation from; x0 outside of `data_range`.
 
     Source: Song et al. 2021, section 4.3 (arXiv 2011.13456).
     """
-    check_data(x0)
-    dims = math.prod(x0.shape[1:])
-    nats = log_likelihood(denoiser, dequantize(x0, key, indices, data_range), key, indices=indices, **settings)
-    return -nats / (dims * math.log(2)) + math.log2(255 / (data_range[1] - data_range[0]))
+    check_data(x0, data_range)
+    if noise is None and key is None:
+        raise ConfigError("ode_bits_per_dim: the dequantisation needs a key, or its noise")
+    width, dims = (data_range[1] - data_range[0]) / 255, math.prod(x0.shape[1:])
+    images = dequantize(x0, key, indices, data_range) if noise is None else x0 + width * noise
+    nats = log_likelihood(denoiser, images, key, indices=indices, **settings)
+    return -nats / (dims * math.log(2)) - math.log2(width)
 
 
 def _check(method: str, divergence: str, num_steps: int, probes: int, key: Any) -> None:
@@ -193,7 +204,7 @@ def _integrate(slope: Callable, z: jax.Array, grid: np.ndarray, inverse: Callabl
     """z at the grid's end, and the integral of the divergence over the grid."""
     middles = 0.5 * (grid[:-1] + grid[1:])
     points = np.stack([grid[:-1], middles, grid[1:]], axis=1)
-    steps = tuple(jnp.asarray(values, jnp.float32) for values in (np.diff(grid), points, inverse(points)))
+    steps = tuple(jnp.asarray(values, z.dtype) for values in (np.diff(grid), points, inverse(points)))
 
     def step(carry: Any, inputs: Any) -> Any:
         (z, total), (h, log_snr, t) = carry, inputs

@@ -29,6 +29,7 @@ class Sampling:
       guidance: classifier-free guidance scale s: null + s * (conditional - null); 1 is none, and costs nothing.
       guidance_rescale: phi in [0, 1]: how far the guided prediction's standard deviation is pulled back to the
         conditional one's (Lin et al. 2024, arXiv 2305.08891).
+      guidance_rescale_of: what is pulled: "output", of the network, as published; or "x0", whatever the network predicts.
       guidance_weight: the other published way to write the scale, w in (1 + w) * conditional - w * null: s = 1 + w, so 0 is
         none (Ho & Salimans 2022, arXiv 2207.12598). It becomes `guidance`; only one of the two may be given.
       guidance_interval: (low, high) in units of sigma / alpha: the noise levels that are guided; None is all
@@ -57,6 +58,7 @@ class Sampling:
     guidance: float = 1.0
     guidance_weight: float | None = None
     guidance_rescale: Fraction = 0.0
+    guidance_rescale_of: Literal["output", "x0"] = "output"
     guidance_interval: tuple[NonNegative, NonNegative] | None = None
     threshold: Literal["none", "static", "dynamic"] | None = "static"
     percentile: Percentile = 99.5
@@ -162,7 +164,7 @@ def guided(
         plain = denoise
         denoise = guidance.classifier_free(plain, bind(null), sampling.guidance)
         if sampling.guidance_rescale:
-            denoise = guidance.rescale(denoise, plain, sampling.guidance_rescale)
+            denoise = guidance.rescale(denoise, plain, sampling.guidance_rescale, sampling.guidance_rescale_of)
         if sampling.guidance_interval is not None:
             denoise = guidance.interval(denoise, plain, *sampling.guidance_interval)
     if sampling.threshold == "none" or data_range is None:

@@ -55,7 +55,7 @@ def find_recipe(name: str) -> Path:
     """
     package = Path(__file__).resolve().parent.parent
     homes = [package / "configs", package.parent / "configs"]  # installed, and in a checkout
-    for path in (user_path(name), *(home / name for home in homes)):
+    for path in (user_path(name), *(place / name for home in homes for place in (home, home.parent))):
         if path.is_file():
             return path
     own = sorted(path.name for home in homes for path in home.glob("*.py"))

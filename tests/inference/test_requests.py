@@ -130,7 +130,7 @@ def test_bad_low_res(tmp_path):
     with pytest.raises(DataError, match=r"the model takes uint8 \[N, 8, 8, 1\]"):
         low_res_from(str(tmp_path / "in.npz"), (8, 8, 1))
     (tmp_path / "text.npz").write_text("not an archive")
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(DataError, match="cannot be read as low-resolution images"):
         low_res_from(str(tmp_path / "text.npz"), (8, 8, 1))
 
 

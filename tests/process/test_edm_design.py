@@ -146,12 +146,15 @@ def test_training_levels_stay_within_the_schedules_own(times):
 
 def test_levels_are_rounded_to_the_nearest_in_sigma():
     schedule = edm_design.iddpm_levels()
-    sigma = np.exp(np.random.default_rng(0).uniform(np.log(0.004), np.log(3e4), 400))
-    nearest = np.argmin(np.abs(U[None, :-1] - sigma[:, None]), axis=1)
+    sigma = np.exp(np.random.default_rng(0).uniform(np.log(0.001), np.log(3e4), 400))
+    nearest = np.argmin(np.abs(U - sigma[:, None]), axis=1)  # u_M = 0 among them
+    assert (nearest == M).any()
     for given, tolerance in ((np.float64, 1e-12), (jnp.float32, 2e-5)):
         t = schedule.inverse(-2 * (np if given is np.float64 else jnp).log(sigma.astype(given)))
         assert (np.asarray(t) * M - (M - nearest)).__abs__().max() < 1e-3
         np.testing.assert_allclose(np.exp(-0.5 * schedule.log_snr(t)), U[nearest], rtol=tolerance)
+    told = Process("iddpm_levels", "edm_vp", noise_input="nearest_level").noise_level(jnp.asarray(t))
+    np.testing.assert_array_equal(told, M - 1 - nearest)
     own = np.arange(1, M + 1) / M
     np.testing.assert_array_equal(schedule.inverse(schedule.log_snr(own)), own)
 

@@ -37,9 +37,9 @@ def test_the_tanh_approximation():
     x = np.linspace(-5, 5, 1001)
     error = np.abs(np.asarray(likelihood.tanh_cdf(jnp.asarray(x, jnp.float32))) - stats.norm.cdf(x))
     assert 1e-5 < error.max() < 3e-4
-    process, x0 = Process("cosine"), jnp.linspace(-1, 1, 16).reshape(1, 4, 4, 1)
-    denoiser = process.bind(lambda params, x, noise, cond: x * 0.1, {})
-    exact, approximate = (likelihood.bits_per_dim(denoiser, x0, jax.random.key(0), 10, tanh=tanh) for tanh in (False, True))
+    x0, apply = jnp.linspace(-1, 1, 16).reshape(1, 4, 4, 1), lambda params, x, noise, cond: x * 0.1
+    denoisers = [Process("cosine", decoder=decoder).bind(apply, {}) for decoder in ("exact", "tanh")]
+    exact, approximate = (likelihood.bits_per_dim(denoiser, x0, jax.random.key(0), 10) for denoiser in denoisers)
     assert 0 < abs(exact.terms[0, 0] - approximate.terms[0, 0]) < 0.05
     np.testing.assert_array_equal(exact.terms[:, 1:], approximate.terms[:, 1:])
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.errors import ConfigError
+from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.process import Denoised, Process, likelihood, losses, time_samplers, weightings
 from diffusion_jax.registry import build
 from diffusion_jax.rng import named
@@ -210,6 +210,50 @@ def test_the_bound_of_a_training_step_is_a_term_of_the_chain():
         x_t = process.diffuse(X0, t, jax.random.normal(named(jax.random.key(3), "noise"), X0.shape))
         term = likelihood.vlb_term(process, process.bind(apply, {})(x_t, t), X0, x_t, index / 30, t)
         np.testing.assert_allclose(output.per_example, 30 * term, rtol=1e-3)
+
+
+def test_times_and_noise_may_be_given():
+    """What the key would draw, given, is the same loss; nothing is drawn then, and the sampler's history stays."""
+    process, key, sampler = Process("cosine", prediction="v"), jax.random.key(5), time_samplers.Importance()
+    run = lambda key, **given: losses.denoising(  # noqa: E731
+        process, lambda *a: 0.5 * a[1], {}, X0, key, weighting="min_snr", times=sampler, **given
+    )
+    drawn_value, drawn = run(key)
+    noise = jax.random.normal(named(key, "noise"), X0.shape)
+    value, output = run(None, t=drawn.t, noise=noise)
+    np.testing.assert_allclose(value, drawn_value, rtol=1e-6)
+    np.testing.assert_array_equal(output.per_example, drawn.per_example)
+    np.testing.assert_array_equal(output.sampler_state["count"], 0)
+    assert drawn.sampler_state["count"].sum() == len(X0)
+    one, other = (run(key, **given)[1] for given in ({"noise": noise}, {"t": drawn.t}))
+    np.testing.assert_array_equal(one.per_example, other.per_example)
+    with pytest.raises(ConfigError, match="key to draw its times from"):
+        run(None, noise=noise)
+    with pytest.raises(ConfigError, match="key to draw its noise from"):
+        run(None, t=drawn.t)
+
+
+def test_weighted_losses_are_what_the_value_is_the_mean_of():
+    params = {"mean": jnp.float32(0.3), "variance": jnp.float32(0.1)}
+    process = Process("cosine", variance="learned_range")
+    fields = {"vlb_weight": 0.001, "weighting": "min_snr", "times": "importance"}
+    value, output = losses.denoising(process, network, params, X0, jax.random.key(0), **fields)
+    np.testing.assert_allclose(value, output.weighted.mean(), rtol=1e-6)
+    weight = weightings.in_target_space(build("weighting", "min_snr"), process, output.t)
+    added = output.weighted - weight * output.per_example
+    assert (added > 0).all() and added.mean() > 1e-4  # the bound's share
+
+
+def test_the_bound_counts_levels_of_its_range():
+    """Pixels of 0 to 255 as floats are no data of [-1, 1]."""
+    process = Process("cosine")
+    apply = lambda *a: 0.5 * a[1]  # noqa: E731
+    pixels = (X0 + 1) * 127.5
+    with pytest.raises(DataError, match="clean data run from .* to 25.*give data_range"):
+        losses.denoising(process, apply, {}, pixels, jax.random.key(0), weighting="vlb")
+    with pytest.raises(DataError, match="x / 127.5 - 1"):
+        likelihood.bits_per_dim(process.bind(apply, {}), pixels, jax.random.key(0), 4)
+    assert losses.denoising(process, apply, {}, pixels, jax.random.key(0))[0] > 0  # a plain loss is of any numbers
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.process import Process, schedules
+from diffusion_jax.process import Process, edm_design, schedules, sub_vp
+from diffusion_jax.registry import build
 
 ALL = {
     "linear": schedules.linear(),
@@ -25,6 +26,8 @@ ALL = {
     "cosine_continuous": schedules.cosine_continuous(),
     "edm": schedules.edm(),
     "vp_sde": schedules.vp_sde(),
+    "subvp_sde": sub_vp.subvp_sde(),
+    "vp_sde_fitted": schedules.vp_sde(**edm_design.vp_constants()),
     "straight_line": schedules.straight_line(),
     "shifted": schedules.shifted("cosine_continuous", size=256),
     "zero_terminal_snr": schedules.zero_terminal_snr({"name": "linear", "num_steps": 200}),
@@ -98,15 +101,33 @@ def test_inverse(schedule, t):
 @every
 @given(t=st.floats(1e-3, 0.999) | st.just(1.0))
 def test_families_and_precision(schedule, t):
-    """alpha^2 + sigma^2 = 1, alpha = 1, or alpha + sigma = 1; and float32 follows float64."""
+    """alpha^2 + sigma^2 = 1, alpha^2 + sigma = 1, alpha = 1, or alpha + sigma = 1; and float32 follows float64."""
     alpha, sigma = schedule.alpha_sigma(np.float64(t))
-    kept = {"vp": alpha**2 + sigma**2, "ve": alpha, "linear": alpha + sigma}[schedule.family]
+    kept = {"vp": alpha**2 + sigma**2, "subvp": alpha**2 + sigma, "ve": alpha, "linear": alpha + sigma}[schedule.family]
     assert abs(kept - 1) < 1e-12
     if math.isfinite(schedule.log_snr(np.float64(t))):
         assert abs(math.log(alpha**2 / sigma**2) - schedule.log_snr(np.float64(t))) < 1e-9
     rounded = np.float64(np.float32(t))
     exact, single = schedule.alpha_sigma(rounded), schedule.alpha_sigma(jnp.float32(t))
-    np.testing.assert_allclose(np.array(single), np.array(exact), rtol=3e-5, atol=1e-7)
+    np.testing.assert_allclose(np.array(single), np.array(exact), rtol=2e-4, atol=1e-7)  # times near a step are the step
+
+
+def test_the_sub_vp_sde():
+    """Closed forms of its marginals; the noise of a short step forward is beta (1 - e^(-2 B)) dt, the SDE's own; its drops."""
+    schedule, t, step = sub_vp.subvp_sde(), np.array([1e-3, 0.05, 0.3, 0.8, 0.99]), 1e-7
+    integral = lambda t: 9.95 * t**2 + 0.1 * t  # noqa: E731
+    alpha, sigma = schedule.alpha_sigma(t)
+    np.testing.assert_allclose(alpha, np.exp(-integral(t) / 2), rtol=1e-12)
+    np.testing.assert_allclose(sigma, -np.expm1(-integral(t)), rtol=1e-12)
+    added = -np.expm1(-schedule.drop(t, t + step)) * schedule.alpha_sigma(t + step)[1] ** 2
+    np.testing.assert_allclose(added / step, (19.9 * t + 0.1) * -np.expm1(-2 * integral(t)), rtol=1e-3)
+    exact = schedule.log_snr(t) - schedule.log_snr(t + 1e-3)
+    np.testing.assert_allclose(schedule.drop(t, t + 1e-3), exact, rtol=1e-9)
+    ends = np.array([[0.01, 1.0], [0.001, 0.7]]).T
+    np.testing.assert_allclose(schedule.drop(*ends), schedule.log_snr(ends[0]) - schedule.log_snr(ends[1]), rtol=1e-12)
+    single = np.float64(np.float32(t)), np.float64(np.float32(t + 1e-3))
+    np.testing.assert_allclose(schedule.drop(*map(jnp.float32, single)), schedule.drop(*single), rtol=2e-6)
+    assert schedule.drop(0.0, 0.5) == math.inf
 
 
 @given(steps=st.integers(2, 3000), data=st.data())
@@ -119,6 +140,55 @@ def test_chains_are_exact_at_their_steps(steps, data):
     t = np.float32(index) / np.float32(schedule.num_steps)
     np.testing.assert_allclose(float(schedule.alpha_sigma(jnp.float32(t))[0]) ** 2, expected, rtol=2e-5)
     np.testing.assert_allclose(schedule.alpha_sigma(np.float64(index / schedule.num_steps))[0] ** 2, expected, rtol=1e-10)
+
+
+def test_steps_and_times():
+    """Step i of T, from 0, is at (i + 1) / T; and back, whatever the rounding."""
+    chain, index = schedules.linear(350), np.arange(350)
+    for steps in (index, jnp.asarray(index)):
+        t = chain.time_of(steps)
+        np.testing.assert_allclose(t, (index + 1) / 350, rtol=1e-7)
+        np.testing.assert_array_equal(chain.index_of(t), index)
+    assert chain.index_of(0.0) == 0 and chain.index_of(jnp.float32(1.0)) == 349
+    with pytest.raises(ConfigError, match="'edm' is continuous and has no steps"):
+        schedules.edm().time_of(3)
+
+
+@pytest.mark.parametrize(("sigma_min", "sigma_max"), [(0.002, 80.0), (0.0105, 152.17), (0.002, 0.5), (0.01, 500.0)])
+def test_vp_constants_of_two_levels(sigma_min, sigma_max):
+    """EDM's fit, whose beta_min is below 0 for its own levels: both ends, the formula between them, and the way back."""
+    found = edm_design.vp_constants(sigma_min, sigma_max)
+    beta_d = 2 * (np.log1p(sigma_min**2) / 1e-3 - np.log1p(sigma_max**2)) / (1e-3 - 1)
+    beta_min = np.log1p(sigma_max**2) - 0.5 * beta_d
+    np.testing.assert_allclose([found["beta_max"] - found["beta_min"], found["beta_min"]], [beta_d, beta_min], rtol=1e-9)
+    schedule, t = schedules.vp_sde(**found), np.geomspace(1e-3, 1, 200)
+    level = np.sqrt(np.expm1(0.5 * beta_d * t**2 + beta_min * t))
+    np.testing.assert_allclose(level[[0, -1]], [sigma_min, sigma_max], rtol=1e-9)
+    np.testing.assert_allclose(np.exp(-0.5 * schedule.log_snr(t)), level, rtol=1e-9)
+    np.testing.assert_allclose(schedule.inverse(schedule.log_snr(t)), t, rtol=1e-7)
+    np.testing.assert_allclose(schedule.inverse(schedule.log_snr(jnp.asarray(t, jnp.float32))), t, rtol=2e-5, atol=1e-6)
+    values = schedule.log_snr(np.linspace(0, 1, 5000))
+    assert not np.isnan(values).any() and (values[:2] == np.inf).any() and (np.diff(values[values < np.inf]) < 0).all()
+
+
+@pytest.mark.parametrize(
+    "constants", [(-0.1, 20.0), (0.1, -0.2), (0.0, 0.0), (-1.0, -2.0), (math.nan, 20.0), (0.1, math.inf), (5.0, -1.0)]
+)
+def test_vp_constants_that_make_no_process(constants):
+    with pytest.raises(ConfigError, match="vp_sde.*not finite and falling") as caught:
+        schedules.vp_sde(*constants)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError):
+        build("noise_input", {"name": "vp_time", "beta_min": constants[0], "beta_max": constants[1]})
+
+
+def test_vp_constants_may_fall():
+    """More noise early than late is a process too, and so is an even share."""
+    for constants in ((20.0, 0.1), (5.0, 5.0), (5.0, 0.0), (0.0, 10.0), (0.1, 400.0)):
+        schedule = schedules.vp_sde(*constants)
+        values = schedule.log_snr(np.linspace(1e-3, 1, 500))
+        assert np.isfinite(values).all() and (np.diff(values) < 0).all()
+        assert np.isfinite(np.asarray(schedule.log_snr(jnp.linspace(1e-3, 1, 500)))).all()
 
 
 def test_shifts():

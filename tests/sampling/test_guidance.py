@@ -187,7 +187,7 @@ def test_rescale_blends_standard_deviations_per_sample(phi):
     process = PROCESSES["straight_line"]
     guided, plain = images_of(0, 3.0) * np.array([1, 2, 3], np.float32)[:, None, None, None], images_of(1)
     x_t, t = jnp.ones((3, 4, 4, 2)), jnp.full(3, 0.5)
-    found = np.asarray(guidance.rescale(fixed(process, guided), fixed(process, plain), phi)(x_t, t).x0)
+    found = np.asarray(guidance.rescale(fixed(process, guided), fixed(process, plain), phi, of="x0")(x_t, t).x0)
     for one, strong, weak in zip(found, guided, plain, strict=True):
         np.testing.assert_allclose(one.std(), phi * weak.std() + (1 - phi) * strong.std(), rtol=1e-5)
         np.testing.assert_allclose(one / one.std(), strong / strong.std(), rtol=1e-4)  # only the scale changes
@@ -195,8 +195,30 @@ def test_rescale_blends_standard_deviations_per_sample(phi):
 
 def test_rescale_bears_a_constant_prediction():
     process, zeros = PROCESSES["vp_sde"], np.zeros((2, 4, 4, 1), np.float32)
-    found = guidance.rescale(fixed(process, zeros), fixed(process, zeros))(jnp.ones((2, 4, 4, 1)), jnp.full(2, 0.5))
-    np.testing.assert_array_equal(found.x0, 0.0)
+    x_t, t = jnp.ones((2, 4, 4, 1)), jnp.full(2, 0.5)
+    for of in guidance.RESCALED:
+        np.testing.assert_allclose(
+            guidance.rescale(fixed(process, zeros), fixed(process, zeros), of=of)(x_t, t).x0, 0.0, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize(("prediction", "apart"), [("eps", 0.15), ("v", 0.05), ("x0", 0.0)])
+@pytest.mark.parametrize("phi", [0.7, 1.0])
+def test_rescale_is_of_the_networks_output(prediction, apart, phi):
+    """As published, by its formula; the other form, of x0, is another picture, unless x0 is the output."""
+    process, t = Process("scaled_linear", prediction=prediction), jnp.full(3, 0.6)
+    x_t, cond, uncond = jnp.asarray(images_of(0)), images_of(1), images_of(2)
+    bind = lambda output: process.bind(lambda params, x, noise, c: jnp.asarray(output), {})  # noqa: E731
+    guided = guidance.classifier_free(bind(cond), bind(uncond), 7.5)
+    found = guidance.rescale(guided, bind(cond), phi)(x_t, t)
+    mixed, axes = uncond + 7.5 * (cond - uncond), (1, 2, 3)
+    rescaled = mixed * (cond.std(axes, keepdims=True) / mixed.std(axes, keepdims=True))
+    wanted = bind(phi * rescaled + (1 - phi) * mixed)(x_t, t)
+    np.testing.assert_allclose(found.x0, wanted.x0, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(found.eps, wanted.eps, rtol=1e-4, atol=2e-5)
+    of_x0 = guidance.rescale(guided, bind(cond), phi, of="x0")(x_t, t).x0
+    far = float(jnp.abs(of_x0 - found.x0).max() / jnp.abs(found.x0).max())
+    assert far >= apart and (apart or far < 1e-5), far
 
 
 def test_interval_is_in_units_of_the_noise_level():
@@ -240,7 +262,8 @@ def test_ancestral_steps_use_what_guidance_made():
     """A mean that the network predicted, and a classifier's gradient, belong to the x0 before guidance: neither outlives it."""
     process, x, s, t = Process({"name": "linear", "num_steps": 50}, "mu"), jnp.array([[0.3, -1.2]]), 0.48, jnp.array([0.5])
     plain, weak = (process.bind(lambda params, x, noise, cond, k=k: k * x, {}) for k in (0.9, 0.5))
-    step = lambda denoiser: solvers.ddpm().step(denoiser, x, (), t, jnp.float32(s), lambda name: jnp.zeros_like(x))[0]  # noqa: E731
+    solver, silence = solvers.ddpm(), lambda name: jnp.zeros_like(x)
+    step = lambda denoiser: solver.step(denoiser, x, solver.init(x, 1), t, jnp.float32(s), silence)[0]  # noqa: E731
     tilted = guidance.classifier(plain, lambda x, t: -jnp.square(x).sum(-1), 2.0)
     variance = np.exp(process.reverse_log_variance(plain(x, t), s, t))
     np.testing.assert_allclose(step(tilted), 0.9 * x - variance * 4 * x, rtol=1e-3)
@@ -278,6 +301,7 @@ def test_composed_guidance_evaluates_each_network_once():
     ("make", "message"),
     [
         (lambda d: guidance.rescale(d, d, 1.5), "phi"),
+        (lambda d: guidance.rescale(d, d, of="output of x0"), "unknown|did you mean|output"),
         (lambda d: guidance.interval(d, d, 1.0, 0.5), "low < high"),
         (lambda d: guidance.interval(d, d, -1.0, 0.5), "low < high"),
         (lambda d: guidance.dynamic_threshold(d, 0.0), "percentile"),

@@ -57,6 +57,20 @@ def test_the_ancestral_mean_moves_by_the_variance_times_the_gradient(variance, i
     np.testing.assert_allclose(_step(variance, solvers.ddpm(), index, X), expected, rtol=2e-4, atol=2e-5)
 
 
+def test_the_last_step_of_a_respaced_chain_moves_by_the_variance_of_the_next_kept_one():
+    """As published code does, whose chain of the kept steps is a chain of its own."""
+    process, solver = Process(schedules.from_betas(BETAS)), solvers.ddpm()
+    denoise = Denoiser(lambda x_t, t: process.with_x0(Denoised(x_t, x_t), jnp.full_like(x_t, X0), x_t, t), process)
+    guided = guidance.classifier(denoise, lambda x_t, t: SLOPE * x_t.sum((1, 2, 3)), SCALE)
+    later, first = 7, 0
+    quiet, at = (lambda name: jnp.zeros_like(X)), lambda index: jnp.float32((index + 1) / T)
+    moved, state = solver.step(guided, X, solver.init(X, 2), at(later), at(first), quiet)
+    last, _ = solver.step(guided, moved, state, at(first), jnp.float32(0), quiet)
+    beta = 1 - BARS[later] / BARS[first]
+    variance = beta * (1 - BARS[first]) / (1 - BARS[later])
+    np.testing.assert_allclose(last, X0 + variance * SCALE * SLOPE, rtol=2e-5)
+
+
 def test_the_last_ancestral_step_moves_by_the_clipped_variance():
     sigma = _posterior(1)[2]  # index 0 has none of its own
     np.testing.assert_allclose(_step("fixed_small", solvers.ddpm(), 0, X), X0 + sigma * SCALE * SLOPE, rtol=1e-4)

@@ -101,7 +101,7 @@ def test_a_ddim_step_adds_the_share_eta_of_the_posterior_deviation(schedule, eta
 def test_the_last_step_adds_no_noise(solver):
     process, t = Process("vp_sde"), jnp.float32(0.1)
     denoiser, x = GAUSSIAN.denoiser(process), jnp.ones((3, 2))
-    found, _ = solver.step(denoiser, x, (), t, jnp.float32(0.0), lambda name: 1e3 * x)
+    found, _ = solver.step(denoiser, x, solver.init(x, 1), t, jnp.float32(0.0), lambda name: 1e3 * x)
     np.testing.assert_allclose(found, denoiser(x, t).x0, rtol=1e-5)
 
 

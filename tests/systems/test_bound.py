@@ -87,7 +87,7 @@ def test_a_network_has_logits_of_each_bit():
         ({"process": {"name": "categorical", "num_values": 3}}, "3 categories, which the codec Binary"),
         ({"more": {"image": {}}}, "conditioner 'image' needs a Gaussian"),
         ({"objective": {"name": "bound", "steps": 0}}, "steps >= 1"),
-        ({"codec": {"name": "binary", "threshold": 2.0}}, r"threshold must lie in \[0, 1\]"),
+        ({"codec": {"name": "binary", "threshold": 2.0}}, r"threshold must be a number in \[0, 1\]"),
     ],
 )
 def test_parts_that_do_not_fit(fields, message):

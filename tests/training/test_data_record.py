@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
 
-from diffusion_jax.errors import CheckpointError, DataError
+from diffusion_jax.errors import CheckpointError, ConfigError, DataError
+from diffusion_jax.evaluation import Case, Evaluator, Settings
 from diffusion_jax.inference.run import Run
 from diffusion_jax.training import data_record
 from tests.data.test_record import CHANGES, rename
@@ -75,3 +77,24 @@ def test_hosts_can_compare_what_their_data_are(folder):
     rename(folder)
     now = data_record.data_identity(tiny.prepare(data__source={"name": "folder", "path": str(folder)}).pipeline)
     assert "files" not in now and now["digest"] != before["digest"] and now["class_names"] != before["class_names"]
+
+
+def test_an_evaluation_of_a_run_whose_data_changed_is_stopped(folder, tmp_path):
+    run = tmp_path / "run"
+    _train(run, folder)
+    tiny._MADE.clear()
+    (folder / "cat").rename(folder / "zebra")
+    evaluator = Evaluator([str(run)], tmp_path / "out", Settings(num=4, classifier_steps=1, metrics=("fid", "loss")))
+    with pytest.raises(DataError, match="the data are not those that the run was trained on: class 'cat' removed"):
+        evaluator.evaluate(Case())
+    assert not evaluator.results.rows
+
+
+def test_classes_are_asked_for_by_name_without_the_data(folder, tmp_path):
+    run = tmp_path / "run"
+    _train(run, folder)
+    tiny._MADE.clear()
+    shutil.rmtree(folder)
+    assert len(Run(run).sample(labels=["dog", "cat", 3])) == 3
+    with pytest.raises(ConfigError, match=r"unknown class 'dgo'; did you mean 'dog'\? \(the run's classes: a, b, c"):
+        Run(run).sample(labels=["dgo"])

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffusion_jax.data.sources.base import Example
 from diffusion_jax.errors import DataError, nearest
+from diffusion_jax.files import user_path
 from diffusion_jax.registry import register
 
 
@@ -97,7 +98,7 @@ def _prepared(dataset: str, data_dir: str | None) -> Any:
 
     try:
         # From the prepared files alone: the code that made them need not be importable.
-        builder = tfds.builder(dataset, data_dir=data_dir, try_gcs=False)
+        builder = tfds.builder(dataset, data_dir=data_dir and str(user_path(data_dir)), try_gcs=False)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise DataError(
             f"no builder {dataset!r} in {data_dir or 'the usual data directory'}: check the name and set data_dir to where "

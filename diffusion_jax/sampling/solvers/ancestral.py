@@ -39,22 +39,26 @@ def ddpm(variance: Variance | Fraction | None = None) -> Solver:
                 f"with {process.variance!r}; use 'fixed_small' or 'fixed_large', or leave it out"
             )
 
-    def log_variance(process: Process, denoised: Denoised, s: jax.Array, t: jax.Array) -> jax.Array:
+    def log_variance(process: Process, denoised: Denoised, s: jax.Array, t: jax.Array, later: jax.Array) -> jax.Array:
+        of = lambda mode: process.reverse_log_variance(denoised, s, t, mode, later)  # noqa: E731
         if variance is None or isinstance(variance, str):
-            return process.reverse_log_variance(denoised, s, t, variance)
-        small, large = (process.reverse_log_variance(denoised, s, t, mode) for mode in ("fixed_small", "fixed_large"))
-        return (1 - variance) * small + variance * large
+            return of(variance)
+        return (1 - variance) * of("fixed_small") + variance * of("fixed_large")
+
+    def init(x: Data, num_steps: int) -> jax.Array:
+        """The time before the one that a step leaves, 0 at first: the last step, to data, has the variance of that step."""
+        return jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
 
     def step(denoiser: Denoiser, x: Data, state: Any, t: jax.Array, s: jax.Array, noise: Noise) -> tuple[Data, Any]:
         process, denoised = denoiser.process, denoiser(x, t)
         mean = process.reverse_mean(denoised, x, s, t)
-        spread = log_variance(process, denoised, s, t)
+        spread = log_variance(process, denoised, s, t, jnp.where(state > 0, state, jnp.minimum(2 * t, 1.0)))
         if denoised.classifier_gradient is not None:
             mean += _moved(process, denoised.classifier_gradient, jnp.exp(spread), s, t)
         scale = jnp.where(s > 0, jnp.exp(0.5 * spread), 0.0)
-        return mean + scale * noise("step"), state
+        return mean + scale * noise("step"), jnp.asarray(t, state.dtype)
 
-    return Solver(stateless, step, check=check)
+    return Solver(init, step, check=check)
 
 
 def _moved(process: Process, gradient: Data, variance: jax.Array, s: jax.Array, t: jax.Array) -> Data:
@@ -63,7 +67,7 @@ def _moved(process: Process, gradient: Data, variance: jax.Array, s: jax.Array, 
     Source: Dhariwal & Nichol 2021, algorithm 1 (arXiv 2105.05233).
     """
     (alpha_s, _), (alpha_t, sigma_t) = process.alpha_sigma(s), process.alpha_sigma(t)
-    forward = -jnp.expm1(process.log_snr(t) - process.log_snr(s)) * sigma_t**2
+    forward = -jnp.expm1(-process.drop(s, t)) * sigma_t**2
     return (variance - alpha_s / jnp.where(alpha_t > 0, alpha_t, 1.0) * forward) * gradient
 
 
@@ -82,7 +86,7 @@ def ddim(eta: Fraction = 0.0) -> Solver:
         if eta == 0:
             return ode_step(process, denoised, s), state
         alpha, sigma = process.alpha_sigma(s)
-        variance = eta**2 * -jnp.expm1(process.log_snr(t) - process.log_snr(s)) * sigma**2
+        variance = eta**2 * -jnp.expm1(-process.drop(s, t)) * sigma**2
         kept = jnp.sqrt(jnp.maximum(sigma**2 - variance, 0.0))
         return alpha * denoised.x0 + kept * denoised.eps + jnp.sqrt(variance) * noise("step"), state
 

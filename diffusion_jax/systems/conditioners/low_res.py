@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from diffusion_jax import data
-from diffusion_jax.data.files import image_files
+from diffusion_jax.data.files import image_files, size_in_header
 from diffusion_jax.errors import ConfigError, DataError, check_choice
+from diffusion_jax.files import user_path
+from diffusion_jax.npz import read_npz
 from diffusion_jax.process import Process
 from diffusion_jax.registry import register
 from diffusion_jax.rng import named
@@ -202,26 +202,29 @@ def low_res_from(path: str, shape: tuple[int, int, int]) -> Columns:
     Raises:
       DataError: nothing there, of another shape, or an image that is already smaller.
     """
-    if not Path(path).exists():
+    path = user_path(path)
+    if not path.exists():
         raise DataError(f"no low-resolution images at {path}: it does not exist")
-    if Path(path).is_dir():
-        for name in image_files(Path(path)):
-            with Image.open(name) as image:
-                if image.height < shape[0] or image.width < shape[1]:
-                    raise DataError(
-                        f"{name} has {image.width}x{image.height} pixels, fewer than the low-resolution size "
-                        f"{shape[1]}x{shape[0]} that the model takes: enlarge it, or leave it out"
-                    )
-        source = {"name": "folder", "path": path, "test_fraction": 0.0}
+    if path.is_dir():
+        for name in image_files(path):
+            width, height = size_in_header(name)
+            if height < shape[0] or width < shape[1]:
+                raise DataError(
+                    f"{name} has {width}x{height} pixels, fewer than the low-resolution size "
+                    f"{shape[1]}x{shape[0]} that the model takes: enlarge it, or leave it out"
+                )
+        source = {"name": "folder", "path": str(path), "test_fraction": 0.0}
         pipeline = data.from_config({"source": source, "image_size": shape[:2], "channels": shape[2], "batch_size": 1})
         names = {"image": "low_res"} | ({"label": "label"} if pipeline.num_classes else {})
         batches = list(pipeline.one_pass(256))
         return {ours: np.concatenate([batch[theirs] for batch in batches]) for theirs, ours in names.items()}
-    try:
-        with np.load(path) as arrays:
-            columns = {"low_res": arrays["arr_0"]} | ({"label": arrays["arr_1"]} if "arr_1" in arrays else {})
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"cannot read {path}: an npz with arr_0 uint8 [N, h, w, C] is needed ({error})") from error
+    arrays = read_npz(path, "low-resolution images (arr_0 uint8 [N, h, w, C])", wanted={"arr_0", "arr_1"}.__contains__)
+    if "arr_0" not in arrays:
+        raise DataError(f"{path} has no arr_0: low-resolution images uint8 [N, h, w, C] are needed")
+    columns = {ours: arrays[theirs] for theirs, ours in (("arr_0", "low_res"), ("arr_1", "label")) if theirs in arrays}
+    labels = columns.get("label")
+    if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != columns["low_res"].shape[:1]):
+        raise DataError(f"{path}: arr_1 must be labels, whole numbers [N], got {labels.dtype} {labels.shape}")
     images = columns["low_res"]
     if images.dtype != np.uint8 or images.shape[1:] != tuple(shape) or not len(images):
         raise DataError(

@@ -15,7 +15,7 @@ from typing import Any
 
 from diffusion_jax import identity
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.files import is_lock, read_json, read_json_lines, replacing, sweep_temporary, write_json
+from diffusion_jax.files import read_json, read_json_lines, replacing, sweep_temporary, write_json
 
 NAME = "manifest.jsonl"
 _LINE = "a line of a manifest"
@@ -228,8 +228,8 @@ def _problem(line: Line) -> str | None:
     wrong = next((name for name, kind in kinds.items() if name in line and type(line[name]) is not kind), None)
     if wrong or ("file" in line) != ("sha256" in line):
         return f"{wrong or 'sha256'!r} is missing or of another kind"
-    if line.get("first", 0) < 0 or line.get("count", 1) < 1 or ".." in Path(line.get("file", "")).parts:
-        return "a file elsewhere, or of no samples"
+    if line.get("first", 0) < 0 or line.get("count", 1) < 1:
+        return "a file of no samples"
     return None
 
 
@@ -238,9 +238,10 @@ def _files(folder: Path) -> Iterator[str]:
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        below = "" if root == os.fspath(folder) else f"{os.path.relpath(root, folder)}/"
         for name in sorted([*files, *links]):
-            if not (name.startswith(".") or name in _LEFT_BY_DESKTOPS or is_lock(Path(name))):
-                yield (Path(root) / name).relative_to(folder).as_posix()
+            if not name.startswith(".") and name not in _LEFT_BY_DESKTOPS:  # a hidden one is the lock
+                yield below + name
 
 
 def _cut_torn(path: Path) -> None:

@@ -21,6 +21,8 @@ from diffusion_jax.data import Pipeline
 from diffusion_jax.registry import annotations, kinds, known, lookup
 from diffusion_jax.systems import Sampling
 from diffusion_jax.training.config import DEFAULTS
+from diffusion_jax.training.optimizer import Shared
+from diffusion_jax.training.sections import Mesh, Training
 from diffusion_jax.values import describe
 
 PAGE = Path(__file__).with_name("reference.md")
@@ -73,7 +75,7 @@ def table(fields: Mapping[str, tuple[str, str, str]]) -> Iterator[str]:
         yield ""
 
 
-def fields_of(part: Callable[..., Any], leave_out: tuple[str, ...] = ("spec",)) -> dict[str, tuple[str, str, str]]:
+def fields_of(part: Callable[..., Any], leave_out: tuple[str, ...] = ("spec", "rate")) -> dict[str, tuple[str, str, str]]:
     """The fields of a part, {name: (what it takes, default, meaning)}."""
     kinds_of, said = annotations(part), meanings(inspect.getdoc(part) or "")
     if inspect.isclass(part):
@@ -121,14 +123,16 @@ def sections() -> Iterator[str]:
     yield ""
     yield f"The sections are {', '.join(f'`{name}`' for name in DEFAULTS)}."
     yield ""
-    for title, fields in (("data", fields_of(Pipeline, ("host", "hosts"))), ("sampling", fields_of(Sampling))):
+    for title, fields in (
+        ("data", fields_of(Pipeline, ("host", "hosts"))),
+        ("training", fields_of(Training)),
+        ("mesh", fields_of(Mesh)),
+        ("optimizer", fields_of(Shared)),
+        ("sampling", fields_of(Sampling)),
+    ):
         yield f"### `{title}`"
         yield ""
         yield from table(fields)
-    for title in ("training", "mesh", "optimizer"):
-        yield f"### `{title}`"
-        yield ""
-        yield from table({name: ("", f"`{value!r}`", "") for name, value in DEFAULTS[title].items()})
 
 
 def page() -> str:

@@ -252,10 +252,9 @@ def answering(name: str) -> Iterator[None]:
     except Exception as error:
         if not jax.distributed.is_initialized():
             raise
-        if processes.is_lost_peer(error):
-            told = processes.failure_told()
+        told = processes.failure_told()
+        if told or processes.is_lost_peer(error):
             interrupts.say(f"{name}: error: {told or _LOST}")
-            interrupts.leave_now(MISTAKE if told else LOST_PEER)
         else:
             _LOG.exception("Process %d failed.", jax.process_index())
-        interrupts.leave_now(LOST_PEER)
+        interrupts.leave_now(MISTAKE if told else LOST_PEER)

@@ -18,7 +18,7 @@ from diffusion_jax.registry import build, register
 from diffusion_jax.rng import named
 from diffusion_jax.spec import Spec
 from diffusion_jax.systems.base import System
-from diffusion_jax.systems.codecs import Codec, EncodesCategories
+from diffusion_jax.systems.codecs import Codec, EncodesCategories, range_of_levels
 from diffusion_jax.systems.conditioners import Conditioner, Known
 
 
@@ -133,6 +133,8 @@ class Denoising(Objective):
         super().check(system)
         masked = any(conditioner.keeps_known for conditioner in system.conditioners)
         losses.check(system.process, self.weighting, self.distance, self.vlb_weight, masked=masked)
+        if self.vlb_weight or build("weighting", self.weighting) is weightings.bound_only:
+            range_of_levels(system.codec, "the variational bound, as a loss,")
         if self.uncertainty:
             self._check_uncertainty(system)
 

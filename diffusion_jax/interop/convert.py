@@ -122,7 +122,8 @@ def convert(
       A nested dict like `shapes` of numpy arrays, in its dtypes.
 
     Raises:
-      DataError: names that no rule knows, parameters that no tensor gives or that several give, tensors of another shape.
+      DataError: names that no rule knows, parameters that no tensor gives or that several give, tensors of another shape,
+        or with numbers that are not finite as the parameters' dtype.
     """
     wanted = leaves_by_path(shapes)
     maps = table.weight_maps(tensors) if isinstance(table, Table) else table
@@ -151,7 +152,10 @@ def convert(
     if any(problems.values()):
         listed = "; ".join(f"{kind}: {_some(names)}" for kind, names in problems.items() if names)
         raise DataError(f"{source}: these are not the weights of this network: {listed}")
-    return _nested({path: np.ascontiguousarray(found[path], dtype=leaf.dtype) for path, leaf in wanted.items()})
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        leaves = {path: np.array(found[path], leaf.dtype, order="C") for path, leaf in wanted.items()}
+    _check_finite(leaves, source)
+    return _nested(leaves)
 
 
 def export(params: Mapping[str, Any], maps: Sequence[WeightMap]) -> dict[str, np.ndarray]:
@@ -162,19 +166,32 @@ def export(params: Mapping[str, Any], maps: Sequence[WeightMap]) -> dict[str, np
       maps: with a place for every parameter.
 
     Raises:
-      DataError: parameters that the layout has no name for.
+      DataError: parameters that the layout has no name for, or that are not finite.
     """
-    leaves, tensors = leaves_by_path(params), {}
+    leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
+    tensors = {}
     used = {path for entry in maps for path in entry.paths}
     if unnamed := [path for path in leaves if path not in used]:
         raise DataError(f"the layout has no names for these parameters: {_some(unnamed)}")
+    _check_finite(leaves, "the run")
     for entry in maps:
         if not leaves.keys() >= set(entry.paths):
             continue
-        whole = np.concatenate([np.asarray(leaves[path]) for path in entry.paths], axis=-1)
-        parts = np.split(whole, len(entry.names), axis=-1)
-        tensors |= {name: np.ascontiguousarray(entry.back(part)) for name, part in zip(entry.names, parts, strict=True)}
+        whole = (
+            np.concatenate([leaves[path] for path in entry.paths], axis=-1) if len(entry.paths) > 1 else leaves[entry.paths[0]]
+        )
+        parts = np.split(whole, len(entry.names), axis=-1) if len(entry.names) > 1 else [whole]
+        tensors |= {name: np.array(entry.back(part), order="C") for name, part in zip(entry.names, parts, strict=True)}
     return tensors
+
+
+def _check_finite(leaves: Mapping[str, np.ndarray], source: str) -> None:
+    bad = [path for path, leaf in leaves.items() if leaf.dtype.kind not in "biu" and not np.isfinite(leaf).all()]
+    if bad:
+        raise DataError(
+            f"{source}: {_some(bad)} {'has' if len(bad) == 1 else 'have'} numbers that are not finite: these are weights of a "
+            "training that diverged, or damaged"
+        )
 
 
 def _parts(entry: WeightMap, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffusion_jax.interop import layers
 from diffusion_jax.interop.convert import WeightMap
-from diffusion_jax.interop.diffusers_config import DEFAULTS
+from diffusion_jax.interop.diffusers_config import DEFAULTS, of_network
 from diffusion_jax.interop.layouts import Layout
 from diffusion_jax.models.network import Network
 from diffusion_jax.registry import register
@@ -53,16 +53,25 @@ class Diffusers(Layout):
     """Names the weights of UNet2DModel.
 
     Args:
-      cosine_first: whether the sinusoidal embedding was [cos, sin] (`flip_sin_to_cos` in config.json).
+      cosine_first: whether the sinusoidal embedding is [cos, sin] there (`flip_sin_to_cos` in config.json); by default it
+        is as in the network.
     """
 
-    cosine_first: bool = False
+    cosine_first: bool | None = None
     name = "diffusers"
+    weight_file = "diffusion_pytorch_model.safetensors"
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> Diffusers:
         """Return the layout of a model with a config.json."""
-        return cls(cosine_first={**DEFAULTS, **config}["flip_sin_to_cos"])
+        return cls(cosine_first=bool({**DEFAULTS, **config}["flip_sin_to_cos"]))
+
+    def _cosine_first(self, network: Network) -> bool:
+        return network.module.embedding == "adm" if self.cosine_first is None else self.cosine_first
+
+    def config(self, network: Network) -> dict[str, Any]:
+        """Return UNet2DModel's configuration of a network."""
+        return of_network(network, self._cosine_first(network))
 
     def renamed(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rename attention as diffusers 0.14 and later do; files that were saved before have other names."""
@@ -80,7 +89,7 @@ class Diffusers(Layout):
         """
         module = layers.unet_of(network, self.name)
         # Here "adm" is [cos, sin] and "ddpm" [sin, cos]; there the order and the frequencies are chosen apart.
-        swapped = self.cosine_first != (module.embedding == "adm")
+        swapped = self._cosine_first(network) != (module.embedding == "adm")
         rows = {"rows": functools.partial(_swap_halves, module.channels)} if swapped else {}
         return [
             *layers.dense("time_embedding.linear_1", "time_embedding/in", **rows),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.files import read_json, user_path
+from diffusion_jax.interop import layers
+from diffusion_jax.models.network import Network
 from diffusion_jax.spec import size_of
+from diffusion_jax.values import Count, Natural, Positive, Probability, check
 
 DEFAULTS: dict[str, Any] = {
     "in_channels": 3, "out_channels": 3, "center_input_sample": False, "time_embedding_type": "positional",
@@ -30,6 +33,15 @@ _FIXED = {
     "resnet_time_scale_shift": ("default", "scale_shift"), "freq_shift": (0, 1), "downsample_padding": (0, 1),
 }  # fmt: skip
 
+# What the other fields hold.
+_KINDS: dict[str, Any] = {
+    "in_channels": Count, "out_channels": Count, "flip_sin_to_cos": bool, "time_embedding_dim": Count | None,
+    "block_out_channels": Sequence[Count], "layers_per_block": Count, "down_block_types": Sequence[str],
+    "up_block_types": Sequence[str], "downsample_type": str, "upsample_type": str, "dropout": Probability,
+    "attention_head_dim": Count | None, "norm_num_groups": Count, "attn_norm_num_groups": Count | None,
+    "norm_eps": Positive, "num_class_embeds": Natural | None,
+}  # fmt: skip
+
 # Block types: (attention follows each block, how they resample; None where downsample_type and upsample_type say it)
 _DOWN = {"DownBlock2D": (False, "conv"), "AttnDownBlock2D": (True, None), "ResnetDownsampleBlock2D": (False, "resblock")}
 _UP = {"UpBlock2D": (False, "conv"), "AttnUpBlock2D": (True, None), "ResnetUpsampleBlock2D": (False, "resblock")}
@@ -43,14 +55,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
       DataError: it is missing, or no JSON object.
       ConfigError: it describes another class than UNet2DModel.
     """
-    try:
-        config = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): layout 'diffusers' needs it beside the weights") from error
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise DataError(f"{path} holds no JSON object")
+    config = read_json(Path(path), "the configuration of a network", mend="layout 'diffusers' needs it beside the weights")
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise ConfigError(f"{path} describes a {config['_class_name']}; layout 'diffusers' reads UNet2DModel")
     return config
@@ -70,9 +75,13 @@ def network_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         if given[field] not in values:
             known = " or ".join(map(repr, values))
             raise ConfigError(f"config.json: {field}={given[field]!r} has no counterpart here, only {known}")
+    for field, kind in _KINDS.items():
+        check(f"config.json: {field}", kind, given[field])
     size = given.get("sample_size")
     shorter = min(size_of(size, "config.json: sample_size"))
     widths = list(given["block_out_channels"])
+    if not widths:
+        raise ConfigError("config.json: block_out_channels is empty")
     if given["time_embedding_dim"] not in (None, 4 * widths[0]):
         raise ConfigError(
             f"config.json: time_embedding_dim={given['time_embedding_dim']}, but only {4 * widths[0]} is known here"
@@ -98,6 +107,51 @@ def network_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "groups": given["norm_num_groups"],
         "norm_epsilon": given["norm_eps"],
         "down_padding": "same" if given["downsample_padding"] == 0 else "symmetric",
+    }
+
+
+def of_network(network: Network, cosine_first: bool) -> dict[str, Any]:
+    """Return the configuration with which UNet2DModel is a network of `models.unet`: the inverse of `network_fields`.
+
+    Args:
+      cosine_first: the order of the sinusoidal embedding there, see `diffusers.Diffusers`.
+
+    Raises:
+      ConfigError: a field that UNet2DModel does not have.
+    """
+    module, layout = layers.unet_of(network, "diffusers"), "diffusers"
+    layers.check_expressible(layout, network, {"label"}, {"skip_scale": 1.0})
+    levels = layers.levels(module)
+    widths = [round(module.channels * multiplier) for multiplier in module.multipliers]
+    if widths[0] != module.channels:
+        raise ConfigError(f"layout {layout!r} has networks whose first multiplier is 1 only, not {module.multipliers[0]:g}")
+    attending = [level.attends or level.last for level in levels]
+    lengths = [width // level.heads for width, level, attends in zip(widths, levels, attending, strict=True) if attends]
+    single = all(level.heads == 1 for level, attends in zip(levels, attending, strict=True) if attends)
+    adaptive, blockwise = module.conditioning == "adagn", module.resample == "resblock"
+    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if blockwise else ("DownBlock2D", "UpBlock2D")
+    way = "resnet" if blockwise else "conv"
+    return {
+        "_class_name": "UNet2DModel",
+        "sample_size": module.image_size[0] if len(set(module.image_size)) == 1 else list(module.image_size),
+        "in_channels": network.spec.channels,
+        "out_channels": module.out_channels,
+        "block_out_channels": widths,
+        "layers_per_block": layers.one_for_all(layout, "num_res_blocks", module.num_res_blocks),
+        "down_block_types": ["AttnDownBlock2D" if level.attends else plain[0] for level in levels],
+        "up_block_types": ["AttnUpBlock2D" if level.attends else plain[1] for level in reversed(levels)],
+        "downsample_type": way,
+        "upsample_type": way,
+        "downsample_padding": 0 if module.down_padding == "same" else 1,
+        "attention_head_dim": None if single else layers.one_for_all(layout, "width of attention heads", lengths),
+        "resnet_time_scale_shift": "scale_shift" if adaptive else "default",
+        "norm_num_groups": module.groups,
+        "attn_norm_num_groups": module.groups if adaptive else None,
+        "norm_eps": module.norm_epsilon,
+        "freq_shift": 1 if module.embedding == "ddpm" else 0,
+        "flip_sin_to_cos": cosine_first,
+        "num_class_embeds": module.label_table or None,
+        "dropout": module.dropout,
     }
 
 
@@ -150,7 +204,7 @@ def open_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
       DataError: there is no weight file, or no config.json.
       ConfigError: see `read_config`.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.is_dir():
         folder = path / "unet" if (path / "unet").is_dir() else path
         found = [folder / name for name in _FILES if (folder / name).is_file()]

@@ -6,8 +6,8 @@ al. 2022 (arXiv 2206.00364) and its code.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.interop import layers
 from diffusion_jax.interop.convert import WeightMap, linear
-from diffusion_jax.interop.layouts import Layout
+from diffusion_jax.interop.layouts import Constant, Layout
 from diffusion_jax.interop.tensors import read_tensors
 from diffusion_jax.models.adm_unet import UNet
 from diffusion_jax.models.network import Network
@@ -26,8 +26,7 @@ from diffusion_jax.models.score_sde_unet import SongUNet
 from diffusion_jax.registry import register
 
 _FREQUENCIES = "map_noise.freqs"
-# Constants that both sides compute: the filters, and the levels of improved DDPM's preconditioning.
-_CONSTANT = re.compile(r".+\.resample_filter|u")
+_LEVELS = "u"  # of improved DDPM's preconditioning, around the network
 
 _RESIDUAL = {
     "norm0": (layers.norm, "norm_in"),
@@ -45,27 +44,15 @@ def frequencies(path: str | Path) -> tuple[float, ...]:
     Raises:
       DataError: a file without them.
     """
-    tensors = _bare(read_tensors(path))
-    if _FREQUENCIES not in tensors:
+    found = _bare(read_tensors(path)).get(_FREQUENCIES)
+    if found is None:
         raise DataError(f"{path} has no {_FREQUENCIES}: it is no NCSN++ checkpoint of EDM, and needs no frequencies")
-    return tuple(float(f) for f in tensors[_FREQUENCIES])
+    return tuple(float(f) for f in found)
 
 
 def _bare(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Without the name of the preconditioning around the network."""
     return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-
-
-def _side_by_side(heads: int, stacked: np.ndarray) -> np.ndarray:
-    """From [head][d][q, k, v] to [q, k, v][head][d] along the last axis."""
-    grouped = stacked.reshape(*stacked.shape[:-1], heads, -1, 3)
-    return np.moveaxis(grouped, -1, -3).reshape(stacked.shape)
-
-
-def _interleaved(heads: int, stacked: np.ndarray) -> np.ndarray:
-    """The inverse of `_side_by_side`."""
-    grouped = stacked.reshape(*stacked.shape[:-1], 3, heads, -1)
-    return np.moveaxis(grouped, -3, -1).reshape(stacked.shape)
 
 
 def _pointwise(name: str, path: str, there: Any = lambda a: a, back: Any = lambda a: a) -> list[WeightMap]:
@@ -84,8 +71,7 @@ def _block(name: str, path: str, heads: int = 0) -> Iterator[WeightMap]:
     yield from layers.block(_RESIDUAL, name, f"{path}_res")
     if heads:
         yield from layers.norm(f"{name}.norm2", f"{path}_attn/norm")
-        changes = functools.partial(_side_by_side, heads), functools.partial(_interleaved, heads)
-        yield from _pointwise(f"{name}.qkv", f"{path}_attn/qkv", *changes)
+        yield from _pointwise(f"{name}.qkv", f"{path}_attn/qkv", *layers.interleave_heads(heads))
         yield from _pointwise(f"{name}.proj", f"{path}_attn/out")
 
 
@@ -168,21 +154,69 @@ class Edm(Layout):
         layers.check_fields(self.name, module, fields)
         return list(_adm(module))
 
-    def renamed(self, tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Drop the preconditioning's name, and constants."""
-        return {name: t for name, t in _bare(tensors).items() if not _CONSTANT.fullmatch(name) and name != _FREQUENCIES}
+    def renamed(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Drop the preconditioning's name, and its own constants."""
+        return {name: tensor for name, tensor in _bare(tensors).items() if name != _LEVELS}
 
-    def read(self, path: str | Path, network: Network) -> dict[str, Any]:
-        """Read as every layout does; the Fourier frequencies of NCSN++ are no parameters, and must be the network's.
+    def constants(self, network: Network) -> dict[str, Constant]:
+        """Return the filters of all convolutions that resample, and the Fourier frequencies of NCSN++."""
+        module = network.module
+        taps = np.array(getattr(module, "taps", (1, 1)), np.float32)
+        filters = Constant((np.outer(taps, taps) / taps.sum() ** 2)[None, None], "resample_filter")
+        names = {name.rpartition(".")[0] for entry in self.weight_maps(network) for name in entry.names}
+        resampling = {name.rpartition(".")[0] for name in names if re.fullmatch(r"\w+\.\w+_(down|up)\.\w+", name)}
+        found = {f"{name}.{part}.resample_filter": filters for name in sorted(resampling) for part in ("conv0", "skip")}
+        if getattr(module, "pyramid", False):
+            found |= {f"{name}.resample_filter": filters for name in sorted(names) if name.endswith("_aux_residual")}
+        if getattr(module, "embedding", None) == "fourier":
+            found[_FREQUENCIES] = Constant(np.array(module.frequencies, np.float32), "frequencies")
+        return found
 
-        Raises:
-          ConfigError: the network was built with other frequencies than the file's.
-        """
-        given = _bare(read_tensors(path)).get(_FREQUENCIES)
-        wanted = getattr(network.module, "frequencies", ())
-        if given is not None and not np.array_equal(given, np.asarray(wanted, given.dtype)):
-            raise ConfigError(
-                f"{path} was trained with Fourier frequencies of its own: build the network with "
-                "frequencies=interop.edm.frequencies(path)"
-            )
-        return super().read(path, network)
+    def fields_in(self, path: str | Path) -> dict[str, Any]:
+        """Return the Fourier frequencies of an NCSN++."""
+        with contextlib.suppress(DataError):  # most of its networks have none; a file that cannot be read is told of later
+            return {"frequencies": list(frequencies(path))}
+        return {}
+
+    def config(self, network: Network) -> dict[str, Any]:
+        """Return the arguments of SongUNet or DhariwalUNet, the class in "_class_name"."""
+        module, size = network.module, layers.square(self.name, network.module.image_size)
+        shared = {
+            "img_resolution": size,
+            "in_channels": network.spec.channels,
+            "out_channels": module.out_channels,
+            "label_dim": module.num_classes if isinstance(module, SongUNet) else module.label_table,
+            "model_channels": module.channels,
+            "channel_mult": list(module.multipliers),
+            "attn_resolutions": [
+                size >> k for k in range(len(module.multipliers)) if size >> k in module.attention_resolutions
+            ],
+            "dropout": module.dropout,
+        }
+        if isinstance(module, UNet):
+            _check_adm(self.name, network)
+            blocks = layers.one_for_all(self.name, "num_res_blocks", module.num_res_blocks)
+            return {"_class_name": "DhariwalUNet", **shared, "num_blocks": blocks}
+        fourier = module.embedding == "fourier"
+        return {
+            "_class_name": "SongUNet",
+            **shared,
+            "num_blocks": module.num_res_blocks,
+            "augment_dim": module.augment_dim,
+            "embedding_type": "fourier" if fourier else "positional",
+            "channel_mult_noise": 2 if fourier else 1,
+            "encoder_type": "residual" if module.pyramid else "standard",
+            "decoder_type": "standard",
+            "resample_filter": list(module.taps),
+        }
+
+
+def _check_adm(layout: str, network: Network) -> None:
+    """DhariwalUNet has heads of 64 channels, and one group for every 4 channels, at most 32."""
+    module = network.module
+    layers.check_expressible(layout, network, {"label"}, {"skip_scale": 1.0})
+    for level, (width, attends) in zip(layers.levels(module), module.levels, strict=True):
+        if width // 4 < module.groups or module.groups != 32:
+            raise ConfigError(f"layout {layout!r} has networks with 32 groups and at least 128 channels only, not {width}")
+        if (attends or level.last) and width != 64 * level.heads:
+            raise ConfigError(f"layout {layout!r} has networks with head_channels=64 only, not {width // level.heads}")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
-from diffusion_jax.errors import check_choice
+from diffusion_jax.errors import ConfigError
 from diffusion_jax.interop import layers
 from diffusion_jax.interop.convert import WeightMap, linear
 from diffusion_jax.interop.layouts import Layout
@@ -118,9 +118,6 @@ class GuidedDiffusion(Layout):
     attention_order: layers.QkvOrder = "legacy"
     name = "guided_diffusion"
 
-    def __post_init__(self) -> None:
-        check_choice(f"layout {self.name!r}: attention_order", self.attention_order, ("legacy", "new"))
-
     def weight_maps(self, network: Network) -> list[WeightMap]:
         """Map every tensor of a checkpoint, in its order.
 
@@ -141,10 +138,55 @@ class GuidedDiffusion(Layout):
             *layers.conv("out.2", "head"),
         ]
 
+    def config(self, network: Network) -> dict[str, Any]:
+        """Return the arguments of UNetModel, SuperResModel or EncoderUNetModel, the last with its class in "_class_name"."""
+        module, wanted = network.module, {"groups": 32, "skip_scale": 1.0}
+        low_res = network.cond_spec.get("low_res")
+        layers.check_expressible(
+            self.name, network, {"label", "low_res"}, wanted | ({"low_res_method": "bilinear"} if low_res else {})
+        )
+        if low_res and low_res.shape[-1] != network.spec.channels:
+            raise ConfigError(f"layout {self.name!r} has upsamplers of images with as many channels as their output only")
+        classifies, size = isinstance(module, UNetClassifier), layers.square(self.name, module.image_size)
+        kind = "EncoderUNetModel" if classifies else "SuperResModel" if low_res else "UNetModel"
+        return {
+            "_class_name": kind,
+            "image_size": size,
+            "in_channels": network.spec.channels,
+            "model_channels": module.channels,
+            "out_channels": module.num_classes if classifies else module.out_channels,
+            "num_res_blocks": layers.one_for_all(self.name, "num_res_blocks", module.num_res_blocks),
+            "attention_resolutions": [2**level.index for level in layers.levels(module) if level.attends],
+            "dropout": module.dropout,
+            "channel_mult": list(module.multipliers),
+            "use_scale_shift_norm": module.conditioning == "adagn",
+            **({"pool": module.pool} if classifies else {"num_classes": module.label_table or None}),
+            **self._heads(module),
+        }
+
+    def _heads(self, module: Any) -> dict[str, Any]:
+        """Heads, their order, and how levels resample: what improved-diffusion cannot say."""
+        return {
+            "num_heads": module.num_heads,
+            "num_head_channels": module.head_channels or -1,
+            "resblock_updown": module.resample == "resblock",
+            "use_new_attention_order": self.attention_order == "new",
+        }
+
 
 @register("layout", "improved_diffusion")
 @dataclasses.dataclass(frozen=True)
 class ImprovedDiffusion(GuidedDiffusion):
     """Names the weights of improved DDPM's U-Nets and upsampler: strided convolutions, and heads always in the legacy order."""
 
+    attention_order: Literal["legacy"] = "legacy"
     name = "improved_diffusion"
+
+    def _heads(self, module: Any) -> dict[str, Any]:
+        if isinstance(module, UNetClassifier) or module.resample != "conv" or module.multipliers[0] != 1:
+            raise ConfigError(
+                f"layout {self.name!r} has U-Nets with resample='conv' whose first multiplier is 1 only; layout "
+                "'guided_diffusion' has the run's"
+            )
+        heads = [level.heads for level in layers.levels(module) if level.attends or level.last]
+        return {"num_heads": layers.one_for_all(self.name, "number of attention heads", heads)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -102,6 +102,20 @@ def ungroup_heads(heads: int) -> tuple[Change, Change]:
     return lambda tensor: change(tensor, heads, 3), lambda tensor: change(tensor, 3, heads)
 
 
+def interleave_heads(heads: int) -> tuple[Change, Change]:
+    """Return the changes from [head][d][q, k, v] to [q, k, v][head][d] along the last axis, and back: EDM's order."""
+
+    def side_by_side(stacked: np.ndarray) -> np.ndarray:
+        grouped = stacked.reshape(*stacked.shape[:-1], heads, -1, 3)
+        return np.moveaxis(grouped, -1, -3).reshape(stacked.shape)
+
+    def interleaved(stacked: np.ndarray) -> np.ndarray:
+        grouped = stacked.reshape(*stacked.shape[:-1], 3, heads, -1)
+        return np.moveaxis(grouped, -3, -1).reshape(stacked.shape)
+
+    return side_by_side, interleaved
+
+
 # What a U-Net consists of ---------------------------------------------------------------------------------------------
 
 
@@ -163,6 +177,47 @@ def check_fields(layout: str, module: Any, wanted: Mapping[str, Any]) -> None:
                 f"weights of layout {layout!r} were trained with {field}={value!r}, but the recipe's network has {given!r}: "
                 f"set --config.system.network.{field}={value}"
             )
+
+
+def check_expressible(layout: str, network: Network, known: Collection[str], wanted: Mapping[str, Any]) -> None:
+    """Raise a `ConfigError` for what another library's network does not have, before weights are written for it.
+
+    Args:
+      known: the keys of conditioning that it takes.
+      wanted: the only value that it has of each field.
+    """
+    for key in network.cond_spec:
+        if key not in known:
+            raise ConfigError(f"layout {layout!r} has no networks that take {key!r}: the run's weights cannot be written in it")
+    for field, value in wanted.items():
+        given = getattr(network.module, field)
+        if given != value:
+            raise ConfigError(
+                f"layout {layout!r} has networks with {field}={value!r} only, and the run's has {given!r}: its weights would "
+                "mean something else there, and are not written"
+            )
+
+
+def one_for_all(layout: str, field: str, values: Sequence[Any]) -> Any:
+    """Return the value that all levels share.
+
+    Raises:
+      ConfigError: they differ.
+    """
+    if len(set(values)) > 1:
+        raise ConfigError(f"layout {layout!r} has networks with one {field} for all levels only, and the run's has {values}")
+    return values[0]
+
+
+def square(layout: str, size: tuple[int, int]) -> int:
+    """Return the side of square images.
+
+    Raises:
+      ConfigError: they are not square.
+    """
+    if size[0] != size[1]:
+        raise ConfigError(f"layout {layout!r} has networks of square images only, and the run's are of {size[0]} x {size[1]}")
+    return size[0]
 
 
 LayerMaps = Callable[[str, str], list[WeightMap]]

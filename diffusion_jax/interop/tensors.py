@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.errors import ConfigError, DataError
+from diffusion_jax.files import user_path
 from diffusion_jax.interop.pickles import Refused, asked_for, read_modules
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".pkl", ".bin")
@@ -84,7 +85,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _existing(path: str | Path) -> Path:
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise DataError(f"no weight file {path}: give the path of one that you have; nothing is downloaded")
     return path

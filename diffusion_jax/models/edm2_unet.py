@@ -10,12 +10,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.errors import ConfigError
 from diffusion_jax.models import checks
 from diffusion_jax.models.layers import Dropout, downsample_average, upsample_nearest
 from diffusion_jax.models.magnitude import (
     CLIP,
+    Fourier,
     Gain,
     MPConv,
+    fourier_constants,
     mp_cat,
     mp_fourier,
     mp_silu,
@@ -95,11 +98,13 @@ class EDM2UNet(nn.Module):
     dropout: float
     remat: bool
     dtype: Any
+    fourier: Fourier
+    uncertainty_fourier: Fourier
 
     def _embed(self, noise: jax.Array, cond: Mapping[str, Any]) -> jax.Array:
         """The noise level and the class label, [B, widest level] float32."""
         width = self.channels * max(self.multipliers)
-        emb = MPConv(width, 0, name="noise_embedding")(mp_fourier(noise, self.channels * self.multipliers[0]))
+        emb = MPConv(width, 0, name="noise_embedding")(mp_fourier(noise, self.fourier))
         if self.num_classes:
             # A label out of range, the null class, has the code 0.
             code = jax.nn.one_hot(cond["label"], self.num_classes) * self.num_classes**0.5
@@ -139,7 +144,7 @@ class EDM2UNet(nn.Module):
                 h = block(h, level, "decoder", f"up{level}_resample", False, "up")
             for i in range(self.num_res_blocks + 1):
                 h = block(mp_cat(h, skips.pop()), level, "decoder", f"up{level}_{i}")
-        MPConv(1, 0, name="uncertainty")(mp_fourier(noise, _UNCERTAINTY_FEATURES))  # of `EDM2Network.log_variance`
+        MPConv(1, 0, name="uncertainty")(mp_fourier(noise, self.uncertainty_fourier))  # of `EDM2Network.log_variance`
         return MPConv(self.out_channels, 3, self.dtype, name="head")(h, Gain(name="head_gain")()).astype(jnp.float32)
 
 
@@ -162,7 +167,7 @@ class EDM2Network(Network):
 
     def log_variance(self, params: Params, noise: jax.Array) -> jax.Array:
         """Return the learned logarithm of the loss at noise levels [B]: u in (lambda / exp(u)) err^2 + u; float32 [B]."""
-        head = MPConv(1, 0).apply({"params": params["uncertainty"]}, mp_fourier(noise, _UNCERTAINTY_FEATURES))
+        head = MPConv(1, 0).apply({"params": params["uncertainty"]}, mp_fourier(noise, self.module.uncertainty_fourier))
         return head[:, 0]
 
 
@@ -181,6 +186,8 @@ def edm2(
     dropout: Probability = 0.0,
     remat: bool = False,
     dtype: checks.Dtype = "float32",
+    fourier: Sequence[Sequence[float]] = (),
+    uncertainty_fourier: Sequence[Sequence[float]] = (),
 ) -> Network:
     """Build EDM2's U-Net: normalised weights, no biases, no group normalisation, every activation at unit magnitude.
 
@@ -196,9 +203,12 @@ def edm2(
       num_classes: above 0 the network takes `cond["label"]` [B] int32, as one-hot * sqrt(num_classes).
       null_class: the label `num_classes` stands for "no label"; its code is all zeros, and takes no parameters.
       dropout, remat, dtype: as in `unet`.
+      fourier: (frequencies, phases) of the noise level's embedding, each as long as the first level is wide, in radians; ()
+        draws them with a fixed seed. They are no parameters: published weights bring their own, see `interop.edm2`.
+      uncertainty_fourier: the same for `EDM2Network.log_variance`, each of 128 numbers.
 
     Raises:
-      ConfigError: sizes, channels or heads that do not divide.
+      ConfigError: sizes, channels or heads that do not divide, constants of another length.
 
     Source: Karras et al. 2024, section 2 and appendix B (arXiv 2312.02696).
 
@@ -217,6 +227,19 @@ def edm2(
     spec = {"label": jax.ShapeDtypeStruct((), jnp.int32)} if num_classes else {}
     module = EDM2UNet(
         size, out_channels or in_channels, channels, head_channels, num_classes, multipliers, num_res_blocks, attention,
-        dropout, remat, jnp.dtype(dtype),
+        dropout, remat, jnp.dtype(dtype), _constants("fourier", fourier, widths[0]),
+        _constants("uncertainty_fourier", uncertainty_fourier, _UNCERTAINTY_FEATURES),
     )  # fmt: skip
     return EDM2Network(module, Spec.image(size, in_channels), spec)
+
+
+def _constants(field: str, given: Sequence[Sequence[float]], features: int) -> Fourier:
+    """The given constants of Fourier features, or the default ones."""
+    if not given:
+        return fourier_constants(features)
+    if [len(part) for part in given] != [features, features]:
+        raise ConfigError(
+            f"edm2: {field} must be {features} frequencies and as many phases, got {[len(part) for part in given]}"
+        )
+    frequencies, phases = (tuple(float(x) for x in part) for part in given)
+    return frequencies, phases

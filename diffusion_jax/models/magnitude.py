@@ -51,15 +51,25 @@ def mp_cat(a: jax.Array, b: jax.Array, t: float = 0.5) -> jax.Array:
     return jnp.concatenate(parts, axis=-1)
 
 
-def mp_fourier(values: jax.Array, features: int) -> jax.Array:
-    """Return random Fourier features sqrt(2) cos(2 pi (f c + phase)) of [B] numbers: float32 [B, features].
+Fourier = tuple[tuple[float, ...], tuple[float, ...]]
+"""Frequencies and phases of Fourier features, in radians."""
 
-    f ~ N(0, 1) and phase ~ U(0, 1) are fixed: they are constants of the architecture, the same in every network.
-    """
+
+def fourier_constants(features: int) -> Fourier:
+    """Return the default frequencies, normal numbers, and phases, uniform, of a fixed seed: each times 2 pi."""
     rng = np.random.default_rng(features)
     frequency, phase = rng.standard_normal(features), rng.uniform(size=features)
-    angles = values.astype(jnp.float32)[:, None] * jnp.float32(2 * np.pi * frequency) + jnp.float32(2 * np.pi * phase)
-    return math.sqrt(2) * jnp.cos(angles)
+    return tuple(tuple(float(x) for x in np.float32(2 * np.pi * part)) for part in (frequency, phase))
+
+
+def mp_fourier(values: jax.Array, constants: Fourier) -> jax.Array:
+    """Return Fourier features sqrt(2) cos(f c + phase) of [B] numbers: float32 [B, features].
+
+    The frequencies f and phases are fixed: they are constants of the architecture, of magnitude 1 where they are drawn as by
+    `fourier_constants`.
+    """
+    frequency, phase = (jnp.array(part, jnp.float32) for part in constants)
+    return math.sqrt(2) * jnp.cos(values.astype(jnp.float32)[:, None] * frequency + phase)
 
 
 class MPConv(nn.Module):

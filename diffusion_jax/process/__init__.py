@@ -11,6 +11,7 @@ from diffusion_jax.process import (
     noise_levels,
     parameterisations,
     schedules,
+    sub_vp,
     time_samplers,
     weightings,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "noise_levels",
     "parameterisations",
     "schedules",
+    "sub_vp",
     "time_samplers",
     "weightings",
 ]

@@ -75,6 +75,8 @@ class Categorical:
         schedule: Schedule = build("schedule", self.schedule)
         if self.num_values < 2:
             raise ConfigError(f"process 'categorical': num_values must be at least 2, got {self.num_values}")
+        if schedule.family == "subvp":
+            raise ConfigError("process 'categorical': the schedule 'subvp_sde' is of Gaussian noise: use 'vp_sde'")
         if schedule.family == "ve":
             raise ConfigError(
                 f"process 'categorical': the schedule {schedule.name!r} keeps all of the signal (alpha is 1 throughout): use "

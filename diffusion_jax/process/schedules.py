@@ -26,7 +26,7 @@ class Schedule:
 
     Attributes:
       name: for messages.
-      family: "vp", "ve" or "linear"; see `alpha_sigma_from_log_snr`.
+      family: "vp", "subvp", "ve" or "linear"; see `alpha_sigma_from_log_snr`.
       log_snr: t in [0, 1] -> log(alpha^2 / sigma^2), strictly decreasing, same shape.
       inverse: log-SNR -> t in [0, 1], the inverse of `log_snr` where it is finite.
       num_steps: the number T of steps of a discrete schedule (step i, from 0, is at t = (i + 1) / T), or None.

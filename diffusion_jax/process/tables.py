@@ -15,7 +15,7 @@ from diffusion_jax.lazy import lazy
 
 special = lazy("scipy.special")
 
-Family = Literal["vp", "ve", "linear"]
+Family = Literal["vp", "subvp", "ve", "linear"]
 
 # Times this close to a step (in units of a step) are the step: times carry rounding, tables are exact.
 _SNAP = {"float32": 2e-3, "float64": 1e-9}
@@ -50,7 +50,8 @@ def log_ratio(xp: ModuleType, s: Any, t: Any) -> Any:
 def alpha_sigma_from_log_snr(log_snr: Any, family: Family) -> tuple[Any, Any]:
     """Return (alpha, sigma) with alpha^2 / sigma^2 = exp(log_snr), shaped like `log_snr`.
 
-    Families: "vp" has alpha^2 + sigma^2 = 1, "ve" has alpha = 1, "linear" has alpha + sigma = 1 (flow matching).
+    Families: "vp" has alpha^2 + sigma^2 = 1, "subvp" alpha^2 + sigma = 1, "ve" has alpha = 1, "linear" has alpha + sigma = 1
+    (flow matching).
     Infinite log-SNR gives exactly (1, 0), and minus infinity (0, 1).
     """
     xp, sigmoid, log_snr = namespace(log_snr)
@@ -58,6 +59,9 @@ def alpha_sigma_from_log_snr(log_snr: Any, family: Family) -> tuple[Any, Any]:
         return xp.sqrt(sigmoid(log_snr)), xp.sqrt(sigmoid(-log_snr))
     if family == "ve":
         return xp.ones_like(log_snr), xp.exp(-0.5 * log_snr)
+    if family == "subvp":
+        level = xp.exp(-0.5 * log_snr)
+        return 2 / (level + xp.hypot(level, 2.0)), 2 / (1 + xp.hypot(1.0, 2 * xp.exp(0.5 * log_snr)))
     return sigmoid(0.5 * log_snr), sigmoid(-0.5 * log_snr)
 
 

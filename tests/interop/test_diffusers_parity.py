@@ -189,6 +189,9 @@ def test_the_fields_of_the_released_cifar10_network():
               up_block_types=("AttnUpBlock2D", "AttnUpBlock2D")), "all levels must resample alike"),
         (dict(sample_size=None), "sample_size must be a positive whole number"),
         (dict(freq_shift=0.5), "freq_shift=0.5 has no counterpart"),
+        (dict(layers_per_block=[1, 2]), r"config.json: layers_per_block must be a whole number at least 1, got \[1, 2\]"),
+        (dict(block_out_channels="16"), "config.json: block_out_channels must be a list of whole numbers"),
+        (dict(norm_eps="small"), "config.json: norm_eps must be a number"),
         (dict(block_out_channels=(16, 32, 32)), "3 block_out_channels, 2 down_block_types"),
     ],
 )  # fmt: skip
@@ -199,10 +202,10 @@ def test_what_this_library_has_not_is_named(change, message):
 
 def test_a_config_that_is_missing_broken_or_of_another_class(tmp_path):
     path = tmp_path / "config.json"
-    with pytest.raises(DataError, match="config.json cannot be read .*beside the weights"):
+    with pytest.raises(DataError, match="config.json, .*, cannot be read .*beside the weights"):
         read_config(path)
     path.write_text("{")
-    with pytest.raises(DataError, match="is no JSON"):
+    with pytest.raises(DataError, match="cannot be read .Expecting"):
         read_config(path)
     path.write_text('{"_class_name": "UNet2DConditionModel"}')
     with pytest.raises(ConfigError, match="describes a UNet2DConditionModel.*UNet2DModel"):

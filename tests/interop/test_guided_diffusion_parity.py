@@ -195,8 +195,10 @@ def test_fields_without_weights_are_held_to_the_layout():
         with pytest.raises(ConfigError, match=message):
             layout.ImprovedDiffusion().weight_maps(tiny(**fields))
     assert layout.GuidedDiffusion().weight_maps(tiny(resample="resblock", down_padding="same"))  # it has no strided convolution
-    with pytest.raises(ConfigError, match="attention_order: unknown 'old'"):
+    with pytest.raises(ConfigError, match="attention_order must be one of 'legacy', 'new', got 'old'"):
         build("layout", {"name": "guided_diffusion", "attention_order": "old"})
+    with pytest.raises(ConfigError, match="attention_order must be one of 'legacy', got 'new'"):
+        build("layout", {"name": "improved_diffusion", "attention_order": "new"})
     with pytest.raises(ConfigError, match="the U-Net family .*but the network is a SmallCNN: name another"):
         layout.GuidedDiffusion().weight_maps(models.small_classifier(16, 3, 10))
 

@@ -173,7 +173,7 @@ def test_magnitudes_of_the_parts():
     assert rms(both) == pytest.approx(1, abs=0.02)
     # Each side has half of the squared length, though b has three times the channels.
     assert (np.square(both[:, :16]).sum() / np.square(both).sum()) == pytest.approx(0.5, abs=0.02)
-    assert rms(magnitude.mp_fourier(jnp.linspace(-3, 3, 200), 512)) == pytest.approx(1, abs=0.03)
+    assert rms(magnitude.mp_fourier(jnp.linspace(-3, 3, 200), magnitude.fourier_constants(512))) == pytest.approx(1, abs=0.03)
     assert rms(magnitude.normalize(7 * a), -1) == pytest.approx(1, abs=1e-3)
 
 
@@ -192,6 +192,7 @@ def test_half_precision_stays_finite(small):
         ({"head_channels": 24}, "head_channels"),
         ({"null_class": True}, "needs num_classes"),
         ({"dropout": 1.0}, "dropout"),
+        ({"fourier": [[1.0] * 16, [1.0] * 8]}, r"fourier must be 16 frequencies and as many phases, got \[16, 8\]"),
     ],
 )
 def test_what_cannot_be_built(fields, message):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_jax.errors import ConfigError
-from diffusion_jax.process import Process, edm_design, schedules
+from diffusion_jax.process import Process, edm_design, schedules, sub_vp
 from diffusion_jax.registry import build
 
 ALL = {
@@ -26,6 +26,7 @@ ALL = {
     "cosine_continuous": schedules.cosine_continuous(),
     "edm": schedules.edm(),
     "vp_sde": schedules.vp_sde(),
+    "subvp_sde": sub_vp.subvp_sde(),
     "vp_sde_fitted": schedules.vp_sde(**edm_design.vp_constants()),
     "straight_line": schedules.straight_line(),
     "shifted": schedules.shifted("cosine_continuous", size=256),
@@ -100,15 +101,33 @@ def test_inverse(schedule, t):
 @every
 @given(t=st.floats(1e-3, 0.999) | st.just(1.0))
 def test_families_and_precision(schedule, t):
-    """alpha^2 + sigma^2 = 1, alpha = 1, or alpha + sigma = 1; and float32 follows float64."""
+    """alpha^2 + sigma^2 = 1, alpha^2 + sigma = 1, alpha = 1, or alpha + sigma = 1; and float32 follows float64."""
     alpha, sigma = schedule.alpha_sigma(np.float64(t))
-    kept = {"vp": alpha**2 + sigma**2, "ve": alpha, "linear": alpha + sigma}[schedule.family]
+    kept = {"vp": alpha**2 + sigma**2, "subvp": alpha**2 + sigma, "ve": alpha, "linear": alpha + sigma}[schedule.family]
     assert abs(kept - 1) < 1e-12
     if math.isfinite(schedule.log_snr(np.float64(t))):
         assert abs(math.log(alpha**2 / sigma**2) - schedule.log_snr(np.float64(t))) < 1e-9
     rounded = np.float64(np.float32(t))
     exact, single = schedule.alpha_sigma(rounded), schedule.alpha_sigma(jnp.float32(t))
     np.testing.assert_allclose(np.array(single), np.array(exact), rtol=2e-4, atol=1e-7)  # times near a step are the step
+
+
+def test_the_sub_vp_sde():
+    """Closed forms of its marginals; the noise of a short step forward is beta (1 - e^(-2 B)) dt, the SDE's own; its drops."""
+    schedule, t, step = sub_vp.subvp_sde(), np.array([1e-3, 0.05, 0.3, 0.8, 0.99]), 1e-7
+    integral = lambda t: 9.95 * t**2 + 0.1 * t  # noqa: E731
+    alpha, sigma = schedule.alpha_sigma(t)
+    np.testing.assert_allclose(alpha, np.exp(-integral(t) / 2), rtol=1e-12)
+    np.testing.assert_allclose(sigma, -np.expm1(-integral(t)), rtol=1e-12)
+    added = -np.expm1(-schedule.drop(t, t + step)) * schedule.alpha_sigma(t + step)[1] ** 2
+    np.testing.assert_allclose(added / step, (19.9 * t + 0.1) * -np.expm1(-2 * integral(t)), rtol=1e-3)
+    exact = schedule.log_snr(t) - schedule.log_snr(t + 1e-3)
+    np.testing.assert_allclose(schedule.drop(t, t + 1e-3), exact, rtol=1e-9)
+    ends = np.array([[0.01, 1.0], [0.001, 0.7]]).T
+    np.testing.assert_allclose(schedule.drop(*ends), schedule.log_snr(ends[0]) - schedule.log_snr(ends[1]), rtol=1e-12)
+    single = np.float64(np.float32(t)), np.float64(np.float32(t + 1e-3))
+    np.testing.assert_allclose(schedule.drop(*map(jnp.float32, single)), schedule.drop(*single), rtol=2e-6)
+    assert schedule.drop(0.0, 0.5) == math.inf
 
 
 @given(steps=st.integers(2, 3000), data=st.data())

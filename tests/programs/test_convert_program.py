@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import jax
@@ -18,15 +20,16 @@ from diffusion_jax.interop.convert import export
 from diffusion_jax.registry import build
 from diffusion_jax.training.given_weights import system_of
 from diffusion_jax.training.recipes import load_recipe
-from tests.peers import peer
+from tests.interop import published
+from tests.peers import peer, relative
 from tests.tiny_systems import start_program
 
 RECIPE = """
 def get_config(variant="small"):
-    network = {"name": "unet", "channels": 8, "groups": 4, "multipliers": (1, 2), "num_res_blocks": 1}
+    network = {"name": "unet", "channels": 32, "groups": 32, "multipliers": (1, 2), "num_res_blocks": 1}
     network |= {"attention_resolutions": (4,), "num_heads": 2}
     if variant == "wide":
-        network["channels"] = 16
+        network["channels"] = 64
     return {
         "system": {
             "process": {"schedule": {"name": "cosine", "num_steps": 20}, "prediction": "eps"},
@@ -137,8 +140,10 @@ def test_a_folder_of_diffusers_says_what_its_network_is(recipe, tmp_path):
     assert network["num_res_blocks"] == 2 and network["embedding"] == "ddpm" and network["dropout"] == 0.1
     assert run.system.network.num_params() == sum(p.numel() for p in model.parameters())
 
-    convert.export(options(tmp_path / "run", layout="diffusers", export=str(tmp_path / "theirs/unet/back.safetensors")))
-    back, theirs = load_file(tmp_path / "theirs/unet/back.safetensors"), model.state_dict()
+    with pytest.raises(DataError, match="config.json is of another network"):
+        convert.export(options(tmp_path / "run", layout="diffusers", export=str(tmp_path / "theirs/unet/back.safetensors")))
+    back = load_file(convert.export(options(tmp_path / "run", layout=None, export=str(tmp_path / "back"))))
+    theirs = model.state_dict()
     assert back.keys() == theirs.keys() and all(np.array_equal(back[name], theirs[name].numpy()) for name in theirs)
 
     for change, message in (
@@ -153,8 +158,8 @@ def test_a_folder_of_diffusers_says_what_its_network_is(recipe, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def recipe_of(path, **system) -> str:
-    data = {"source": {"name": "digits"}, "image_size": 8, "channels": 1, "batch_size": 8}
+def recipe_of(path, channels=1, **system) -> str:
+    data = {"source": {"name": "digits"}, "image_size": 8, "channels": channels, "batch_size": 8}
     path.write_text(f"def get_config():\n    return {{'system': {system}, 'data': {data}}}\n")
     return str(path)
 
@@ -162,6 +167,65 @@ def recipe_of(path, **system) -> str:
 def halves(network):
     """Parameters that are 0.5 everywhere."""
     return jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), network.shapes())
+
+
+TINY = {"num_res_blocks": 1, "attention_resolutions": (4,)}
+LABELS = {"conditioners": {"labels": {"num_classes": 5, "drop": 0.0}}}
+NCSNPP = {"embedding": "fourier", "pyramid": True, "resample_filter": (1, 3, 3, 1)}
+ROUND_TRIPS = {
+    "cosines first, freq_shift 1": {"network": "unet"},
+    "sines first": {"network": "unet"},
+    "guided, the new order": {
+        "network": {
+            **TINY,
+            "name": "unet",
+            "channels": 64,
+            "multipliers": (0.5, 1),
+            "head_channels": 16,
+            "resample": "resblock",
+        },
+        "process": {"schedule": "cosine", "prediction": "eps", "variance": "learned_range"},
+        "objective": {"vlb_weight": 0.001},
+        **LABELS,
+    },
+    "NCSN++": {"network": {**TINY, "name": "song_unet", "channels": 16, "multipliers": (2, 2), **NCSNPP}},
+    "EDM2, classes": {
+        "network": {**TINY, "name": "edm2", "channels": 16, "multipliers": (1, 2), "head_channels": 16},
+        **LABELS,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "sines first" else pytest.param(name, marks=pytest.mark.slow) for name in ROUND_TRIPS]
+)
+def test_a_run_remembers_what_its_weights_came_in(name, tmp_path):
+    """In, out, and in again, with no flag for the way out; and out to the library that they are of."""
+    there = published.save(name, tmp_path / "theirs")
+    recipe = recipe_of(tmp_path / "r.py", **{"process": {"schedule": "cosine"}, **ROUND_TRIPS[name]}, channels=3)
+    made = options(tmp_path / "run", layout=published.CASES[name][0], config=recipe, weights=str(there))
+    if name == "guided, the new order":
+        made = dataclasses.replace(made, attention_order="new")
+    run = convert.convert(made)
+    out = convert.export(options(run, layout=None, export=str(tmp_path / "out")))
+    module = published.opened(name, out)
+    assert relative(published.outputs(name, module), published.outputs(name, published.case(name).theirs)) <= 1e-5
+    again = dataclasses.replace(made, workdir=str(tmp_path / "again"), weights=str(out))
+    one, other = (Run(folder).params() for folder in (run, convert.convert(again)))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert Run(run).config["system"] == Run(tmp_path / "again").config["system"]
+
+
+def test_a_run_that_was_trained_here_names_its_layout(converted, tmp_path):
+    run = shutil.copytree(converted, tmp_path / "run")
+    record = run / "weights.json"
+    assert json.loads(record.read_text())["layout"] == {"name": "improved_diffusion", "attention_order": "legacy"}
+    record.write_text("[]")
+    with pytest.raises(CheckpointError, match="weights.json is not the record of where .*: restore it, or remove it and name"):
+        convert.export(options(run, layout=None, export=str(tmp_path / "out")))
+    record.unlink()
+    with pytest.raises(ConfigError, match="--layout is needed, one of diffusers, .*: the run was trained here"):
+        convert.export(options(run, layout=None, export=str(tmp_path / "out")))
 
 
 def test_a_noisy_classifier_is_a_run_too(tmp_path):
@@ -226,13 +290,13 @@ def without(name):
     [
         (without("out.2.bias"), {}, DataError, r"bad.safetensors: .*missing: out.2.bias \(for head/bias\)$"),
         (lambda t: t | {"alien.weight": t["out.2.bias"]}, {}, DataError, "unknown: alien.weight$"),
-        (lambda t: t | {"out.2.bias": t["out.0.bias"]}, {}, DataError, r"out.2.bias \(8,\) \(for head/bias \(1,\)\)$"),
-        (dict, {"config": ":wide"}, DataError, "of another shape: time_embed.0.weight .32, 8. .*and .* more"),
+        (lambda t: t | {"out.2.bias": t["out.0.bias"]}, {}, DataError, r"out.2.bias \(32,\) \(for head/bias \(1,\)\)$"),
+        (dict, {"config": ":wide"}, DataError, "of another shape: time_embed.0.weight .128, 32. .*and .* more"),
         (dict, {"config": ":small", "weights": "none.safetensors"}, DataError, "no weight file none.safetensors"),
         (dict, {"layout": "guided_difusion"}, ConfigError, "unknown layout 'guided_difusion'; did you mean"),
         (dict, {"attention_order": "new"}, ConfigError, "--attention_order is for layout 'guided_diffusion'"),
-        (dict, {"weights": None}, ConfigError, "--weights=FILE and --config=RECIPE are needed"),
-        (dict, {"layout": "diffusers"}, DataError, "config.json cannot be read .*beside the weights"),
+        (dict, {"weights": None}, ConfigError, "^--weights: needed to bring weights in"),
+        (dict, {"layout": "diffusers"}, DataError, "config.json, .*, cannot be read .*beside the weights"),
         (dict, {"ema": "none.pt"}, DataError, "no weight file none.pt"),
     ],
 )
@@ -280,6 +344,8 @@ def test_bad_exports(converted, fields, message, tmp_path, monkeypatch):
 def test_the_order_of_heads_that_each_network_was_published_with():
     for name, order in (("unet_adm64", "new"), ("unet_adm256", "legacy"), ("unet", "legacy")):
         config = {"system": {"network": {"name": name}}}
-        assert convert._layout(options("x", layout="guided_diffusion"), config).attention_order == order
+        assert convert._layout(options("x", layout="guided_diffusion"), config, {}).attention_order == order
+        recorded = {"name": "guided_diffusion", "attention_order": "legacy"}  # what the run came in, over what is usual
+        assert convert._layout(options("x", layout=None), config, recorded).attention_order == "legacy"
         asked = options("x", layout="guided_diffusion", attention_order="legacy")
-        assert convert._layout(asked, config).attention_order == "legacy"
+        assert convert._layout(asked, config, {}).attention_order == "legacy"

@@ -85,12 +85,12 @@ def grid_of(schedule: str, num_steps: int) -> np.ndarray:
 
 
 def test_the_tables_name_all_schedules_predictions_and_solvers() -> None:
-    elsewhere = {"constant", "warmup", "jsd", "ve", "iddpm_levels"}  # see test_schedules and test_edm_design
+    elsewhere = {"constant", "warmup", "jsd", "ve", "iddpm_levels", "subvp_sde"}  # see test_schedules and test_edm_design
     assert set(known("schedule")) - elsewhere == set(SCHEDULES)
     elsewhere = {"mu", "edm_vp", "edm_ve", "consistency"}  # see test_objectives, test_edm_design and those of consistency
     assert set(known("prediction")) - elsewhere == set(PREDICTIONS)
     # The first two are the step of ddim: see test_deterministic and test_stochastic; the last, test_edm_sampler.
-    others = {"euler", "euler_ancestral", "in_time"}
+    others = {"euler", "euler_ancestral", "in_time", "reverse_diffusion", "predictor_corrector"}  # the last two: test_score_sde
     learnt = {
         "lcm",
         "tcd",

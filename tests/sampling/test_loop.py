@@ -19,7 +19,7 @@ EXACT = GAUSSIAN.denoiser(PROCESS)
 GRID = grids.uniform(7)
 GAUSSIAN_SOLVERS = (
     "ddpm ddim euler euler_ancestral heun in_time dpmpp_2m dpmpp_2m_sde dpmpp_2s dpmpp_sde dpmpp_3m unipc pndm lcm consistency "
-    "deis lms kdpm2 kdpm2_ancestral tcd"
+    "deis lms kdpm2 kdpm2_ancestral tcd reverse_diffusion predictor_corrector"
 ).split()
 
 

@@ -15,6 +15,7 @@ from diffusion_jax.sampling.solvers.extrapolation import deis, lms
 from diffusion_jax.sampling.solvers.few_step import consistency, lcm, tcd
 from diffusion_jax.sampling.solvers.multistep import pndm, unipc
 from diffusion_jax.sampling.solvers.runge_kutta import heun, in_time
+from diffusion_jax.sampling.solvers.score_sde import langevin, predictor_corrector, reverse_diffusion
 
 __all__ = [
     "Draw",
@@ -36,9 +37,12 @@ __all__ = [
     "in_time",
     "kdpm2",
     "kdpm2_ancestral",
+    "langevin",
     "lcm",
     "lms",
     "pndm",
+    "predictor_corrector",
+    "reverse_diffusion",
     "tcd",
     "unipc",
 ]

@@ -42,7 +42,7 @@ def kdpm2_ancestral(eta: Fraction = 1.0) -> Solver:
 def _midpoint(eta: float) -> Solver:
     def step(denoiser: Denoiser, x: Data, state: Any, t: jax.Array, s: jax.Array, noise: Noise) -> tuple[Data, Any]:
         process, first = denoiser.process, denoiser(x, t)
-        (alpha, sigma), change = process.alpha_sigma(s), process.log_snr(t) - process.log_snr(s)
+        (alpha, sigma), change = process.alpha_sigma(s), -process.drop(s, t)
         kept = (1 - eta**2) + eta**2 * jnp.exp(change) if eta else 1.0  # of the variance, at the lower level
         down = sigma * jnp.sqrt(kept)
 

@@ -29,7 +29,7 @@ Variant = Literal["midpoint", "taylor"]
 
 def span(process: Process, t: jax.Array, s: jax.Array) -> jax.Array:
     """Return h = l_s - l_t > 0, a scalar."""
-    return 0.5 * (process.log_snr(s) - process.log_snr(t))
+    return 0.5 * process.drop(s, t)
 
 
 def advance(process: Process, x: Data, x0: Data, t: jax.Array, s: jax.Array, eta: float = 0.0) -> Data:

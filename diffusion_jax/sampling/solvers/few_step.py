@@ -99,7 +99,7 @@ def tcd(gamma: Fraction = 0.3) -> Solver:
             return ode_step(process, denoised, s), state
         u = beyond(process, s)
         ratio = process.alpha_sigma(s)[0] / process.alpha_sigma(u)[0]
-        change = jnp.where(u < s, process.log_snr(s) - process.log_snr(u), 0.0)
+        change = jnp.where(u < s, -process.drop(u, s), 0.0)
         spread = process.alpha_sigma(s)[1] * jnp.sqrt(-jnp.expm1(change))
         return ratio * ode_step(process, denoised, u) + spread * noise("step"), state
 

@@ -88,7 +88,7 @@ def read_json(
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as cause:
-        raise error(f"{path}, {what}, cannot be read ({_reason(cause)}): {mend}") from cause
+        raise error(f"{path}, {what}, cannot be read ({reason(cause)}): {mend}") from cause
     problem = None if isinstance(value, kind) else f"it holds a {type(value).__name__}, not a {kind.__name__}"
     problem = problem or (check and check(value))
     if problem:
@@ -125,17 +125,18 @@ def read_json_lines(
                     if cut_short and not line.endswith("\n"):
                         cut_short(f"{path}, line {number}, was cut short, as by a killed program: it is left out")
                         return
-                    raise error(f"{path}, line {number}: not JSON ({_reason(cause)}); {what} is one object a line") from cause
+                    raise error(f"{path}, line {number}: not JSON ({reason(cause)}); {what} is one object a line") from cause
                 problem = None if isinstance(value, dict) else f"a {type(value).__name__}, where {what} is an object"
                 problem = problem or (check and check(value))
                 if problem:
                     raise error(f"{path}, line {number}: {problem}")
                 yield number, value
     except (OSError, UnicodeDecodeError) as cause:
-        raise error(f"{path} cannot be read ({_reason(cause)})") from cause
+        raise error(f"{path} cannot be read ({reason(cause)})") from cause
 
 
-def _reason(cause: BaseException) -> str:
+def reason(cause: BaseException) -> str:
+    """Return what an exception says, on one line of at most 200 characters."""
     text = cause.strerror if isinstance(cause, OSError) else str(cause)
     return " ".join((text or type(cause).__name__).split())[:200]
 
@@ -156,7 +157,7 @@ def only_writer(folder: Path, doing: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / _LOCK, "a+")
     except OSError as cause:
-        raise DataError(f"cannot write to {folder}: {_reason(cause)}; choose a folder that can be written") from cause
+        raise DataError(f"cannot write to {folder}: {reason(cause)}; choose a folder that can be written") from cause
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from diffusion_jax.errors import DataError
+from diffusion_jax.files import reason
 
 MOST_BYTES = 2**34
 """Of all arrays that are read from one file."""
@@ -38,8 +39,7 @@ def read_npz(
                 raise ValueError(f"its arrays claim {total:,} bytes, more than {most:,}")
             return {name: _read(archive, entry) for name, entry in entries.items()}
     except Exception as error:  # damaged archives fail in many ways
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        raise DataError(f"{path} cannot be read as {what}, an npz: {' '.join(reason.split())}") from error
+        raise DataError(f"{path} cannot be read as {what}, an npz: {reason(error)}") from error
 
 
 def _bytes(archive: zipfile.ZipFile, name: str, entry: zipfile.ZipInfo) -> int:

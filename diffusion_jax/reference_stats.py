@@ -35,11 +35,11 @@ from diffusion_jax.features.extractor import BATCH, Extractor
 from diffusion_jax.features.networks import small
 from diffusion_jax.files import user_path
 from diffusion_jax.inference import command_line
+from diffusion_jax.inference.run import Run
 from diffusion_jax.inference.sample_sets import open_samples
 from diffusion_jax.metrics.statistics_file import Meta, Statistics, write_statistics
 from diffusion_jax.registry import build
 from diffusion_jax.training import complete
-from diffusion_jax.training import config as configs
 from diffusion_jax.training.recipes import load_recipe
 
 _LOG = logging.getLogger("diffusion_jax.reference_stats")
@@ -57,12 +57,13 @@ def define_flags() -> None:
     flags.DEFINE_integer("classifier_steps", 1000, "Training steps of the network small.", lower_bound=1)
 
 
-def _config(source: str, overrides: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The configuration of a run or a recipe; None for images."""
+def _data(source: str, overrides: Mapping[str, Any]) -> data.Data | None:
+    """The data of a run or a recipe; None for images."""
     if (Path(source) / "config.json").exists():
-        return configs.apply_overrides(configs.read(source), overrides)
+        return Run(source, overrides).data
     if source.partition(":")[0].endswith(".py"):
-        return complete(load_recipe(source, overrides))
+        config = complete(load_recipe(source, overrides))
+        return data.Data(config["data"], seed=config["seed"])
     if not Path(source).exists():
         raise DataError(f"--data={source}: there is no such run, recipe, folder or npz")
     if overrides:
@@ -104,10 +105,9 @@ def _work(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
     out, features = user_path(values["out"]), command_line.features_of(values)
     values = {**values, "data": str(user_path(values["data"]))}
     processes.by_first(lambda: _check_out(out))
-    config = _config(values["data"], overrides)
-    if config is None and values["split"] != "train":
+    source = _data(values["data"], overrides)
+    if source is None and values["split"] != "train":
         raise ConfigError(f"--data={values['data']} is images, all of which are taken: leave out --split")
-    source = None if config is None else data.Data(config["data"], seed=config["seed"])
     if features != "small":
         extractor = build("features", features)
     elif source is not None:

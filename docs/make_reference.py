@@ -21,6 +21,8 @@ from diffusion_jax.data import Pipeline
 from diffusion_jax.registry import annotations, kinds, known, lookup
 from diffusion_jax.systems import Sampling
 from diffusion_jax.training.config import DEFAULTS
+from diffusion_jax.training.optimizer import Shared
+from diffusion_jax.training.sections import Mesh, Training
 from diffusion_jax.values import describe
 
 PAGE = Path(__file__).with_name("reference.md")
@@ -73,7 +75,7 @@ def table(fields: Mapping[str, tuple[str, str, str]]) -> Iterator[str]:
         yield ""
 
 
-def fields_of(part: Callable[..., Any], leave_out: tuple[str, ...] = ("spec",)) -> dict[str, tuple[str, str, str]]:
+def fields_of(part: Callable[..., Any], leave_out: tuple[str, ...] = ("spec", "rate")) -> dict[str, tuple[str, str, str]]:
     """The fields of a part, {name: (what it takes, default, meaning)}."""
     kinds_of, said = annotations(part), meanings(inspect.getdoc(part) or "")
     if inspect.isclass(part):
@@ -87,6 +89,11 @@ def fields_of(part: Callable[..., Any], leave_out: tuple[str, ...] = ("spec",)) 
         default = "needed" if parameter.default is parameter.empty else f"`{shown(parameter.default)}`"
         found[name] = takes, default, said.get(name, "")
     return found
+
+
+def of_defaults(fields: Mapping[str, tuple[str, str, str]], given: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
+    """Fields with the defaults of recipes, where those differ from the part's own."""
+    return {name: (takes, f"`{given[name]!r}`", said) for name, (takes, _, said) in fields.items() if name in given}
 
 
 def shown(value: Any) -> str:
@@ -121,14 +128,16 @@ def sections() -> Iterator[str]:
     yield ""
     yield f"The sections are {', '.join(f'`{name}`' for name in DEFAULTS)}."
     yield ""
-    for title, fields in (("data", fields_of(Pipeline, ("host", "hosts"))), ("sampling", fields_of(Sampling))):
+    for title, fields in (
+        ("data", fields_of(Pipeline, ("host", "hosts"))),
+        ("training", fields_of(Training)),
+        ("mesh", fields_of(Mesh)),
+        ("optimizer", {**fields_of(Shared), **of_defaults(fields_of(Shared), DEFAULTS["optimizer"])}),
+        ("sampling", fields_of(Sampling)),
+    ):
         yield f"### `{title}`"
         yield ""
         yield from table(fields)
-    for title in ("training", "mesh", "optimizer"):
-        yield f"### `{title}`"
-        yield ""
-        yield from table({name: ("", f"`{value!r}`", "") for name, value in DEFAULTS[title].items()})
 
 
 def page() -> str:

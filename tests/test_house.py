@@ -1,4 +1,4 @@
-"""The house: floors, style, and a README whose commands are what they say."""
+"""The house: layers, style, and a README whose commands are what they say."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def run(*command: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-def test_floors_import_only_from_below():
+def test_layers_import_only_from_below():
     result = run(sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()")
     assert result.returncode == 0, result.stdout
 

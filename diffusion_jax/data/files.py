@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from diffusion_jax.data.transforms import Crop, Fit, to_channels
 from diffusion_jax.errors import DataError
-from diffusion_jax.files import replacing
+from diffusion_jax.files import reason, replacing
 from diffusion_jax.spec import Spec
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -58,7 +58,7 @@ def size_in_header(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.size
     except Exception as error:  # PIL reports damage in many ways
-        raise DataError(f"{path} is corrupt, truncated or not an image ({error}); mend or remove it") from error
+        raise DataError(f"{path} is corrupt, truncated or not an image ({reason(error)}); mend or remove it") from error
 
 
 def listing(root: Path) -> tuple[list[Path], collections.Counter[str]]:
@@ -115,7 +115,7 @@ def load_image(path: Path) -> np.ndarray:
         raise
     except Exception as error:  # PIL reports damage in many ways
         raise DataError(
-            f"{path} is corrupt, truncated or not an image ({error}); mend or remove it, or set skip_corrupt=True"
+            f"{path} is corrupt, truncated or not an image ({reason(error)}); mend or remove it, or set skip_corrupt=True"
         ) from error
 
 

@@ -108,7 +108,8 @@ def parts_of(run: Run, settings: Settings) -> Parts:
             return Parts()
         extractor = small(classifier)
     if settings.reference is not None:
-        return Parts(extractor, from_file(str(user_path(settings.reference)), extractor), classifier)
+        file = str(user_path(settings.reference))
+        return Parts(extractor, from_file(file, extractor, run.pipeline("test")), classifier)
     return Parts(extractor, from_data(run.data, extractor, Path(run.workdir) / "reference"), classifier)
 
 

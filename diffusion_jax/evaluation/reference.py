@@ -93,14 +93,22 @@ class Reference:
             )  # fmt: skip
 
 
-def from_file(path: str, extractor: Extractor) -> Reference:
-    """The reference of a statistics file.
+def from_file(path: str, extractor: Extractor, held_out: data.Pipeline | None = None) -> Reference:
+    """Return the reference of a statistics file.
+
+    Args:
+      held_out: of a run's data; where the file was made from a source of the same kind that differs from them, that is logged.
 
     Raises:
       DataError: a damaged file, or one of another network, preprocessing or checksum.
     """
     statistics = read_statistics(path, entry="fd_dinov2" if extractor.name.startswith("dinov2") else "fid")
     check_compatible(statistics, extractor.identity(), path)
+    made_of = statistics.meta and statistics.meta.data
+    if made_of and held_out is not None and made_of.get("source") == held_out.source.name:
+        changed = differences(made_of, described(held_out.source, "test"))
+        if changed:
+            _LOG.warning("%s was made from other data than the run's: %s.", path, "; ".join(changed))
     kept = statistics.images
     images = None if kept is None else lambda: (kept[start : start + BATCH] for start in range(0, len(kept), BATCH))
     return Reference(statistics, extractor, images, None, str(path))

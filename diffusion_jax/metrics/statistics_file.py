@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.errors import DataError
-from diffusion_jax.files import replacing, user_path
+from diffusion_jax.files import reason, replacing, user_path
 from diffusion_jax.metrics.frechet import Gaussian, Moments
 from diffusion_jax.npz import MOST_BYTES, read_npz
 
@@ -286,7 +286,7 @@ def load_entry(path: Path, entry: str) -> dict[str, np.ndarray]:
         with open(path, "rb") as file:
             found = _ArraysOnly(file).load()
     except Exception as error:  # damaged pickles fail in many ways
-        raise DataError(f"{path} cannot be read as statistics: {error}") from error
+        raise DataError(f"{path} cannot be read as statistics: {reason(error)}") from error
     if not isinstance(found, dict) or not isinstance(found.get(entry), dict):
         entries = ", ".join(sorted(map(str, found))) if isinstance(found, dict) else type(found).__name__
         raise DataError(f"{path} has no statistics {entry!r} (it has: {entries})")

@@ -8,7 +8,8 @@ from PIL import Image
 
 from diffusion_jax import data
 from diffusion_jax.errors import DataError
-from diffusion_jax.evaluation.reference import from_data
+from diffusion_jax.evaluation.reference import from_data, from_file, statistics_of
+from diffusion_jax.metrics.statistics_file import write_statistics
 from tests.data.test_record import CHANGES
 
 
@@ -49,6 +50,16 @@ def test_kept_statistics_of_other_data_are_refused(alter, message, config, tmp_p
     assert "\n" not in str(raised.value) and kept.stat().st_mtime_ns == written
     kept.unlink()
     from_data(data.Data(config), Means(), tmp_path / "reference")
+
+
+def test_a_file_of_other_data_is_said(config, tmp_path, caplog):
+    run = data.Data(config)
+    write_statistics(tmp_path / "a.npz", statistics_of(run.pipeline("train"), Means(), "train"))
+    from_file(str(tmp_path / "a.npz"), Means(), run.pipeline("test"))
+    assert not caplog.records
+    (tmp_path / "images" / "cat" / "0.png").unlink()
+    from_file(str(tmp_path / "a.npz"), Means(), data.Data(config).pipeline("test"))
+    assert "other data than the run's: class 'cat' of 10 images has 9" in caplog.text
 
 
 def test_a_damaged_file_is_made_again(config, tmp_path, caplog):

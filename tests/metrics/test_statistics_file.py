@@ -101,16 +101,17 @@ def test_pickles_run_nothing(tmp_path, hidden):
 
 
 class Huge:
-    """What asks for an array of 10^12 numbers when it is loaded."""
+    """What asks for an array of any size when it is loaded, without its numbers."""
 
     def __reduce__(self):
-        return np.ndarray, ((10**12,),)
+        return np.ndarray, ((10**7,),)
 
 
 @pytest.mark.parametrize("content", [Huge(), {"fid": Huge()}, {"fid": {"mu": Huge()}}, [], {"fid": 3}, "[" * 99])
 def test_pickles_of_other_things_are_one_line(tmp_path, content):
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps(content))
-    with pytest.raises(DataError, match=r"bad.pkl (cannot be read as statistics|has no statistics 'fid')"):
+    message = "bad.pkl cannot be read as statistics" if b"ndarray" in pickle.dumps(content) else "has no statistics 'fid'"
+    with pytest.raises(DataError, match=message):
         read_statistics(tmp_path / "bad.pkl")
 
 

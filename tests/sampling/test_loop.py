@@ -116,6 +116,31 @@ def test_initial_noise_has_the_deviation_of_its_time(schedule, start):
     np.testing.assert_allclose(path[0].std(0), expected, rtol=0.06)
 
 
+def _dtypes(jaxpr) -> set:
+    """Of all floating arrays that a program computes."""
+    inner = [part for equation in jaxpr.eqns for value in equation.params.values() for part in jax.tree.leaves(value)]
+    found = {out.aval.dtype for equation in jaxpr.eqns for out in equation.outvars if hasattr(out.aval, "dtype")}
+    nested = [getattr(part, "jaxpr", part) for part in inner if hasattr(part, "eqns") or hasattr(part, "jaxpr")]
+    return {kind for kind in found if jnp.issubdtype(kind, jnp.floating)}.union(*map(_dtypes, nested))
+
+
+TRACED = {name: [] if name in ("ddpm", "deis", "kdpm2_ancestral", "lcm") else [pytest.mark.slow] for name in GAUSSIAN_SOLVERS}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks) for name, marks in TRACED.items()])
+def test_a_run_is_of_the_dtype_of_its_noise(name):
+    """Tables included: a run in float64 computes nothing in float32, nor the other way round."""
+    fields = {"s_churn": 1.0} if name in ("heun", "euler", "in_time") else {}
+    solver, process = registry.build("solver", {"name": name, **fields}), Process("linear", "v")
+    denoiser = Denoiser(lambda x, t: process.decode(0.5 * x, x, t), process)
+    run = lambda x: sample(denoiser, solver, grids.leading(4), jax.random.key(0), x.shape, initial=x)  # noqa: E731
+    with jax.enable_x64(True):
+        for dtype in (jnp.float64, jnp.float32):
+            program = jax.make_jaxpr(run)(jnp.zeros((2, 2), dtype))
+            assert program.out_avals[0].dtype == dtype
+            assert _dtypes(program.jaxpr) == {jnp.dtype(dtype)}
+
+
 def test_noise_may_be_given():
     """In place of what the key draws, and in the dtype of the run."""
     times, start = np.array([1.0, 0.6, 0.3, 0.0]), np.random.default_rng(0).normal(size=(4, 2))

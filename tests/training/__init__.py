@@ -1,1 +1,1 @@
-"""Tests of the training floor."""
+"""Tests of the training."""

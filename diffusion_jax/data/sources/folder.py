@@ -18,7 +18,7 @@ from diffusion_jax.data.files import ENDINGS, listing, load_image
 from diffusion_jax.data.sources.base import SPLITS, Example
 from diffusion_jax.data.sources.text import Embeddings
 from diffusion_jax.errors import DataError, check_choice, nearest
-from diffusion_jax.files import read_json_lines, user_path
+from diffusion_jax.files import read_json_lines, reason, user_path
 from diffusion_jax.registry import register
 from diffusion_jax.values import Natural, Probability
 
@@ -225,7 +225,7 @@ def _csv_rows(path: Path, problem: Any) -> Iterator[dict[str, Any]]:
                     raise DataError(f"{path}, line {reader.line_num}: {wrong}")
                 yield row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a table of images ({' '.join(str(error).split())})") from error
+        raise DataError(f"{path} cannot be read as a table of images ({reason(error)})") from error
 
 
 def _intact(root: Path, rows: list[dict[str, str]], skip: bool) -> tuple[list[dict[str, str]], int]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffusion_jax.data.sources.base import Example, Identified
 from diffusion_jax.errors import ConfigError, DataError, nearest
-from diffusion_jax.files import user_path
+from diffusion_jax.files import reason, user_path
 from diffusion_jax.npz import read_npz
 from diffusion_jax.registry import build, register
 from diffusion_jax.values import Count
@@ -60,7 +60,7 @@ class Embeddings(Mapping[str, dict[str, np.ndarray]]):
         try:
             return {file.stem: np.load(file, mmap_mode="r") for file in sorted(self._path.glob("*.npy"))}
         except Exception as error:  # damaged files fail in many ways
-            raise DataError(f"cannot read text embeddings from the npy files of {self._path} ({error})") from error
+            raise DataError(f"cannot read text embeddings from the npy files of {self._path} ({reason(error)})") from error
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -43,7 +43,7 @@ def _midpoint(eta: float) -> Solver:
     def step(denoiser: Denoiser, x: Data, state: Any, t: jax.Array, s: jax.Array, noise: Noise) -> tuple[Data, Any]:
         process, first = denoiser.process, denoiser(x, t)
         (alpha, sigma), change = process.alpha_sigma(s), -process.drop(s, t)
-        kept = (1 - eta**2) + eta**2 * jnp.exp(change) if eta else 1.0  # of the variance, at the lower level
+        kept = (1 - eta**2) + eta**2 * jnp.exp(change) if eta else jnp.ones_like(change)  # of the variance, at the lower level
         down = sigma * jnp.sqrt(kept)
 
         def one() -> Data:

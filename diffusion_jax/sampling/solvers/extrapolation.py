@@ -70,7 +70,7 @@ def _multistep(order: int, variable: Variable) -> Solver:
         denoised = denoiser(x, t)
 
         def weights(number: int) -> jax.Array:
-            found = _weights(process, (t, *times[:number]), s, variable)[1:] if number else jnp.zeros(0)
+            found = _weights(process, (t, *times[:number]), s, variable)[1:] if number else jnp.zeros(0, x.dtype)
             return jnp.zeros(order - 1, x.dtype).at[:number].set(found.astype(x.dtype))
 
         # A time of zero SNR has no place among the points of a polynomial, nor 0 among logarithms.

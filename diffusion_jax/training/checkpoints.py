@@ -272,6 +272,8 @@ def restore_part(workdir: str | Path, target: Any, step: int) -> Any:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             return reader.restore(folder / "state", args=args)
     except _UNREADABLE as error:
+        if processes.is_lost_peer(error):
+            raise
         raise CheckpointError(f"{folder} cannot be read: {_first_line(error)}") from error
 
 

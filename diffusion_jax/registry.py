@@ -140,6 +140,8 @@ def build(kind: str, config: Any, **defaults: Any) -> Any:
     """
     if isinstance(config, str):
         config = {"name": config}
+    if isinstance(config, int | float | list | tuple):
+        raise ConfigError(f"a {kind} must be a name, or a mapping with the key 'name' and fields, got {config!r}")
     if not isinstance(config, Mapping) and not hasattr(config, "items"):
         return config
     given = {key: value for key, value in config.items()}

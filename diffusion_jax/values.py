@@ -108,7 +108,7 @@ def describe(annotation: Any) -> str:
     if origin is tuple and inner[-1:] != (...,):
         return "[" + ", ".join(describe(option) for option in inner) + "]"
     if _is_sequence(origin or annotation):
-        return "a list of " + _plural(describe(inner[0])) if inner else "a list"
+        return "a list of " + _plural(describe(inner[0])) if inner and inner[0] is not Any else "a list"
     if _is_mapping(origin or annotation):
         return "a mapping of fields"
     names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", types.NoneType: "None"}

@@ -91,6 +91,11 @@ def fields_of(part: Callable[..., Any], leave_out: tuple[str, ...] = ("spec", "r
     return found
 
 
+def of_defaults(fields: Mapping[str, tuple[str, str, str]], given: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
+    """Fields with the defaults of recipes, where those differ from the part's own."""
+    return {name: (takes, f"`{given[name]!r}`", said) for name, (takes, _, said) in fields.items() if name in given}
+
+
 def shown(value: Any) -> str:
     """A default as a recipe would say it."""
     if callable(value) or " at 0x" in repr(value):
@@ -127,7 +132,7 @@ def sections() -> Iterator[str]:
         ("data", fields_of(Pipeline, ("host", "hosts"))),
         ("training", fields_of(Training)),
         ("mesh", fields_of(Mesh)),
-        ("optimizer", fields_of(Shared)),
+        ("optimizer", {**fields_of(Shared), **of_defaults(fields_of(Shared), DEFAULTS["optimizer"])}),
         ("sampling", fields_of(Sampling)),
     ):
         yield f"### `{title}`"

@@ -17,7 +17,7 @@ GOOD = [
     (int, 3), (int, np.int64(3)), (float, 3), (float, 2.5), (float, np.float32(2.5)), (bool, False), (str, "a"),
     (Count, 1), (Natural, 0), (Positive, 1e-9), (NonNegative, 0), (Fraction, 1), (Probability, 0.999), (Percentile, 99.5),
     (int | None, None), (Sequence[int], []), (Sequence[int], [1, 2]), (tuple[int, int], [1, 2]), (Sequence[float], (1, 2.5)),
-    (int | tuple[int, int], (8, 8)), (Mapping[str, int], {"a": 1}), (Literal["conv", 2], 2), (Any, object()),
+    (int | tuple[int, int], (8, 8)), (Mapping[str, int], {"a": 1}), (Literal["conv", 2], 2), (Any, "anything"),
     (int, np.zeros(3)), (Sequence[int], range(3)),  # which no configuration can say
 ]  # fmt: skip
 
@@ -64,6 +64,7 @@ def test_values_that_do_not(annotation, value, message):
         ("schedule", {"name": "linear", "beta_end": math.nan}, "beta_end must be a number.*got nan"),
         ("conditioner", {"name": "labels", "num_classes": 0}, "num_classes must be a whole number at least 1, got 0"),
         ("conditioner", {"name": "labels", "num_classes": 3, "drop": 2}, r"drop must be a number in \[0, 1\], got 2"),
+        ("codec", 7, "a codec must be a name, or a mapping with the key 'name' and fields, got 7"),
         ("conditioner", {"name": "image", "drop": "often"}, r"drop must be a number in"),  # inherited
         ("ema", {"name": "constant", "decay": "0.9"}, "decay must be a number.*got '0.9'"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 
 from diffusion_jax import identity
 from diffusion_jax.errors import ConfigError, DataError
-from diffusion_jax.files import is_lock, read_json, read_json_lines, replacing, sweep_temporary, write_json
+from diffusion_jax.files import read_json, read_json_lines, replacing, sweep_temporary, write_json
 
 NAME = "manifest.jsonl"
 _LINE = "a line of a manifest"
@@ -53,7 +54,8 @@ class Manifest:
         Raises:
           DataError: the folder holds what the manifest does not list, or what another program or an earlier version wrote.
         """
-        self._lines = read_lines(self.path) if self.path.exists() else []
+        names = list(_files(self.folder)) if self.path.exists() else itertools.islice(_files(self.folder), 1)
+        self._lines = read_lines(self.path) if self.path.exists() else []  # afterwards: lines precede files
         if self._lines and self._lines[0]["record"] != self.record:
             raise DataError(f"{self.folder} belongs to {self._lines[0]['record']}, not {self.record}: choose another folder")
         if not self._lines and (self.folder / self.record).exists():
@@ -62,7 +64,7 @@ class Manifest:
                 "choose another folder, or remove this one to draw anew"
             )
         known = {NAME, self.record, *(line["file"] for line in self._lines if "file" in line)} if self._lines else ()
-        foreign = next((name for name in _files(self.folder) if name not in known), None)
+        foreign = next((name for name in names if name not in known), None)
         if foreign is not None:
             raise DataError(f"{self.folder} holds {foreign}, which this program did not write there: choose another folder")
 
@@ -226,8 +228,8 @@ def _problem(line: Line) -> str | None:
     wrong = next((name for name, kind in kinds.items() if name in line and type(line[name]) is not kind), None)
     if wrong or ("file" in line) != ("sha256" in line):
         return f"{wrong or 'sha256'!r} is missing or of another kind"
-    if line.get("first", 0) < 0 or line.get("count", 1) < 1 or ".." in Path(line.get("file", "")).parts:
-        return "a file elsewhere, or of no samples"
+    if line.get("first", 0) < 0 or line.get("count", 1) < 1:
+        return "a file of no samples"
     return None
 
 
@@ -236,9 +238,10 @@ def _files(folder: Path) -> Iterator[str]:
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        below = "" if root == os.fspath(folder) else f"{os.path.relpath(root, folder)}/"
         for name in sorted([*files, *links]):
-            if not (name.startswith(".") or name in _LEFT_BY_DESKTOPS or is_lock(Path(name))):
-                yield (Path(root) / name).relative_to(folder).as_posix()
+            if not name.startswith(".") and name not in _LEFT_BY_DESKTOPS:  # a hidden one is the lock
+                yield below + name
 
 
 def _cut_torn(path: Path) -> None:

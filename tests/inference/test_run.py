@@ -132,7 +132,7 @@ def _finish(started: list[subprocess.Popen]) -> None:
     assert [process.returncode for process in started] == [0] * len(started), said
 
 
-@pytest.mark.slow  # six programs
+@pytest.mark.slow  # ten programs
 def test_two_processes_draw_and_measure_as_one_does(tmp_path):
     workdir = make_run(tmp_path / "wide", network=WIDE)
     arguments = {
@@ -145,6 +145,11 @@ def test_two_processes_draw_and_measure_as_one_does(tmp_path):
         _finish([one])
         joined = [*given, f"--coordinator=127.0.0.1:{random.Random().randint(20000, 60000)}", "--num_processes=2"]
         _finish([_start(program, 4, *joined, f"--process_id={i}", f"--out={tmp_path / program}2") for i in (0, 1)])
+        joined[-2] = f"--coordinator=127.0.0.1:{random.Random().randint(20000, 60000)}"
+        refused = [_start(program, 4, *joined, f"--process_id={i}", f"--out={workdir}") for i in (0, 1)]
+        said = [process.communicate(timeout=100)[1] for process in refused]  # a folder of other files: both end at once
+        assert [process.returncode for process in refused] == [2, 2] and all(f"{program}: error: " in text for text in said)
+        assert all("choose another folder" in text for text in said)
     for index in range(20):
         one, two = ((tmp_path / f"sample{n}" / f"{index:06d}.png").read_bytes() for n in (1, 2))
         assert one == two

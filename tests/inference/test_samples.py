@@ -16,7 +16,7 @@ from PIL import Image
 from diffusion_jax.data.files import png_of
 from diffusion_jax.errors import ConfigError, DataError, DiffusionError
 from diffusion_jax.identity import differences
-from diffusion_jax.inference import SampleFolder, open_samples
+from diffusion_jax.inference import SampleFolder, manifest, open_samples
 from diffusion_jax.inference.manifest import Manifest
 from diffusion_jax.inference.samples import check_folder
 from diffusion_jax.spec import Spec
@@ -284,6 +284,22 @@ def test_a_second_writer_is_refused_while_the_first_lives(tmp_path):
                 second()
         folder.add(np.arange(3), IMAGES[:3])
     complete(tmp_path, "png")
+
+
+def test_a_folder_is_looked_at_while_another_writes(tmp_path, monkeypatch):
+    """What appears between a look at the names and one at the manifest is not taken for somebody else's."""
+    fill(tmp_path, "png", range(3))
+    real = manifest.read_lines
+
+    def read_lines(path):
+        lines = real(path)
+        monkeypatch.setattr(manifest, "read_lines", real)
+        fill(tmp_path, "png", range(3, 6))
+        return lines
+
+    monkeypatch.setattr(manifest, "read_lines", read_lines)
+    Manifest(tmp_path, "samples.json").check()
+    assert (tmp_path / "000005.png").exists()
 
 
 def test_what_is_no_image_is_written_as_numbers(tmp_path):

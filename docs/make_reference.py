@@ -113,7 +113,7 @@ def part_lines(kind: str, name: str) -> Iterator[str]:
     yield ""
     whole = getattr(part, "__wrapped__", None)
     fields = fields_of(part)
-    if inspect.isfunction(whole) and whole.__name__ != name and whole.__name__ in known(kind):
+    if whole is not None and inspect.isfunction(whole) and whole.__name__ in set(known(kind)) - {name}:
         usual = fields_of(whole)
         changed = [f"`{field}={of[1].strip('`')}`" for field, of in fields.items() if usual.get(field, of)[1] != of[1]]
         yield f"As `{whole.__name__}`, with {', '.join(changed)}." if changed else f"As `{whole.__name__}`."

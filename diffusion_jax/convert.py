@@ -51,7 +51,7 @@ from diffusion_jax.registry import build, known
 from diffusion_jax.training.given_weights import check_empty, start_run, system_of
 from diffusion_jax.training.recipes import load_recipe
 
-_LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger("diffusion_jax.convert")
 _RECORD = "weights.json"
 _NEW_ORDER = ("unet_adm64",)  # networks whose published checkpoint has the new order of attention heads
 

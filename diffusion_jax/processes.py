@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import time
@@ -15,6 +16,11 @@ from jax.experimental import multihost_utils
 
 from diffusion_jax import errors
 from diffusion_jax.errors import DiffusionError
+
+
+class LostPeer(RuntimeError):
+    """Another process of this job did not come, or has gone."""
+
 
 _DAY = 24 * 3600 * 1000  # in ms; how long peers are waited for: one that dies ends the wait, through its heartbeat
 _FAILURE = "diffusion_jax/failure"
@@ -141,11 +147,17 @@ def tell_failure(error: str) -> None:
     """Tell the peers, if there are any, why this process ends; the first one, which they hear it from, gives them a moment."""
     state = distributed.global_state
     if state.client is not None:
-        try:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first, or the first process is gone
             state.client.key_value_set(_FAILURE, f"process {state.process_id}: {error}")
-        except jax.errors.JaxRuntimeError:
-            return  # another was first, or the first process is gone
         time.sleep(1.5 if state.process_id == 0 else 0)
+
+
+def failure_told() -> str | None:
+    """Return what a peer has said, by now, when it ended by a mistake."""
+    try:
+        return distributed.global_state.client.key_value_try_get(_FAILURE)
+    except jax.errors.JaxRuntimeError:
+        return None
 
 
 def wait_for_failure() -> str:

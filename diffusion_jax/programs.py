@@ -29,6 +29,13 @@ MISTAKE, LOST_PEER = 2, 17
 """Exit statuses; after Ctrl-C it is `interrupts.INTERRUPTED`."""
 
 
+class _Ours(logging.Handler):
+    """This library's messages, on stderr as it is when they come."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        interrupts.say(self.format(record))
+
+
 class _Others(logging.Handler):
     """Other libraries' errors: the first line of each, once; of the same failure they may tell thousands."""
 
@@ -52,7 +59,7 @@ def configure_logging() -> None:
     logger = logging.getLogger("diffusion_jax")
     logger.setLevel(logging.INFO)
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _Ours()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
     logger.propagate = False
@@ -137,7 +144,8 @@ def join_processes(values: Mapping[str, Any], name: str = "") -> None:
       name: the program's, for what is said when a peer fails.
 
     Raises:
-      ConfigError: flags that do not fit together, peers that do not come within --join_seconds.
+      ConfigError: flags that do not fit together.
+      LostPeer: peers do not come within --join_seconds.
       DiffusionError: processes that were not started alike: other flags, code, or libraries.
     """
     if not (values.get("distributed") or values.get("coordinator")):
@@ -162,7 +170,7 @@ def join_processes(values: Mapping[str, Any], name: str = "") -> None:
         jax.distributed.initialize(**named, initialization_timeout=limit, heartbeat_timeout_seconds=values["heartbeat_seconds"])
     except (RuntimeError, ValueError) as error:
         why = str(error).strip().splitlines()[0] if "bad_cast" not in str(error) else "no answer"
-        raise ConfigError(
+        raise processes.LostPeer(
             f"could not join the other processes at {where} within {limit} s ({why}): see that all are started, with the same "
             "--coordinator and --num_processes, or raise --join_seconds"
         ) from error
@@ -238,11 +246,15 @@ def answering(name: str) -> Iterator[None]:
     except KeyboardInterrupt:
         interrupts.say_interrupted(name)
         interrupts.leave_now(interrupts.INTERRUPTED)
+    except processes.LostPeer as error:
+        interrupts.say(f"{name}: error: {error}")
+        interrupts.leave_now(LOST_PEER)
     except Exception as error:
         if not jax.distributed.is_initialized():
             raise
-        if processes.is_lost_peer(error):
-            interrupts.say(f"{name}: error: {_LOST}")
+        told = processes.failure_told()
+        if told or processes.is_lost_peer(error):
+            interrupts.say(f"{name}: error: {told or _LOST}")
         else:
             _LOG.exception("Process %d failed.", jax.process_index())
-        interrupts.leave_now(LOST_PEER)
+        interrupts.leave_now(MISTAKE if told else LOST_PEER)

@@ -47,6 +47,31 @@ def _same(first: Callable[..., Any], second: Callable[..., Any]) -> bool:
         return False
 
 
+def part(kind: str, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: as `register`, and hold a function's calls, or a class's construction, in Python to its annotations as well.
+
+    Raises:
+      ConfigError: when the part is called with a value of another kind or out of range.
+    """
+
+    def decorate(written: Callable[..., Any]) -> Callable[..., Any]:
+        makes = written.__init__ if inspect.isclass(written) else written
+        signature = inspect.signature(written)
+
+        @functools.wraps(makes)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            fields = args[1:] if inspect.isclass(written) else args
+            check_fields(f"{kind} {name!r}", written, signature.bind(*fields, **kwargs).arguments)
+            return makes(*args, **kwargs)
+
+        if not inspect.isclass(written):
+            return register(kind, name)(checked)
+        written.__init__ = checked
+        return register(kind, name)(written)
+
+    return decorate
+
+
 def _place(part: Callable[..., Any]) -> str:
     """Where a part is written: its file and its name."""
     code = getattr(inspect.unwrap(part), "__code__", None)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusion_jax.convert
 import diffusion_jax.evaluation
 import diffusion_jax.features
-import diffusion_jax.interop.layouts
 import diffusion_jax.training  # noqa: F401  (registers the parts)
 from diffusion_jax.data import Pipeline
 from diffusion_jax.registry import annotations, kinds, known, lookup
@@ -113,7 +113,7 @@ def part_lines(kind: str, name: str) -> Iterator[str]:
     yield ""
     whole = getattr(part, "__wrapped__", None)
     fields = fields_of(part)
-    if whole is not None and inspect.isfunction(whole) and whole.__name__ in known(kind):
+    if whole is not None and inspect.isfunction(whole) and whole.__name__ in set(known(kind)) - {name}:
         usual = fields_of(whole)
         changed = [f"`{field}={of[1].strip('`')}`" for field, of in fields.items() if usual.get(field, of)[1] != of[1]]
         yield f"As `{whole.__name__}`, with {', '.join(changed)}." if changed else f"As `{whole.__name__}`."

@@ -86,9 +86,12 @@ class Fitted:
         problem = _problem(example, self._source.num_classes)
         if problem:
             raise DataError(f"example {index} of the source {self._source.name!r} {problem}")
-        example["image"] = self._fit(example["image"])
-        if "mask" in example:
-            example["mask"] = dataclasses.replace(self._fit, channels=1)(example["mask"])
+        try:
+            example["image"] = self._fit(example["image"])
+            if "mask" in example:
+                example["mask"] = dataclasses.replace(self._fit, channels=1)(example["mask"])
+        except DataError as error:
+            raise DataError(f"example {index} of the source {self._source.name!r}: {error}") from error
         return example
 
 

@@ -12,16 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from diffusion_jax.data.transforms import Crop, Fit, to_channels
+from diffusion_jax.data.transforms import MOST_PIXELS, Crop, Fit, to_channels
 from diffusion_jax.errors import DataError
 from diffusion_jax.files import reason, replacing
 from diffusion_jax.spec import Spec
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Of the image files that are read; of several frames or pages the first."""
-
-MOST_PIXELS = 178_956_970
-"""Of an image; what claims more is refused by its header, before memory is asked for. It is where PIL stops by default."""
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
@@ -64,7 +61,8 @@ def size_in_header(path: Path) -> tuple[int, int]:
 def listing(root: Path) -> tuple[list[Path], collections.Counter[str]]:
     """Return the image files below a directory, sorted, and how many other files there are by their endings.
 
-    Hidden files and folders, such as the ._NAME.jpg that macOS leaves on foreign disks, are neither.
+    Hidden files and folders, such as the ._NAME.jpg that macOS leaves on foreign disks, are neither; links to folders are not
+    followed, and count among the other files.
 
     Raises:
       DataError: a directory that cannot be read.
@@ -76,6 +74,7 @@ def listing(root: Path) -> tuple[list[Path], collections.Counter[str]]:
             entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
             waiting += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
             files = [entry.path for entry in entries if entry.is_file()]
+            others["linked folders"] += sum(entry.is_symlink() and entry.is_dir() for entry in entries)
         except OSError as error:
             raise DataError(f"cannot read the directory {folder}: {error.strerror}") from error
         for path in files:
@@ -84,7 +83,7 @@ def listing(root: Path) -> tuple[list[Path], collections.Counter[str]]:
                 found.append(path)
             else:
                 others[ending or "no ending"] += 1
-    return [Path(path) for path in sorted(found, key=lambda path: path.split(os.sep))], others
+    return [Path(path) for path in sorted(found, key=lambda path: path.split(os.sep))], +others
 
 
 def image_files(root: Path) -> list[Path]:
@@ -139,14 +138,18 @@ def named_files(folder: Path) -> dict[Path, Path]:
     """Return the image files below a folder, sorted, by their names without endings.
 
     Raises:
-      DataError: no folder, or no images in it.
+      DataError: no folder, no images in it, or two of one name.
     """
     if not folder.is_dir():
         raise DataError(f"there is no directory {str(folder)!r}")
     files = image_files(folder)
     if not files:
         raise DataError(f"no images in {folder}: looked for {', '.join(ENDINGS)} in it and in its sub-folders")
-    return {path.relative_to(folder).with_suffix(""): path for path in files}
+    named = {path.relative_to(folder).with_suffix(""): path for path in files}
+    twice = next((path for path in files if named[path.relative_to(folder).with_suffix("")] != path), None)
+    if twice is not None:
+        raise DataError(f"{folder} has two images named {twice.stem!r} with different endings: keep one of the two")
+    return named
 
 
 def masked_images(images: Path, masks: Path) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:

@@ -10,6 +10,9 @@ from PIL import Image
 from diffusion_jax.errors import ConfigError, DataError, check_choice
 from diffusion_jax.spec import size_of
 
+MOST_PIXELS = 178_956_970
+"""Of an image; what claims more, or would be enlarged to more, is refused before memory is asked for. It is PIL's own limit."""
+
 RESIZES = ("area", "bicubic", "bilinear", "adm")
 CROPS = ("center", "random", "zoom", "none")
 _ZOOM = 0.8  # the least share of a zoomed image's sides that a crop shows
@@ -102,13 +105,23 @@ class Fit:
         object.__setattr__(self, "size", size_of(self.size))
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Fit uint8 [h, w, c]: uint8 [h', w', channels] with h' >= height and w' >= width, one of them exactly."""
+        """Fit uint8 [h, w, c]: uint8 [h', w', channels] with h' >= height and w' >= width, one of them exactly.
+
+        Raises:
+          DataError: an image so long and narrow that the result would have more than `MOST_PIXELS`.
+        """
         image = to_channels(image, self.channels)
         if self.pad:
             image = np.pad(image, ((self.pad, self.pad), (self.pad, self.pad), (0, 0)))
         if self.method == "adm":
             image = _halve(image, self.size)
-        return resize(image, cover(image.shape[:2], self.size), self.method)
+        height, width = cover(image.shape[:2], self.size)
+        if height * width > MOST_PIXELS:
+            raise DataError(
+                f"an image of {image.shape[1]}x{image.shape[0]} would be {width}x{height} pixels to cover "
+                f"{self.size[1]}x{self.size[0]}, more than {MOST_PIXELS:,}: crop it, or leave it out"
+            )
+        return resize(image, (height, width), self.method)
 
 
 @dataclasses.dataclass(frozen=True)

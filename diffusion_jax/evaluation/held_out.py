@@ -13,9 +13,11 @@ from diffusion_jax import data
 from diffusion_jax.inference.generator import mesh_of, place_batch
 from diffusion_jax.process import Denoiser, likelihood
 from diffusion_jax.process.time_samplers import snap
+from diffusion_jax.process.types import PIXELS, DataRange
 from diffusion_jax.rng import named
 from diffusion_jax.sampling import likelihood as ode_likelihood
 from diffusion_jax.systems import Denoises, NoisyClassifier, Sampling, System, request_of, to_float
+from diffusion_jax.systems.codecs import range_of_levels
 from diffusion_jax.systems.noisy_classifier import QUARTILES, right
 from diffusion_jax.training.mesh import replicated
 
@@ -66,9 +68,10 @@ def bound_terms(
     Source: Nichol & Dhariwal 2021, section 3 (arXiv 2102.09672).
     """
     steps = steps or system.process.num_steps or 100
+    levels = _levels(system, "a bound in bits per dimension")
 
     def bound(denoise: Denoiser, x0: jax.Array, key: jax.Array) -> likelihood.BitsPerDim:
-        return likelihood.bits_per_dim(denoise, x0, named(key, "bound"), steps)
+        return likelihood.bits_per_dim(denoise, x0, named(key, "bound"), steps, data_range=levels)
 
     return _of_first(bound, system, params, pipeline, limit, seed)
 
@@ -124,10 +127,18 @@ def ode_bits_per_dim(
     Source: Song et al. 2021, section 4.3 (arXiv 2011.13456).
     """
 
+    levels = _levels(system, "the likelihood of a flow in bits per dimension")
+
     def bits(denoise: Denoiser, x0: jax.Array, key: jax.Array) -> jax.Array:
-        return ode_likelihood.ode_bits_per_dim(denoise, x0, named(key, "ode"), num_steps=steps, divergence=divergence)
+        settings = {"num_steps": steps, "divergence": divergence, "data_range": levels}
+        return ode_likelihood.ode_bits_per_dim(denoise, x0, named(key, "ode"), **settings)
 
     return np.asarray(_of_first(bits, system, params, pipeline, limit, seed))
+
+
+def _levels(system: Denoises, what: str) -> DataRange:
+    """The range of the 256 levels that `what` counts; processes with a bound of their own have none, and need none."""
+    return PIXELS if isinstance(system.process, likelihood.HasBound) else range_of_levels(system.codec, what)
 
 
 def _of_first(

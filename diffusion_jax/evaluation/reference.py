@@ -132,7 +132,7 @@ def from_data(source: data.Data, extractor: Extractor, folder: str | Path | None
         changed = differences(statistics.meta.data, described(train.source))
         if changed:
             raise DataError(
-                f"the reference statistics kept in {path} were made from other data: {'; '.join(changed)}; put them back, or "
+                f"the reference statistics kept in {path} were made from other data: {'; '.join(changed)}; restore them, or "
                 "remove the file to compute it anew"
             )
     if statistics is None:

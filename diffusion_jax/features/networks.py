@@ -18,6 +18,7 @@ from diffusion_jax.models.feature_network import FeatureNetwork, vgg16
 from diffusion_jax.models.inception import inception_v3
 from diffusion_jax.models.vision_transformer import clip_vision, dinov2
 from diffusion_jax.registry import register
+from diffusion_jax.values import Count
 
 _ALLOWED = {  # preprocessings of each network, its default first
     "inception": ("tf1", "pytorch-fid", "clean-fid"),
@@ -56,7 +57,9 @@ def _build(
 
 
 @register("features", "inception")
-def inception(weights: str, preprocessing: str | None = None, sha256: str | None = None, chunk: int | None = None) -> Extractor:
+def inception(
+    weights: str, preprocessing: str | None = None, sha256: str | None = None, chunk: Count | None = None
+) -> Extractor:
     """Inception-v3 of 2015-12-05: "pool" [N, 2048], "logits_unbiased" [N, 1008], "spatial" [N, 2023].
 
     Args:
@@ -73,7 +76,7 @@ def inception(weights: str, preprocessing: str | None = None, sha256: str | None
 
 
 @register("features", "vgg16")
-def vgg(weights: str, preprocessing: str | None = None, sha256: str | None = None, chunk: int | None = None) -> Extractor:
+def vgg(weights: str, preprocessing: str | None = None, sha256: str | None = None, chunk: Count | None = None) -> Extractor:
     """VGG-16: "fc2" and "fc2_relu" [N, 4096].
 
     Args:
@@ -94,7 +97,7 @@ def dino(
     variant: str = "vit_l14",
     preprocessing: str | None = None,
     sha256: str | None = None,
-    chunk: int | None = None,
+    chunk: Count | None = None,
 ) -> Extractor:
     """DINOv2: "pool" [N, 1024] for the variant "vit_l14".
 
@@ -117,7 +120,7 @@ def clip(
     variant: str = "vit_b32",
     preprocessing: str | None = None,
     sha256: str | None = None,
-    chunk: int | None = None,
+    chunk: Count | None = None,
 ) -> Extractor:
     """The image tower of CLIP: "embedding" [N, 512 or 768], not normalised, and "pool", which it is projected from.
 

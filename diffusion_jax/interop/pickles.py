@@ -40,7 +40,7 @@ class _Fields(dict):
         pass
 
 
-def _persistent(meta: Any, *_: Any) -> _Shell:
+def _persistent(meta: Any) -> _Shell:
     """EDM's objects: {"type", "module_src", "class_name", "state"}; the source is left alone."""
     shell = _Shell()
     shell.__setstate__(meta.get("state") if isinstance(meta, Mapping) else None)
@@ -71,14 +71,15 @@ def _known(module: str, name: str) -> Any:
     import numpy as np
     import torch
 
+    # Functions are wrapped anew each time: a pickle can set attributes of what it names, and these are nobody else's.
     listed: dict[str, Callable[..., Any]] = {
         "collections.OrderedDict": collections.OrderedDict,
         "builtins.set": set,
         "dnnlib.util.EasyDict": _Fields,
-        "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
-        "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+        "torch_utils.persistence._reconstruct_persistent_obj": lambda meta, *_: _persistent(meta),
+        "torch._utils._rebuild_tensor_v2": lambda *parts: torch._utils._rebuild_tensor_v2(*parts),
         "torch._utils._rebuild_parameter": lambda data, *_: data,
-        "torch.storage._load_from_bytes": _storage,
+        "torch.storage._load_from_bytes": lambda data: _storage(data),
         "torch.device": lambda *_: None,
         "numpy.dtype": np.dtype,
         "numpy.ndarray": np.ndarray,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,14 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.parameterisations import Edm
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.types import Data, PerExample
-from diffusion_jax.registry import register
+from diffusion_jax.registry import part
+from diffusion_jax.values import Count, Positive, Range
 
 # Times carry rounding: a level within this share of sigma_min is sigma_min.
 _SNAP = 1e-4
 
 
-@register("prediction", "consistency")
+@part("prediction", "consistency")
 @dataclasses.dataclass(frozen=True)
 class Consistency:
     """EDM preconditioning moved so that f(x, sigma_min) = x exactly, whatever the network says.
@@ -41,18 +42,11 @@ class Consistency:
     Source: Song et al. 2023, appendix C (arXiv 2303.01469).
     """
 
-    sigma_data: float = 0.5
-    sigma_min: float = 0.002
+    sigma_data: Positive = 0.5
+    sigma_min: Positive = 0.002
 
     name = "consistency"
     needs_signal = True
-
-    def __post_init__(self) -> None:
-        if self.sigma_data <= 0 or self.sigma_min <= 0:
-            raise ConfigError(
-                "prediction 'consistency': sigma_data and sigma_min must be positive, got "
-                f"{self.sigma_data} and {self.sigma_min}"
-            )
 
     def _coefficients(self, alpha: jax.Array, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(c_skip, c_out)."""
@@ -94,20 +88,17 @@ class Levels(Protocol):
         """N at a step, counted from 0; int32."""
 
 
-def _check_levels(name: str, start: int, end: int, steps: int) -> None:
-    if start < 2 or end < start or steps < 1:
-        raise ConfigError(f"levels {name!r}: needs 2 <= start <= end and steps >= 1, got {start}, {end} and {steps}")
+def _check_levels(name: str, start: int, end: int) -> None:
+    if end < start:
+        raise ConfigError(f"levels {name!r}: needs start <= end, got {start} and {end}")
 
 
-@register("levels", "fixed")
+@part("levels", "fixed")
 @dataclasses.dataclass(frozen=True)
 class Fixed:
     """N = `count` throughout, as in distillation: 18 for CIFAR-10, 40 for 64 and 256 pixels."""
 
-    count: int = 18
-
-    def __post_init__(self) -> None:
-        _check_levels("fixed", self.count, self.count, 1)
+    count: Annotated[int, Range(2)] = 18
 
     @property
     def start(self) -> int:
@@ -121,7 +112,7 @@ class Fixed:
         return jnp.full((), self.count, jnp.int32)
 
 
-@register("levels", "growing")
+@part("levels", "growing")
 @dataclasses.dataclass(frozen=True)
 class Growing:
     """N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1, from s0 to s1 + 1.
@@ -136,12 +127,12 @@ class Growing:
     [2, 6, 54, 107, 151]
     """
 
-    start: int = 2
-    end: int = 150
-    steps: int = 800_000
+    start: Annotated[int, Range(2)] = 2
+    end: Count = 150
+    steps: Count = 800_000
 
     def __post_init__(self) -> None:
-        _check_levels("growing", self.start, self.end, self.steps)
+        _check_levels("growing", self.start, self.end)
 
     @property
     def last(self) -> int:
@@ -153,7 +144,7 @@ class Growing:
         return jnp.ceil(root - 1).astype(jnp.int32) + 1
 
 
-@register("levels", "doubling")
+@part("levels", "doubling")
 @dataclasses.dataclass(frozen=True)
 class Doubling:
     """N(k) = min(s0 2^floor(k / K'), s1) + 1, K' = floor(K / (log2(s1 / s0) + 1)): from s0 + 1 to s1 + 1, doubling.
@@ -164,12 +155,12 @@ class Doubling:
     [11, 11, 21, 41, 1281]
     """
 
-    start: int = 10
-    end: int = 1280
-    steps: int = 400_000
+    start: Annotated[int, Range(2)] = 10
+    end: Count = 1280
+    steps: Count = 400_000
 
     def __post_init__(self) -> None:
-        _check_levels("doubling", self.start, self.end, self.steps)
+        _check_levels("doubling", self.start, self.end)
 
     @property
     def last(self) -> int:
@@ -224,20 +215,18 @@ Draw = Callable[[jax.Array, int, Ladder, Any], jax.Array]
 """(key, how many, ladder, N) -> the lower index of each pair of neighbouring levels, int32 in 0..N-2."""
 
 
-@register("pairs", "uniform")
+@part("pairs", "uniform")
 def uniform_pairs() -> Draw:
     """Draw every pair of neighbouring levels alike (Song et al. 2023, algorithms 2 and 3, arXiv 2303.01469)."""
     return lambda key, count, ladder, levels: jax.random.randint(key, (count,), 0, levels - 1)
 
 
-@register("pairs", "log_normal")
-def log_normal_pairs(mean: float = -1.1, std: float = 2.0) -> Draw:
+@part("pairs", "log_normal")
+def log_normal_pairs(mean: float = -1.1, std: Positive = 2.0) -> Draw:
     """Draw pairs by the mass that ln(level) ~ normal(mean, std) has between their levels.
 
     Source: Song & Dhariwal 2023, section 3.5 (arXiv 2310.14189).
     """
-    if std <= 0:
-        raise ConfigError(f"pairs 'log_normal': std must be positive, got {std}")
 
     def draw(key: jax.Array, count: int, ladder: Ladder, levels: Any) -> jax.Array:
         # A truncated normal falls between two levels with the mass that it has there.

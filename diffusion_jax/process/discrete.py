@@ -14,24 +14,23 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from diffusion_jax.errors import ConfigError, DataError, check_choice
+from diffusion_jax.errors import ConfigError, DataError
 from diffusion_jax.process.likelihood import BitsPerDim
 from diffusion_jax.process.losses import LossOutput, Times
 from diffusion_jax.process.process import log1mexp
 from diffusion_jax.process.schedules import Schedule
 from diffusion_jax.process.tables import floating
 from diffusion_jax.process.types import Denoiser, PerExample, Time, expand
-from diffusion_jax.registry import build, register
+from diffusion_jax.registry import build, part
 from diffusion_jax.rng import named
-
-NOISES = ("uniform", "absorbing")
+from diffusion_jax.values import Range
 
 Tokens = Int[Array, "batch *shape"]
 """A batch of categories: data are 0 to K - 1, the mask is K."""
@@ -48,7 +47,7 @@ NEVER = -1e30
 """The logarithm of 0, finite so that gradients are."""
 
 
-@register("process", "categorical")
+@part("process", "categorical")
 @dataclasses.dataclass(frozen=True)
 class Categorical:
     """Categories that are replaced by noise, and what a network predicts of them: logits of the clean ones.
@@ -66,15 +65,12 @@ class Categorical:
     28
     """
 
-    num_values: int
-    noise: str = "uniform"
+    num_values: Annotated[int, Range(2)]
+    noise: Literal["uniform", "absorbing"] = "uniform"
     schedule: Any = "straight_line"
 
     def __post_init__(self) -> None:
-        check_choice("process 'categorical': noise", self.noise, NOISES)
         schedule: Schedule = build("schedule", self.schedule)
-        if self.num_values < 2:
-            raise ConfigError(f"process 'categorical': num_values must be at least 2, got {self.num_values}")
         if schedule.family == "subvp":
             raise ConfigError("process 'categorical': the schedule 'subvp_sde' is of Gaussian noise: use 'vp_sde'")
         if schedule.family == "ve":
@@ -259,7 +255,7 @@ class Categorical:
             raise DataError(f"categories must be integers from 0 to {last}, got {x0.dtype}: use a codec such as 'binary'")
 
 
-@register("process", "binomial")
+@part("process", "binomial")
 def binomial(schedule: Any = "straight_line") -> Categorical:
     """Return the process of bits that decay to a fair coin, x_t of B(x_{t-1} (1 - beta_t) + beta_t / 2).
 

@@ -13,18 +13,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import ConfigError, check_choice
-from diffusion_jax.process.schedules import Family, Schedule, namespace, vp_sde
+from diffusion_jax.process.schedules import Schedule, namespace, vp_sde
 from diffusion_jax.process.tables import LogSnrTable, log_ratio, pair
 from diffusion_jax.process.time_samplers import Draw, Stateless
 from diffusion_jax.process.types import Corruption
-from diffusion_jax.registry import register
+from diffusion_jax.registry import part
+from diffusion_jax.values import NonNegative, Positive, Range
 
 _COLUMNS: dict[str, dict[str, Any]] = {
     "vp": {
@@ -74,8 +75,8 @@ def column(name: str) -> dict[str, Any]:
 # Schedules ------------------------------------------------------------------------------------------------------------
 
 
-@register("schedule", "ve")
-def ve(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Schedule:
+@part("schedule", "ve")
+def ve(sigma_min: Positive = 0.02, sigma_max: Positive = 100.0) -> Schedule:
     """Return the variance-exploding SDE: sigma = sigma_max sqrt(t), in which the variance grows evenly.
 
     Args:
@@ -83,8 +84,8 @@ def ve(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Schedule:
 
     Source: Song et al. 2021 (arXiv 2011.13456) as in Karras et al. 2022, table 1.
     """
-    if not 0 < sigma_min < sigma_max:
-        raise ConfigError(f"schedule 've': needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    if not sigma_min < sigma_max:
+        raise ConfigError(f"schedule 've': needs sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
     top = 2 * math.log(sigma_max)
 
     def log_snr(t: Any) -> Any:
@@ -139,9 +140,13 @@ def iddpm_table(num_levels: int = 1000, c1: float = 0.001, c2: float = 0.008) ->
     return np.sqrt(square)
 
 
-@register("schedule", "iddpm_levels")
+@part("schedule", "iddpm_levels")
 def iddpm_levels(
-    num_levels: int = 1000, c1: float = 0.001, c2: float = 0.008, family: Family = "ve", rounded: bool = True
+    num_levels: Annotated[int, Range(2)] = 1000,
+    c1: Positive = 0.001,
+    c2: NonNegative = 0.008,
+    family: Literal["vp", "ve"] = "ve",
+    rounded: bool = True,
 ) -> Schedule:
     """Return a chain of the M levels of improved DDPM: its step i (from 0) is the paper's u_{M-1-i}.
 
@@ -151,8 +156,6 @@ def iddpm_levels(
         lowest. Grids, and samplers that raise the noise (churn), go through it, so that a network trained on these levels is
         asked for no others.
     """
-    if num_levels < 2:
-        raise ConfigError(f"schedule 'iddpm_levels': num_levels must be at least 2, got {num_levels}")
     levels = iddpm_table(num_levels, c1, c2)[-2::-1]
     table = LogSnrTable(-2 * np.log(levels))
     middles = 0.5 * (levels + np.append(0.0, levels[:-1]))
@@ -188,7 +191,7 @@ class _Noise:
         return alpha / sigma
 
 
-@register("prediction", "edm_vp")
+@part("prediction", "edm_vp")
 @dataclasses.dataclass(frozen=True)
 class EdmVp(_Noise):
     """The columns VP and improved DDPM: c_skip 1, c_out -sigma, c_in 1 / sqrt(sigma^2 + 1).
@@ -202,7 +205,7 @@ class EdmVp(_Noise):
         return 1 / jnp.hypot(alpha, sigma)
 
 
-@register("prediction", "edm_ve")
+@part("prediction", "edm_ve")
 @dataclasses.dataclass(frozen=True)
 class EdmVe(_Noise):
     """The column VE: c_skip 1, c_out sigma, c_in 1. The network predicts -eps, as NCSN++ does."""
@@ -225,52 +228,48 @@ def _times(process: Corruption, log_snr: jax.Array) -> Draw:
     return jnp.clip(t, process.schedule.t_min, 1.0), jnp.ones(t.shape)
 
 
-@register("times", "log_uniform")
+@part("times", "log_uniform")
 @dataclasses.dataclass(frozen=True)
 class LogUniform(Stateless):
     """ln sigma uniform between two levels: the column VE."""
 
-    sigma_min: float = 0.02
-    sigma_max: float = 100.0
+    sigma_min: Positive = 0.02
+    sigma_max: Positive = 100.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise ConfigError(
-                f"times 'log_uniform': needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}"
-            )
+        if not self.sigma_min < self.sigma_max:
+            raise ConfigError(f"times 'log_uniform': needs sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
 
     def sample(self, process: Corruption, key: jax.Array, count: int, state: Any) -> Draw:
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
         return _times(process, -2 * jax.random.uniform(key, (count,), minval=low, maxval=high))
 
 
-@register("times", "vp_uniform")
+@part("times", "vp_uniform")
 @dataclasses.dataclass(frozen=True)
 class VpUniform(Stateless):
     """Levels of the VP SDE at times uniform in [t_min, 1]: the column VP."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
-    t_min: float = 1e-5
+    t_min: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 1e-5
 
     def __post_init__(self) -> None:
         vp_sde(self.beta_min, self.beta_max)  # bad values fail here
-        if not 0 < self.t_min < 1:
-            raise ConfigError(f"times 'vp_uniform': t_min must lie in (0, 1), got {self.t_min}")
 
     def sample(self, process: Corruption, key: jax.Array, count: int, state: Any) -> Draw:
         sde, t = vp_sde(self.beta_min, self.beta_max), 1.0 - (1.0 - self.t_min) * jax.random.uniform(key, (count,))
         return _times(process, sde.log_snr(jnp.maximum(t, sde.t_min)))
 
 
-@register("times", "level_uniform")
+@part("times", "level_uniform")
 @dataclasses.dataclass(frozen=True)
 class LevelUniform(Stateless):
     """The levels u_0 .. u_{M-1} of improved DDPM, equally often: its column, on any schedule."""
 
-    num_levels: int = 1000
-    c1: float = 0.001
-    c2: float = 0.008
+    num_levels: Annotated[int, Range(2)] = 1000
+    c1: Positive = 0.001
+    c2: NonNegative = 0.008
 
     def sample(self, process: Corruption, key: jax.Array, count: int, state: Any) -> Draw:
         levels = jnp.asarray(iddpm_table(self.num_levels, self.c1, self.c2)[:-1], jnp.float32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,16 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.edm_design import iddpm_levels
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.schedules import alpha_sigma_from_log_snr, vp_sde
-from diffusion_jax.registry import build, register
+from diffusion_jax.registry import build, part
+from diffusion_jax.values import NonNegative, Positive, Range
 
 NoiseInput = Callable[[Process, jax.Array], jax.Array]
 
 _LEVELS = ("log_snr", "log_sigma")
 
 
-@register("noise_input", "gamma")
-def gamma(scale: float = 1000.0) -> NoiseInput:
+@part("noise_input", "gamma")
+def gamma(scale: Positive = 1000.0) -> NoiseInput:
     """The network is told scale * gamma; the scale is that of the timesteps for which embeddings are made.
 
     Source: Saharia et al. 2021, section 2.1 (arXiv 2104.07636); the scale is ours, none is published.
@@ -33,8 +34,8 @@ def gamma(scale: float = 1000.0) -> NoiseInput:
     return _Level(scale, 2)
 
 
-@register("noise_input", "sqrt_gamma")
-def sqrt_gamma(scale: float = 1000.0) -> NoiseInput:
+@part("noise_input", "sqrt_gamma")
+def sqrt_gamma(scale: Positive = 1000.0) -> NoiseInput:
     """The network is told scale * sqrt(gamma), as published ports of SR3 and Palette do (after WaveGrad, 2009.00713)."""
     return _Level(scale, 1)
 
@@ -86,14 +87,14 @@ def on_schedule(process: Process, schedule: Any) -> Process:
 # whatever the schedule, and values: equal settings compare equal, as a student's must with its teacher's.
 
 
-@register("noise_input", "vp_time")
+@part("noise_input", "vp_time")
 @dataclasses.dataclass(frozen=True)
 class VpTime:
     """c_noise = (M - 1) times the time at which the VP SDE has this level."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
-    num_levels: int = 1000
+    num_levels: Annotated[int, Range(2)] = 1000
 
     of_level = True
 
@@ -104,7 +105,7 @@ class VpTime:
         return (self.num_levels - 1) * vp_sde(self.beta_min, self.beta_max).inverse(process.log_snr(t))
 
 
-@register("noise_input", "log_half_sigma")
+@part("noise_input", "log_half_sigma")
 @dataclasses.dataclass(frozen=True)
 class LogHalfSigma:
     """c_noise = ln(sigma / 2): the column VE, whose network sees it through Fourier features."""
@@ -115,19 +116,16 @@ class LogHalfSigma:
         return -0.5 * process.log_snr(t) - math.log(2.0)
 
 
-@register("noise_input", "nearest_level")
+@part("noise_input", "nearest_level")
 @dataclasses.dataclass(frozen=True)
 class NearestLevel:
     """c_noise = M - 1 - argmin_j |u_j - sigma|: the step of improved DDPM's chain with the nearest level."""
 
-    num_levels: int = 1000
-    c1: float = 0.001
-    c2: float = 0.008
+    num_levels: Annotated[int, Range(2)] = 1000
+    c1: Positive = 0.001
+    c2: NonNegative = 0.008
 
     of_level = True
-
-    def __post_init__(self) -> None:
-        iddpm_levels(self.num_levels, self.c1, self.c2)  # bad values fail here
 
     def __call__(self, process: Process, t: jax.Array) -> jax.Array:
         reference = iddpm_levels(self.num_levels, self.c1, self.c2)

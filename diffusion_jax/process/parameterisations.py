@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.schedules import Schedule
-from diffusion_jax.registry import register
+from diffusion_jax.registry import part
+from diffusion_jax.values import Positive
 
 Pair = tuple[jax.Array, jax.Array]
 
@@ -49,7 +50,7 @@ class _Unscaled:
         return jnp.ones_like(sigma)
 
 
-@register("prediction", "eps")
+@part("prediction", "eps")
 @dataclasses.dataclass(frozen=True)
 class Eps(_Unscaled):
     """Predict the noise (Ho et al. 2020, arXiv 2006.11239)."""
@@ -67,7 +68,7 @@ class Eps(_Unscaled):
         return alpha / sigma
 
 
-@register("prediction", "x0")
+@part("prediction", "x0")
 @dataclasses.dataclass(frozen=True)
 class X0(_Unscaled):
     """Predict the clean data."""
@@ -84,7 +85,7 @@ class X0(_Unscaled):
         return jnp.ones_like(sigma)
 
 
-@register("prediction", "v")
+@part("prediction", "v")
 @dataclasses.dataclass(frozen=True)
 class V(_Unscaled):
     """Predict v = alpha * eps - sigma * x0 (Salimans & Ho 2022, arXiv 2202.00512)."""
@@ -102,7 +103,7 @@ class V(_Unscaled):
         return (alpha**2 + sigma**2) / sigma
 
 
-@register("prediction", "score")
+@part("prediction", "score")
 @dataclasses.dataclass(frozen=True)
 class Score(_Unscaled):
     """Predict the score, grad log p(x_t) = -eps / sigma (Song et al. 2021, arXiv 2011.13456)."""
@@ -121,7 +122,7 @@ class Score(_Unscaled):
         return alpha / sigma**2
 
 
-@register("prediction", "velocity")
+@part("prediction", "velocity")
 @dataclasses.dataclass(frozen=True)
 class Velocity(_Unscaled):
     """Predict eps - x0, the velocity d x_t / dt of the straight line (Lipman et al. 2023, arXiv 2210.02747).
@@ -142,7 +143,7 @@ class Velocity(_Unscaled):
         return (alpha + sigma) / sigma
 
 
-@register("prediction", "edm")
+@part("prediction", "edm")
 @dataclasses.dataclass(frozen=True)
 class Edm:
     """EDM preconditioning: input, target and output of unit variance at every noise level.
@@ -155,14 +156,10 @@ class Edm:
     Source: Karras et al. 2022, table 1 (arXiv 2206.00364).
     """
 
-    sigma_data: float = 0.5
+    sigma_data: Positive = 0.5
 
     name = "edm"
     needs_signal = True
-
-    def __post_init__(self) -> None:
-        if self.sigma_data <= 0:
-            raise ConfigError(f"prediction 'edm': sigma_data must be positive, got {self.sigma_data}")
 
     def _coefficients(self, alpha, sigma):
         level = sigma / alpha
@@ -191,7 +188,7 @@ class Edm:
         return 1 / self._coefficients(alpha, sigma)[1]
 
 
-@register("prediction", "mu")
+@part("prediction", "mu")
 @dataclasses.dataclass(frozen=True)
 class Mu(_Unscaled):
     """Predict mu~ = c1 * x0 + c2 * x_t, the mean of the posterior of x one step of the chain earlier.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,9 @@ from diffusion_jax.process.parameterisations import Mu, Parameterisation
 from diffusion_jax.process.schedules import Schedule
 from diffusion_jax.process.tables import floating
 from diffusion_jax.process.types import PIXELS, Data, DataRange, Denoised, Denoiser, Time, expand
-from diffusion_jax.registry import build, known, register
+from diffusion_jax.registry import build, known, part
 
 VARIANCES = ("fixed_small", "fixed_large", "learned_range", "learned_diagonal")
-DECODERS = ("exact", "tanh")
 NOISE_INPUTS = ("auto", "timestep", "rescaled_timestep", "log_snr", "log_sigma")
 
 
@@ -41,7 +40,7 @@ def log1mexp(x: Any) -> jax.Array:
     return jnp.where(x > -0.6931472, jnp.log(-jnp.expm1(x)), jnp.log1p(-jnp.exp(x)))
 
 
-@register("process", "diffusion")
+@part("process", "diffusion")
 @dataclasses.dataclass(frozen=True)
 class Process:
     """x_t = alpha(t) * x0 + sigma(t) * eps, and what a network predicts of it.
@@ -72,17 +71,15 @@ class Process:
 
     schedule: Any
     prediction: Any = "eps"
-    variance: str = "fixed_small"
+    variance: Literal["fixed_small", "fixed_large", "learned_range", "learned_diagonal"] = "fixed_small"
     noise_input: Any = "auto"
-    decoder: str = "exact"
+    decoder: Literal["exact", "tanh"] = "exact"
 
     def __post_init__(self) -> None:
         schedule: Schedule = build("schedule", self.schedule)
         prediction: Parameterisation = build("prediction", self.prediction)
         if isinstance(prediction, Mu):
             prediction = prediction.on(schedule)
-        check_choice("process: variance", self.variance, VARIANCES)
-        check_choice("process: decoder", self.decoder, DECODERS)
         noise_input = self.noise_input
         if isinstance(noise_input, str) and noise_input not in NOISE_INPUTS:
             check_choice("process: noise_input", noise_input, (*NOISE_INPUTS, *known("noise_input")))

@@ -17,7 +17,8 @@ import numpy as np
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.tables import Family, LogSnrTable, alpha_sigma_from_log_snr, log_ratio, namespace, pair
-from diffusion_jax.registry import build, register
+from diffusion_jax.registry import build, part
+from diffusion_jax.values import Count, Fraction, NonNegative, Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Schedule:
         return self.num_steps
 
 
-@register("schedule", "betas")
+@part("schedule", "betas")
 def from_betas(betas: Any, name: str = "betas") -> Schedule:
     """Return a variance-preserving chain of T given betas, exact at t = (i + 1) / T and interpolated in log-SNR between.
 
@@ -97,8 +98,8 @@ def from_betas(betas: Any, name: str = "betas") -> Schedule:
     return Schedule(name, "vp", table.log_snr, table.inverse, table.num_steps, exact_drop=table.drop)
 
 
-@register("schedule", "linear")
-def linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+@part("schedule", "linear")
+def linear(num_steps: Count = 1000, beta_start: Positive = 1e-4, beta_end: Positive = 0.02) -> Schedule:
     """Space betas evenly; for T other than 1000 both ends are scaled by 1000 / T, so that the last alpha stays.
 
     Source: Ho et al. 2020, section 4 (arXiv 2006.11239).
@@ -110,47 +111,44 @@ def linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.
     return from_betas(np.linspace(scale * beta_start, scale * beta_end, num_steps), "linear")
 
 
-def _squared_linspace(num_steps: int, beta_start: float, beta_end: float, name: str) -> Schedule:
+def _squared_linspace(num_steps: int, beta_start: Positive, beta_end: Positive, name: str) -> Schedule:
     return from_betas(np.linspace(beta_start**0.5, beta_end**0.5, num_steps) ** 2, name)
 
 
-@register("schedule", "scaled_linear")
-def scaled_linear(num_steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
+@part("schedule", "scaled_linear")
+def scaled_linear(num_steps: Count = 1000, beta_start: Positive = 0.00085, beta_end: Positive = 0.012) -> Schedule:
     """Space the square roots of betas evenly, with the ends of latent diffusion (arXiv 2112.10752)."""
     return _squared_linspace(num_steps, beta_start, beta_end, "scaled_linear")
 
 
-@register("schedule", "quadratic")
-def quadratic(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+@part("schedule", "quadratic")
+def quadratic(num_steps: Count = 1000, beta_start: Positive = 1e-4, beta_end: Positive = 0.02) -> Schedule:
     """Space the square roots of betas evenly, with the ends of DDPM (arXiv 2006.11239)."""
     return _squared_linspace(num_steps, beta_start, beta_end, "quadratic")
 
 
-@register("schedule", "constant")
-def constant(num_steps: int = 1000, beta: float = 0.02) -> Schedule:
+@part("schedule", "constant")
+def constant(num_steps: Count = 1000, beta: Fraction = 0.02) -> Schedule:
     """Use one beta throughout, as an option of DDPM's published code does (arXiv 2006.11239)."""
     return from_betas(np.full(num_steps, beta), "constant")
 
 
-@register("schedule", "warmup")
-def warmup(num_steps: int = 1000, fraction: float = 0.1, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+@part("schedule", "warmup")
+def warmup(
+    num_steps: Count = 1000, fraction: Fraction = 0.1, beta_start: Positive = 1e-4, beta_end: Positive = 0.02
+) -> Schedule:
     """Space betas evenly over the first steps, then keep them: options of DDPM's published code (arXiv 2006.11239).
 
     Args:
       fraction: of the steps that rise: 0.1 is its "warmup10", 0.5 its "warmup50".
-
-    Raises:
-      ConfigError: a fraction outside [0, 1].
     """
-    if not 0 <= fraction <= 1:
-        raise ConfigError(f"schedule 'warmup': fraction must lie in [0, 1], got {fraction}")
     betas, rising = np.full(num_steps, beta_end), int(num_steps * fraction)
     betas[:rising] = np.linspace(beta_start, beta_end, rising)
     return from_betas(betas, "warmup")
 
 
-@register("schedule", "jsd")
-def jsd(num_steps: int = 1000) -> Schedule:
+@part("schedule", "jsd")
+def jsd(num_steps: Count = 1000) -> Schedule:
     """Take betas 1/T, 1/(T - 1), ..., 1: alpha_bar falls evenly to zero SNR (Sohl-Dickstein et al. 2015, arXiv 1503.03585).
 
     An option of DDPM's published code. As it ends in zero SNR, noise cannot be predicted: "x0", "v" and "mu" can.
@@ -158,15 +156,15 @@ def jsd(num_steps: int = 1000) -> Schedule:
     return from_betas(1 / np.arange(num_steps, 0, -1), "jsd")
 
 
-@register("schedule", "cosine")
-def cosine(num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
+@part("schedule", "cosine")
+def cosine(num_steps: Count = 1000, offset: NonNegative = 0.008, max_beta: Fraction = 0.999) -> Schedule:
     """Return the discrete cosine schedule with capped betas (Nichol & Dhariwal 2021, section 3.2, arXiv 2102.09672)."""
     u = np.arange(num_steps + 1) / num_steps
     f = np.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
     return from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta), "cosine")
 
 
-@register("schedule", "zero_terminal_snr")
+@part("schedule", "zero_terminal_snr")
 def zero_terminal_snr(schedule: Any = "linear") -> Schedule:
     """Return a chain whose sqrt(alpha_bar) is shifted and scaled to end in 0 and to keep its first value.
 
@@ -191,8 +189,8 @@ def _at_data(xp: ModuleType, t: Any, log_snr: Any) -> Any:
     return xp.where(t <= 0, xp.inf, log_snr)
 
 
-@register("schedule", "cosine_continuous")
-def cosine_continuous(shift: float = 0.0, limit: float = 20.0) -> Schedule:
+@part("schedule", "cosine_continuous")
+def cosine_continuous(shift: float = 0.0, limit: Positive = 20.0) -> Schedule:
     """Take alpha = cos, sigma = sin of an angle linear in t, with log-SNR running from `limit` to `-limit`.
 
     Args:
@@ -200,8 +198,6 @@ def cosine_continuous(shift: float = 0.0, limit: float = 20.0) -> Schedule:
         (Hoogeboom et al. 2023, arXiv 2301.11093).
       limit: the truncation |log-SNR| <= limit, before the shift (Ho & Salimans 2022, section 3, arXiv 2207.12598).
     """
-    if limit <= 0:
-        raise ConfigError(f"schedule 'cosine_continuous': limit must be positive, got {limit}")
     low = math.atan(math.exp(-limit / 2))
     span = math.atan(math.exp(limit / 2)) - low
 
@@ -230,8 +226,8 @@ def cosine_continuous(shift: float = 0.0, limit: float = 20.0) -> Schedule:
     return Schedule("cosine_continuous", "vp", log_snr, inverse, exact_drop=drop)
 
 
-@register("schedule", "edm")
-def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
+@part("schedule", "edm")
+def edm(sigma_min: Positive = 0.002, sigma_max: Positive = 80.0, rho: Positive = 7.0) -> Schedule:
     """Let the variance explode, sigma = sigma_max * t^rho: data at t = 0, and Karras' spacing is near uniform in t.
 
     Args:
@@ -240,8 +236,8 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> 
 
     Source: Karras et al. 2022 (arXiv 2206.00364).
     """
-    if not 0 < sigma_min < sigma_max:
-        raise ConfigError(f"schedule 'edm': needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    if not sigma_min < sigma_max:
+        raise ConfigError(f"schedule 'edm': needs sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
 
     def log_snr(t: Any) -> Any:
         xp, _, t = namespace(t)
@@ -274,7 +270,7 @@ def _check_vp_sde(beta_min: float, beta_max: float) -> None:
         )
 
 
-@register("schedule", "vp_sde")
+@part("schedule", "vp_sde")
 def vp_sde(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
     """Return the variance-preserving SDE: ln alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2.
 
@@ -317,8 +313,8 @@ def vp_sde(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
     return Schedule("vp_sde", "vp", log_snr, inverse, t_min=0.0 if beta_min >= 0 else _EARLIEST_OF_SDE, exact_drop=drop)
 
 
-@register("schedule", "straight_line")
-def straight_line(shift: float = 1.0) -> Schedule:
+@part("schedule", "straight_line")
+def straight_line(shift: Positive = 1.0) -> Schedule:
     """Match flows: x_t = (1 - t) x0 + t eps, with t replaced by shift * t / (1 + (shift - 1) t).
 
     Args:
@@ -326,8 +322,6 @@ def straight_line(shift: float = 1.0) -> Schedule:
 
     Source: Lipman et al. 2023 (arXiv 2210.02747), Liu et al. 2023 (arXiv 2209.03003).
     """
-    if shift <= 0:
-        raise ConfigError(f"schedule 'straight_line': shift must be positive, got {shift}")
     offset = 2 * math.log(shift)  # the warped time is the same line, its log-SNR lower by 2 ln(shift)
 
     def log_snr(t: Any) -> Any:
@@ -349,8 +343,8 @@ def straight_line(shift: float = 1.0) -> Schedule:
     return Schedule("straight_line", "linear", log_snr, inverse, exact_drop=drop)
 
 
-@register("schedule", "shifted")
-def shifted(schedule: Any, shift: float | None = None, size: int | None = None, base: int = 64) -> Schedule:
+@part("schedule", "shifted")
+def shifted(schedule: Any, shift: float | None = None, size: Count | None = None, base: Count = 64) -> Schedule:
     """Move the log-SNR of any schedule, as larger images need.
 
     Args:

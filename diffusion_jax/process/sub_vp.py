@@ -7,14 +7,14 @@ from typing import Any
 
 from diffusion_jax.process.schedules import Schedule, vp_sde
 from diffusion_jax.process.tables import namespace, pair
-from diffusion_jax.registry import register
+from diffusion_jax.registry import part
 
 
 def _softplus(xp: ModuleType, x: Any) -> Any:
     return xp.logaddexp(0.0, x)
 
 
-@register("schedule", "subvp_sde")
+@part("schedule", "subvp_sde")
 def subvp_sde(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
     """Return the sub-VP SDE: alpha = e^(-B / 2) and sigma = 1 - e^(-B), with B the integral of beta, as in `vp_sde`.
 

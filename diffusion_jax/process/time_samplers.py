@@ -7,7 +7,7 @@ Under a global mesh the batch is the global batch, so stateful samplers need no 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.tables import alpha_sigma_from_log_snr
 from diffusion_jax.process.types import Corruption, PerExample
-from diffusion_jax.registry import register
+from diffusion_jax.registry import part
+from diffusion_jax.values import Count, NonNegative, Range
 
 Draw = tuple[PerExample, PerExample]
 
@@ -57,7 +58,7 @@ class Stateless:
         return state
 
 
-@register("times", "uniform")
+@part("times", "uniform")
 @dataclasses.dataclass(frozen=True)
 class Uniform(Stateless):
     """Independent uniform times.
@@ -66,11 +67,7 @@ class Uniform(Stateless):
       t_min: the smallest time drawn in continuous time, unless the schedule's own is larger.
     """
 
-    t_min: float = _EARLIEST
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.t_min < 1:
-            raise ConfigError(f"times: t_min must lie in [0, 1), got {self.t_min}")
+    t_min: Annotated[float, Range(0, 1, open_high=True)] = _EARLIEST
 
     def _unit(self, key: jax.Array, count: int) -> PerExample:
         """Uniform in (0, 1]."""
@@ -84,7 +81,7 @@ class Uniform(Stateless):
         return snap(process, u), jnp.ones(count)
 
 
-@register("times", "low_discrepancy")
+@part("times", "low_discrepancy")
 @dataclasses.dataclass(frozen=True)
 class LowDiscrepancy(Uniform):
     """One uniform offset and evenly spaced times: uniform marginals, less variance (Kingma et al. 2021, 2107.00630)."""
@@ -93,7 +90,7 @@ class LowDiscrepancy(Uniform):
         return 1.0 - (jax.random.uniform(key) + jnp.arange(count) / count) % 1.0
 
 
-@register("times", "antithetic")
+@part("times", "antithetic")
 @dataclasses.dataclass(frozen=True)
 class Antithetic(Uniform):
     """Uniform times in pairs: step i of a chain with T - 1 - i, t with 1 - t; the second half of a batch pairs the first.
@@ -116,41 +113,37 @@ class Antithetic(Uniform):
 @dataclasses.dataclass(frozen=True)
 class _Normal(Stateless):
     mean: float
-    std: float
-
-    def __post_init__(self) -> None:
-        if self.std < 0:
-            raise ConfigError(f"times: std must not be negative, got {self.std}")
+    std: NonNegative
 
     def _draw(self, key: jax.Array, count: int) -> PerExample:
         return self.mean + self.std * jax.random.normal(key, (count,))
 
 
-@register("times", "log_normal")
+@part("times", "log_normal")
 @dataclasses.dataclass(frozen=True)
 class LogNormal(_Normal):
     """ln(sigma / alpha) normal with `mean` and `std` (Karras et al. 2022, table 1, arXiv 2206.00364)."""
 
     mean: float = -1.2
-    std: float = 1.2
+    std: NonNegative = 1.2
 
     def sample(self, process: Corruption, key: jax.Array, count: int, state: Any) -> Draw:
         return snap(process, process.schedule.inverse(-2 * self._draw(key, count))), jnp.ones(count)
 
 
-@register("times", "logit_normal")
+@part("times", "logit_normal")
 @dataclasses.dataclass(frozen=True)
 class LogitNormal(_Normal):
     """t = sigmoid(normal(mean, std)) (Esser et al. 2024, section 3.1, arXiv 2403.03206)."""
 
     mean: float = 0.0
-    std: float = 1.0
+    std: NonNegative = 1.0
 
     def sample(self, process: Corruption, key: jax.Array, count: int, state: Any) -> Draw:
         return snap(process, jax.nn.sigmoid(self._draw(key, count))), jnp.ones(count)
 
 
-@register("times", "importance")
+@part("times", "importance")
 @dataclasses.dataclass(frozen=True)
 class Importance:
     """Times drawn in proportion to the root mean square of the losses last seen there; unbiased through weights.
@@ -163,16 +156,9 @@ class Importance:
     Source: Nichol & Dhariwal 2021, section 3.3 (arXiv 2102.09672).
     """
 
-    history: int = 10
-    uniform_mix: float = 0.001
-    num_bins: int = 100
-
-    def __post_init__(self) -> None:
-        if self.history < 1 or not 0 < self.uniform_mix <= 1 or self.num_bins < 1:
-            raise ConfigError(
-                "times 'importance': needs history >= 1, 0 < uniform_mix <= 1 and num_bins >= 1, got "
-                f"{self.history}, {self.uniform_mix} and {self.num_bins}"
-            )
+    history: Count = 10
+    uniform_mix: Annotated[float, Range(0, 1, open_low=True)] = 0.001
+    num_bins: Count = 100
 
     def _bins(self, process: Corruption) -> int:
         return process.num_steps or self.num_bins
@@ -218,7 +204,7 @@ class Importance:
         return {"losses": kept, "count": state["count"] + number[:-1]}
 
 
-@register("times", "piecewise_uniform")
+@part("times", "piecewise_uniform")
 @dataclasses.dataclass(frozen=True)
 class PiecewiseUniform(Stateless):
     """A step i of the chain drawn uniformly, then a level uniform between its gamma and that of the step before, 1 at first.
@@ -231,11 +217,7 @@ class PiecewiseUniform(Stateless):
     Source: Saharia et al. 2021, section 2.1 (arXiv 2104.07636); Chen et al. 2021, algorithm 1 (arXiv 2009.00713).
     """
 
-    of: str = "sqrt_gamma"
-
-    def __post_init__(self) -> None:
-        if self.of not in ("gamma", "sqrt_gamma"):
-            raise ConfigError(f"times 'piecewise_uniform': of must be 'gamma' or 'sqrt_gamma', got {self.of!r}")
+    of: Literal["gamma", "sqrt_gamma"] = "sqrt_gamma"
 
     def sample(self, process: Corruption, key: jax.Array, count: int, state: Any) -> Draw:
         steps = process.num_steps

@@ -12,11 +12,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.schedules import alpha_sigma_from_log_snr
 from diffusion_jax.process.types import PerExample
-from diffusion_jax.registry import register
+from diffusion_jax.registry import part
+from diffusion_jax.values import Positive
 
 Weighting = Callable[[Process, PerExample], PerExample]
 
@@ -39,7 +39,7 @@ def in_target_space(weighting: Weighting, process: Process, t: PerExample) -> Pe
     return weighting(process, t) / _squared_error_scale(process, t)
 
 
-@register("weighting", "simple")
+@part("weighting", "simple")
 def simple() -> Weighting:
     """Weight 1 in the target's own space: L_simple (Ho et al. 2020, equation 14, arXiv 2006.11239)."""
     return _squared_error_scale
@@ -50,7 +50,7 @@ def bound_only(process: Process, t: PerExample) -> PerExample:
     return jnp.zeros_like(t)
 
 
-@register("weighting", "vlb")
+@part("weighting", "vlb")
 def vlb() -> Weighting:
     """Train L_vlb: the discrete variational bound alone, in bits per dimension, for means and learned variances.
 
@@ -59,29 +59,27 @@ def vlb() -> Weighting:
     return bound_only
 
 
-@register("weighting", "x0")
+@part("weighting", "x0")
 def x0() -> Weighting:
     """Weigh by w_x = 1: the plain squared error of x0."""
     return lambda process, t: jnp.ones_like(t)
 
 
-@register("weighting", "snr")
+@part("weighting", "snr")
 def snr() -> Weighting:
     """Weigh by w_x = SNR: the plain squared error of eps."""
     return lambda process, t: jnp.exp(_log_snr(process, t))
 
 
-@register("weighting", "truncated_snr")
+@part("weighting", "truncated_snr")
 def truncated_snr() -> Weighting:
     """Weigh by w_x = max(SNR, 1) (Salimans & Ho 2022, section 4, arXiv 2202.00512)."""
     return lambda process, t: jnp.exp(jnp.maximum(_log_snr(process, t), 0.0))
 
 
-@register("weighting", "min_snr")
-def min_snr(gamma: float = 5.0) -> Weighting:
+@part("weighting", "min_snr")
+def min_snr(gamma: Positive = 5.0) -> Weighting:
     """Weigh by w_x = min(SNR, gamma), and 1 at zero SNR (Hang et al. 2023, arXiv 2303.09556)."""
-    if gamma <= 0:
-        raise ConfigError(f"weighting 'min_snr': gamma must be positive, got {gamma}")
 
     def weight(process: Process, t: PerExample) -> PerExample:
         value = jnp.minimum(jnp.exp(_log_snr(process, t)), gamma)
@@ -90,11 +88,9 @@ def min_snr(gamma: float = 5.0) -> Weighting:
     return weight
 
 
-@register("weighting", "edm")
-def edm(sigma_data: float = 0.5) -> Weighting:
+@part("weighting", "edm")
+def edm(sigma_data: Positive = 0.5) -> Weighting:
     """Weigh by w_x = SNR + 1 / sigma_data^2, with SNR = (alpha / sigma)^2 (Karras et al. 2022, table 1, arXiv 2206.00364)."""
-    if sigma_data <= 0:
-        raise ConfigError(f"weighting 'edm': sigma_data must be positive, got {sigma_data}")
     return lambda process, t: jnp.exp(_log_snr(process, t)) + 1 / sigma_data**2
 
 
@@ -112,7 +108,7 @@ def _snr_slope(process: Process, t: PerExample) -> PerExample:
     return process.num_steps * jnp.expm1(fall) * jnp.exp(log_snr)
 
 
-@register("weighting", "elbo")
+@part("weighting", "elbo")
 def elbo() -> Weighting:
     """Weigh by w_x = -(1/2) dSNR/dt: the variational bound in nats per dimension, as a weighted error.
 
@@ -123,7 +119,7 @@ def elbo() -> Weighting:
     return lambda process, t: 0.5 * _snr_slope(process, t)
 
 
-@register("weighting", "sigmoid")
+@part("weighting", "sigmoid")
 def sigmoid(bias: float = 0.0) -> Weighting:
     """Weigh by w_x = -(1/2) dSNR/dt * sigmoid(bias - log_snr): the bound, reweighted towards noisier levels.
 

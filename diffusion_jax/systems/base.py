@@ -26,6 +26,9 @@ Request = Mapping[str, Any]
 Params = Mapping[str, Any]
 """Parameters by group, a nested dict of arrays each: {"network": ...} where one network is trained."""
 
+CHECKED = 32
+"""How many examples of a pipeline a system looks at the values of, before training starts."""
+
 Losses = dict[str, tuple[jax.Array, dict[str, Any]]]
 """By group: the value that is differentiated for that group alone, and what else is known of it; see `System.losses`."""
 

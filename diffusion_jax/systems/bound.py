@@ -9,13 +9,14 @@ import jax
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.discrete import Categorical, bound_loss
-from diffusion_jax.registry import build, register
+from diffusion_jax.registry import build, part
 from diffusion_jax.rng import named
 from diffusion_jax.systems.codecs import EncodesCategories
 from diffusion_jax.systems.denoising import Example, Objective, Parts
+from diffusion_jax.values import Count, NonNegative
 
 
-@register("objective", "bound")
+@part("objective", "bound")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bound(Objective):
     """The bound on the likelihood of categories in bits per dimension, T times one of its terms.
@@ -28,17 +29,13 @@ class Bound(Objective):
     Sources: Sohl-Dickstein et al. 2015 (arXiv 1503.03585); Austin et al. 2021, section 3.4 (arXiv 2107.03006).
     """
 
-    steps: int = 1000
-    aux_weight: float = 0.0
+    steps: Count = 1000
+    aux_weight: NonNegative = 0.0
     times: Any = "low_discrepancy"
 
     name = "bound"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.aux_weight < 0:
-            raise ConfigError(
-                f"objective 'bound': needs steps >= 1 and aux_weight >= 0, got {self.steps} and {self.aux_weight}"
-            )
         object.__setattr__(self, "times", build("times", self.times))
 
     def check(self, system: Parts) -> None:

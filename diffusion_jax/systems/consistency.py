@@ -5,28 +5,26 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import ConfigError, check_choice
+from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Process, consistency
 from diffusion_jax.process.consistency import METRICS, Ladder, time_of
 from diffusion_jax.process.parameterisations import Edm
-from diffusion_jax.registry import build, register
+from diffusion_jax.registry import build, part
 from diffusion_jax.rng import named
 from diffusion_jax.sampling.solvers.runge_kutta import heun_step
 from diffusion_jax.systems.denoising import Example, Parts
 from diffusion_jax.systems.distillation import TEACHER, Distillation
+from diffusion_jax.values import Positive, Probability
 
 _LOG = logging.getLogger(__name__)
 
-PATHS = ("data", "teacher")
-STEP_WEIGHTINGS = ("uniform", "inverse_step")
 
-
-@register("objective", "consistency")
+@part("objective", "consistency")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Consistency(Distillation):
     """A consistency function, whose values at neighbouring noise levels of one path are drawn together.
@@ -53,24 +51,19 @@ class Consistency(Distillation):
     Sources: Song et al. 2023, algorithms 2 and 3 (arXiv 2303.01469); Song & Dhariwal 2023 (arXiv 2310.14189).
     """
 
-    paths: str = "data"
+    paths: Literal["data", "teacher"] = "data"
     levels: Any = "growing"
     pairs: Any = "uniform"
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    target_decay: float = 0.9
-    metric: str = "l2"
-    step_weighting: str = "uniform"
+    sigma_max: Positive = 80.0
+    rho: Positive = 7.0
+    target_decay: Probability = 0.9
+    metric: Literal["l2", "l1", "pseudo_huber"] = "l2"
+    step_weighting: Literal["uniform", "inverse_step"] = "uniform"
     teacher_prediction: Any = None
 
     name = "consistency"
 
     def __post_init__(self) -> None:
-        check_choice("objective 'consistency': paths", self.paths, PATHS)
-        check_choice("objective 'consistency': metric", self.metric, METRICS)
-        check_choice("objective 'consistency': step_weighting", self.step_weighting, STEP_WEIGHTINGS)
-        if not 0 <= self.target_decay < 1:
-            raise ConfigError(f"objective {self.name!r}: target_decay must lie in [0, 1), got {self.target_decay}")
         if self.paths == "data" and self.guidance != 1:
             raise ConfigError(f"objective {self.name!r}: paths 'data' take no teacher to be guided; use paths='teacher'")
         object.__setattr__(self, "needs", (TEACHER,) if self.paths == "teacher" else ())

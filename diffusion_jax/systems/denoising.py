@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,13 @@ from diffusion_jax.models import Network
 from diffusion_jax.process import Process, losses, weightings
 from diffusion_jax.process.process import gaussian
 from diffusion_jax.process.time_samplers import Importance
-from diffusion_jax.registry import build, register
+from diffusion_jax.registry import build, part
 from diffusion_jax.rng import named
 from diffusion_jax.spec import Spec
 from diffusion_jax.systems.base import System
-from diffusion_jax.systems.codecs import Codec, EncodesCategories
+from diffusion_jax.systems.codecs import Codec, EncodesCategories, range_of_levels
 from diffusion_jax.systems.conditioners import Conditioner, Known
+from diffusion_jax.values import NonNegative
 
 
 class Example(NamedTuple):
@@ -99,7 +100,7 @@ class LearnsUncertainty(Protocol):
         """Return u [B] of noise levels [B]."""
 
 
-@register("objective", "denoising")
+@part("objective", "denoising")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoising(Objective):
     """The weighted error of the network's prediction, or the variational bound.
@@ -118,8 +119,8 @@ class Denoising(Objective):
 
     weighting: Any = "simple"
     times: Any = "uniform"
-    distance: str = "l2"
-    vlb_weight: float = 0.0
+    distance: Literal["l2", "l1", "l2_sum"] = "l2"
+    vlb_weight: NonNegative = 0.0
     uncertainty: bool = False
 
     name = "denoising"
@@ -133,6 +134,8 @@ class Denoising(Objective):
         super().check(system)
         masked = any(conditioner.keeps_known for conditioner in system.conditioners)
         losses.check(system.process, self.weighting, self.distance, self.vlb_weight, masked=masked)
+        if self.vlb_weight or build("weighting", self.weighting) is weightings.bound_only:
+            range_of_levels(system.codec, "the variational bound, as a loss,")
         if self.uncertainty:
             self._check_uncertainty(system)
 

@@ -15,7 +15,8 @@ from diffusion_jax.process import Denoised, Denoiser
 from diffusion_jax.registry import build, register
 from diffusion_jax.rng import named
 from diffusion_jax.spec import Spec
-from diffusion_jax.systems.base import Batch, Losses, Params, Request, System, check_request
+from diffusion_jax.systems.base import CHECKED, Batch, Losses, Params, Request, System, check_request
+from diffusion_jax.systems.codecs import ChecksBatches
 from diffusion_jax.systems.conditioners import Known
 from diffusion_jax.systems.denoising import Example
 from diffusion_jax.systems.parts import build_conditioners, build_named, build_network, build_process
@@ -102,6 +103,7 @@ class Diffusion:
 
     def losses(self, params: Params, state: Any, batch: Batch, key: jax.Array, *, step, frozen, train) -> Losses:
         """Compute the objective of a batch; see `System.losses`."""
+        self._check_batch(batch)
         for conditioner in self.conditioners:
             batch = conditioner.prepare(batch, key, train)
         x0 = self.codec.encode(frozen, batch, named(key, "encode"))
@@ -141,11 +143,18 @@ class Diffusion:
             )
         for conditioner in self.conditioners:
             conditioner.check_data(pipeline)
+        self._check_batch(next(pipeline.one_pass(min(len(pipeline), CHECKED))))
         if pipeline.augment and "augment" not in self.network.cond_spec:
             raise ConfigError(
                 "data.augment is on, but the network is not conditioned on it, and would draw augmented images: set "
                 "data.augment to 0, or add the conditioner 'vector' (system.conditioners.vector={})"
             )
+
+    def _check_batch(self, batch: Batch) -> None:
+        """Raise an error for values out of range, as of pixels or labels; those of traced batches pass unseen."""
+        for part in (self.codec, *self.conditioners):
+            if isinstance(part, ChecksBatches):
+                part.check_batch(batch)
 
     # Sampling ---------------------------------------------------------------------------------------------------------
 

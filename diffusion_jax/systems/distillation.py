@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import ConfigError, check_choice
+from diffusion_jax.errors import ConfigError
 from diffusion_jax.process import Denoiser, Process, expand, losses, weightings
 from diffusion_jax.process.types import Data, PerExample
-from diffusion_jax.registry import build, register
+from diffusion_jax.registry import build, part
 from diffusion_jax.rng import named
 from diffusion_jax.sampling.solvers.runge_kutta import ddim_step
 from diffusion_jax.systems.base import Denoises, System, ability
 from diffusion_jax.systems.denoising import Example, Objective, Parts
 from diffusion_jax.systems.sampling import Sampling, guided
+from diffusion_jax.values import Count
 
 TEACHER = "teacher"
 
@@ -36,7 +37,7 @@ class Distillation(Objective):
     """
 
     guidance: float = 1.0
-    threshold: str = "none"
+    threshold: Literal["none", "static", "dynamic"] = "none"
 
     needs = (TEACHER,)
 
@@ -110,7 +111,7 @@ def two_step_target(process: Process, x_t: Data, x_u: Data, t: PerExample, u: Pe
     return (x_u - expand(ratio, x_t) * x_t) / expand(alpha_u - ratio * alpha_t, x_t)
 
 
-@register("objective", "progressive_distillation")
+@part("objective", "progressive_distillation")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProgressiveDistillation(Distillation):
     """One stage: a student of N steps learns from a teacher of 2N.
@@ -131,16 +132,13 @@ class ProgressiveDistillation(Distillation):
     Source: Salimans & Ho 2022, algorithm 2 and section 4 (arXiv 2202.00512).
     """
 
-    num_steps: int
+    num_steps: Count
     weighting: Any = "truncated_snr"
-    distance: str = "l2"
+    distance: Literal["l2", "l1", "l2_sum"] = "l2"
 
     name = "progressive_distillation"
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ConfigError(f"objective {self.name!r}: num_steps must be at least 1, got {self.num_steps}")
-        check_choice(f"objective {self.name!r}: distance", self.distance, losses.DISTANCES)
         if build("weighting", self.weighting) is weightings.bound_only:
             raise ConfigError(
                 f"objective {self.name!r} has no variational bound, so the weighting 'vlb' would train nothing: use "

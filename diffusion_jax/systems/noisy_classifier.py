@@ -17,8 +17,8 @@ from diffusion_jax.process.types import Data, PerExample, expand
 from diffusion_jax.registry import build, register
 from diffusion_jax.rng import named
 from diffusion_jax.spec import Spec
-from diffusion_jax.systems.base import Batch, Losses, Params
-from diffusion_jax.systems.codecs import to_float
+from diffusion_jax.systems.base import CHECKED, Batch, Losses, Params
+from diffusion_jax.systems.codecs import check_pixels, to_float
 from diffusion_jax.systems.conditioners import Labels
 from diffusion_jax.systems.parts import build_network, build_process
 
@@ -92,6 +92,7 @@ class NoisyClassifier:
         Args:
           batch: "image" uint8 [B, H, W, C] and "label" int32 [B].
         """
+        self.labels.check_batch(batch)
         x0, label = to_float(batch["image"]), jnp.asarray(batch["label"])
         t, weight = self.times.sample(self.process, named(key, "times"), x0.shape[0], state["times"])
         x_t = self.process.diffuse(x0, t, jax.random.normal(named(key, "noise"), x0.shape))
@@ -149,6 +150,9 @@ class NoisyClassifier:
                 f"the data are {pipeline.spec}, the system's {self.spec}: image_size and channels of both must agree"
             )
         self.labels.check_data(pipeline)
+        first = next(pipeline.one_pass(min(len(pipeline), CHECKED)))
+        self.labels.check_batch(first)
+        check_pixels(first["image"])
 
 
 def right(logits: jax.Array, label: jax.Array) -> jax.Array:

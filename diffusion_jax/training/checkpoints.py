@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class Checkpointer:
         self.path = Path(workdir).resolve() / "checkpoints"
         self._keep = {"max_to_keep": keep_last, "keep_period": keep_every or None}
         self._saved: int | None = None
+        self._failed: BaseException | None = None
         self._open()
 
     def _open(self) -> None:
@@ -79,6 +81,21 @@ class Checkpointer:
         except OSError as error:
             raise CheckpointError(f"cannot write to {self.path}: {error.strerror}; choose a writable --workdir") from error
         self._empty_trash()
+        self._note_failures()
+
+    def _note_failures(self) -> None:
+        """Keep the error of a save as soon as there is one: Orbax has its thread wait 20 minutes for the peers first."""
+        wait = getattr(self._manager, "_wait_for_checkpointers", None)
+
+        def noting() -> None:
+            try:
+                wait()
+            except BaseException as error:
+                self._failed = error
+                raise
+
+        if wait is not None:
+            self._manager._wait_for_checkpointers = noting
 
     def _empty_trash(self) -> None:
         """Old steps are renamed into trash/ first: killed while deleting, none is left half there under its name."""
@@ -117,12 +134,18 @@ class Checkpointer:
     def wait(self) -> None:
         """Wait until the save in progress is on disk; raise a `CheckpointError` if it failed."""
         with self._failures():
+            while jax.process_count() > 1 and self._failed is None and self._manager.is_saving_in_progress():
+                time.sleep(0.02)
+            if jax.process_count() > 1 and self._failed is not None:
+                raise self._failed
             self._manager.wait_until_finished()
         self._empty_trash()
 
     def check(self) -> None:
         """Raise a `CheckpointError` if the save in progress has failed by now; does not wait for it."""
         with self._failures():
+            if self._failed is not None:
+                raise self._failed
             self._manager.check_for_errors()
 
     @contextlib.contextmanager
@@ -161,7 +184,7 @@ class Checkpointer:
                 continue
             if broken:
                 logger.warning(
-                    "%s: going on from checkpoint %d; the newer ones are moved to %s.",
+                    "%s; going on from checkpoint %d, the newer ones are moved to %s.",
                     "; ".join(broken), step, self.path.parent / "broken",
                 )  # fmt: skip
                 self._set_aside([later for later in steps if later > step])
@@ -249,6 +272,8 @@ def restore_part(workdir: str | Path, target: Any, step: int) -> Any:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             return reader.restore(folder / "state", args=args)
     except _UNREADABLE as error:
+        if processes.is_lost_peer(error):
+            raise
         raise CheckpointError(f"{folder} cannot be read: {_first_line(error)}") from error
 
 
@@ -277,6 +302,6 @@ def restore_weights(workdir: str | Path, target: Any, weights: str, step: int | 
             broken.append(str(error))
             continue
         if broken:
-            logger.warning("%s: checkpoint %d is used instead.", "; ".join(broken), candidate)
+            logger.warning("%s; checkpoint %d is used instead.", "; ".join(broken), candidate)
         return (found["params"] if weights == "raw" else found["ema"][weights]), candidate
     raise CheckpointError(f"{broken[0]}; no checkpoint can be read: restore it from a copy, or name another --step")

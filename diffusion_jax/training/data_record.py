@@ -34,7 +34,7 @@ def read(workdir: str | Path) -> Recorded | None:
     if not path.exists():
         return None
     found = read_json(path, "the record of a run's data", check=_problem, mend="remove it", error=CheckpointError)
-    return Recorded(found, f"put them back, or remove {path} to go on with them as they are")
+    return Recorded(found, f"restore them, or remove {path} to go on with them as they are")
 
 
 def _problem(found: dict[str, Any]) -> str | None:
@@ -61,7 +61,7 @@ def check(workdir: str | Path, source: Source, allow: bool = False) -> None:
         for line in differences(found.description, described(source)):
             _LOG.warning("Going on with other data: %s.", line)
     else:
-        Recorded(found.description, "put them back, or go on with --allow_other_data").check(source)
+        Recorded(found.description, "restore them, or go on with --allow_other_data").check(source)
 
 
 def write(workdir: str | Path, source: Source) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,18 +17,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 
 from diffusion_jax import systems
 from diffusion_jax.errors import CheckpointError, ConfigError, nearest
-from diffusion_jax.files import write_json
+from diffusion_jax.files import read_json, user_path, write_json
 from diffusion_jax.registry import check_fields
 from diffusion_jax.systems import Distils, System
 from diffusion_jax.training import config as configs
 from diffusion_jax.training import ema as emas
 from diffusion_jax.training.checkpoints import finished_steps, restore_weights
 from diffusion_jax.training.mesh import path_name
+from diffusion_jax.values import Natural
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class FrozenRun:
     """
 
     run: str
-    step: int | None = None
+    step: Natural | None = None
     weights: str = "ema"
 
     @functools.cached_property
@@ -114,7 +115,7 @@ class FrozenFile:
         """Return (parameters as the target says, identity); each device reads its own part of each tensor.
 
         Raises:
-          CheckpointError: the file is not the one that the run began with.
+          CheckpointError: the file is not the one that the run began with, or has numbers that are not finite.
         """
         with open(self.file, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -122,12 +123,20 @@ class FrozenFile:
             raise CheckpointError(f"the frozen file {self.file} has changed since this run began: restore it, or start anew")
 
         def placed(path: tuple[str, ...], leaf: Any) -> jax.Array:
-            part = tensors.get_slice("/".join(path))
-            return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: jnp.asarray(part[index], leaf.dtype))
+            name = "/".join(path)
+            part = tensors.get_slice(name)
+            read = lambda index: self._finite(name, jnp.asarray(part[index], leaf.dtype))  # noqa: E731
+            return jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
 
         with self._opened() as tensors:
             found = {path: placed(path, leaf) for path, leaf in flatten_dict(target).items()}
         return unflatten_dict(found), {"file": str(self.file), "sha256": digest}
+
+    def _finite(self, name: str, values: jax.Array) -> jax.Array:
+        """The values; a `CheckpointError` that names the tensor if one is NaN or infinite."""
+        if jnp.issubdtype(values.dtype, jnp.inexact) and not np.isfinite(np.asarray(values, np.float32)).all():
+            raise CheckpointError(f"the frozen file {self.file}: {name} has numbers that are not finite")
+        return values
 
 
 def _dtype(name: str) -> Any:
@@ -150,9 +159,9 @@ def sources(section: Mapping[str, Any]) -> dict[str, FrozenRun | FrozenFile]:
         fields = {"run": entry} if isinstance(entry, str) else entry
         if not isinstance(fields, Mapping):
             raise ConfigError(f"frozen.{name} must be a run's directory or a mapping with 'run' or 'file', got {entry!r}")
-        kind = FrozenFile if "file" in fields else FrozenRun
+        kind, place = (FrozenFile, "file") if "file" in fields else (FrozenRun, "run")
         check_fields(f"frozen.{name}", kind, fields)
-        found[name] = kind(**fields)
+        found[name] = kind(**{**fields, place: str(user_path(fields[place]))})
     return found
 
 
@@ -209,7 +218,8 @@ def load(section: Mapping[str, Any], target: Mapping[str, Any], workdir: str | P
     """
     found, identities = {}, {}
     record = None if workdir is None else Path(workdir) / _RECORD
-    recorded = json.loads(record.read_text()) if record and finished_steps(workdir) and record.exists() else {}
+    resumed = record and finished_steps(workdir) and record.exists()
+    recorded = read_json(record, "the record of what is frozen", error=CheckpointError) if resumed else {}
     for name, source in sources(section).items():
         found[name], identities[name] = source.load(target[name], recorded.get(name))
         logger.info("Frozen %s: %s.", name, ", ".join(f"{key} {value}" for key, value in identities[name].items()))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.data.files import load_image, read_image
+from diffusion_jax.data.files import load_image, named_files, read_image
 from diffusion_jax.data.sources import Folder
 from diffusion_jax.errors import DataError
 
@@ -81,6 +81,10 @@ def test_files_that_are_not_read_are_named_by_their_endings(folder, caplog):
         (folder / "cats" / name).write_bytes(b"")
     Folder(str(folder))
     assert "left out: 2 of .heic, 1 of" in caplog.text and "1 of no ending" in caplog.text
+    (folder / "linked").symlink_to(folder / "cats")
+    caplog.clear()
+    Folder(str(folder))
+    assert "1 of linked folders" in caplog.text
     (folder / "other").mkdir()
     (folder / "other" / "a.heic").write_bytes(b"")
     with pytest.raises(DataError, match=r"no images.*other files there: 1 of \.heic"):
@@ -156,6 +160,13 @@ def test_the_first_frame_of_a_gif_and_the_upper_bits_of_deep_colour(tmp_path):
     parts = [chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)), chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
     (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     assert load_image(tmp_path / "b.png")[0, 0].tolist() == [0x12, 0x80, 0xFF]
+
+
+def test_a_name_is_of_one_image(tmp_path):
+    for name in ("a.png", "b.png", "b.bmp"):
+        Image.new("L", (2, 2)).save(tmp_path / name)
+    with pytest.raises(DataError, match="two images named 'b'"):
+        named_files(tmp_path)
 
 
 def test_values_without_a_range_and_too_many_pixels_are_refused(tmp_path, monkeypatch):

@@ -94,10 +94,10 @@ def test_classes_in_another_order_are_a_difference():
 
 def test_data_are_held_against_their_record_when_they_are_opened(folder):
     config = {"source": {"name": "folder", "path": str(folder)}, "image_size": 4, "channels": 1, "batch_size": 2}
-    recorded = Recorded(described(data.Data(config).source()), "put them back")
+    recorded = Recorded(described(data.Data(config).source()), "restore them")
     assert data.Data(config, recorded=recorded).class_names == ("cat", "dog")
     np.testing.assert_array_equal(data.Data(config, recorded=recorded).pipeline("test").batch(0)["label"] >= 0, True)
     rename(folder)
     for split in ("train", "test"):
-        with pytest.raises(DataError, match=r"not those that the run was trained on: class 'cat' removed.*; put them back"):
+        with pytest.raises(DataError, match=r"not those that the run was trained on: class 'cat' removed.*; restore them"):
             data.Data(config, recorded=recorded).pipeline(split)

@@ -150,3 +150,8 @@ def test_grids_have_a_class_to_a_row(labels, rows):
     found = tile(arranged, columns, gap=0)[..., 0].tolist()
     assert found == [[255 if label is None else label for label in row] for row in rows]
     assert by_class(images, None)[0] is images
+
+
+def test_a_long_and_narrow_image_is_not_blown_up():
+    with pytest.raises(DataError, match=r"an image of 2x200000 would be 2048x204800000 pixels to cover 2048x2048"):
+        Fit(2048, 1)(np.zeros((200_000, 2, 1), np.uint8))

@@ -158,6 +158,52 @@ def test_truncated_files_are_one_clear_error(tmp_path, suffix, keep):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("archive", [True, False])
+def test_damaged_torch_files_are_one_line(tmp_path, archive):
+    """Of an archive any bit of the tensors; of older files whatever does not pass for another number."""
+    torch, rng = peer("torch"), np.random.default_rng(0)
+    state = {f"l{number}.weight": torch.ones(8, 4) for number in range(4)}
+    torch.save(state, tmp_path / "whole.pt", _use_new_zipfile_serialization=archive)
+    whole, refused = (tmp_path / "whole.pt").read_bytes(), 0
+    for number in range(60):
+        data = bytearray(whole[: rng.integers(len(whole))] if number % 2 else whole)
+        if not number % 2:
+            at = rng.integers(8 * len(data))
+            data[at // 8] ^= 1 << (at % 8)
+        (tmp_path / "w.pt").write_bytes(data)
+        try:
+            found = read_tensors(tmp_path / "w.pt")
+        except DataError as error:
+            assert "\n" not in str(error) and len(str(error)) < 600
+            refused += 1
+        else:
+            assert not archive or all(np.array_equal(tensor, np.ones((8, 4))) for tensor in found.values())
+    assert refused >= 40
+    if archive:
+        data = bytearray(whole)
+        data[whole.index(b"\x00\x00\x80\x3f") + 3] ^= 1
+        (tmp_path / "w.pt").write_bytes(data)
+        with pytest.raises(DataError, match="w.pt is damaged: its part '.*/data/0' is not as its checksum says"):
+            read_tensors(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("name", ["torch._utils _rebuild_tensor_v2", "torch.storage _load_from_bytes"])
+@pytest.mark.parametrize("state", [{"mark": 1}, (None, {"__defaults__": (1,)})])
+def test_a_refused_pickle_leaves_torch_as_it_was(tmp_path, name, state):
+    """A pickle can set attributes of whatever it names; then this one asks for what is refused."""
+    torch = peer("torch")
+    module, _, part = name.partition(" ")
+    build = b"c" + f"{module}\n{part}\n".encode() + pickle.dumps(state, 0)[:-1] + b"b0"
+    (tmp_path / "w.pkl").write_bytes(build + b"cos\nsystem\n.")
+    before = [
+        (part, dict(vars(part)), part.__defaults__)
+        for part in (torch._utils._rebuild_tensor_v2, torch.storage._load_from_bytes)
+    ]
+    with pytest.raises(DataError, match="w.pkl .*would run code when it is read .it asks for os.system"):
+        read_tensors(tmp_path / "w.pkl")
+    assert before == [(part, dict(vars(part)), part.__defaults__) for part, *_ in before]
+
+
 def test_what_is_no_state_dict(tmp_path):
     torch = peer("torch")
     torch.save([torch.ones(2)], tmp_path / "list.pt")

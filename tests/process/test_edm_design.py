@@ -181,10 +181,10 @@ def test_every_mixture_of_columns_trains():
     ("build_it", "message"),
     [
         (lambda: edm_design.column("edn"), "column: unknown 'edn'.*known: vp, ve, iddpm, edm"),
-        (lambda: edm_design.ve(2.0, 1.0), "0 < sigma_min < sigma_max"),
-        (lambda: edm_design.iddpm_levels(1), "num_levels must be at least 2"),
-        (lambda: build("times", {"name": "log_uniform", "sigma_min": 0.0}), "0 < sigma_min < sigma_max"),
-        (lambda: build("times", {"name": "vp_uniform", "t_min": 0.0}), r"t_min must lie in \(0, 1\)"),
+        (lambda: edm_design.ve(2.0, 1.0), "sigma_min < sigma_max"),
+        (lambda: edm_design.iddpm_levels(1), "num_levels must be a whole number at least 2"),
+        (lambda: build("times", {"name": "log_uniform", "sigma_min": 0.0}), "sigma_min must be a number above 0"),
+        (lambda: build("times", {"name": "vp_uniform", "t_min": 0.0}), r"t_min must be a number in \(0, 1\)"),
         (lambda: Process("edm", "edm", noise_input="nearest_leve"), "noise_input: unknown .*did you mean 'nearest_level'"),
     ],
 )

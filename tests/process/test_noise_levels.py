@@ -121,7 +121,7 @@ def test_bad_schedules_and_samplers():
         on_schedule(Process(TRAINED, noise_input="gamma"), "edm")
     with pytest.raises(ConfigError, match="needs a variance-preserving chain"):
         PiecewiseUniform().sample(Process("cosine_continuous"), jax.random.key(0), 4, {})
-    with pytest.raises(ConfigError, match="'gamma' or 'sqrt_gamma'"):
+    with pytest.raises(ConfigError, match="'gamma', 'sqrt_gamma'"):
         PiecewiseUniform("gama")
 
 

@@ -86,7 +86,7 @@ def test_a_network_has_logits_of_each_bit():
         ({"codec": "pixels"}, "2 categories, which the codec Pixels does not encode"),
         ({"process": {"name": "categorical", "num_values": 3}}, "3 categories, which the codec Binary"),
         ({"more": {"image": {}}}, "conditioner 'image' needs a Gaussian"),
-        ({"objective": {"name": "bound", "steps": 0}}, "steps >= 1"),
+        ({"objective": {"name": "bound", "steps": 0}}, "steps must be a whole number at least 1"),
         ({"codec": {"name": "binary", "threshold": 2.0}}, r"threshold must be a number in \[0, 1\]"),
     ],
 )

@@ -130,6 +130,7 @@ def test_sampling_must_suit_the_trained_model(fields, sampling, message):
 def test_check_names_what_differs_from_the_data():
     class Data:
         spec, num_classes, augment = Spec((8, 8, 1)), 4, 0.0
+        one_pass, __len__ = (lambda self, size: iter([make_batch(8)])), lambda self: 8
 
     system = make_generation()
     system.check(Data())

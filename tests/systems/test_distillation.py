@@ -113,7 +113,7 @@ def test_weights_by_hand_at_the_noisiest_time():
         ({"process": {"schedule": "cosine_continuous", "prediction": "eps"}}, "dividing by alpha.*use 'v' or 'x0'"),
         ({"process": {"schedule": "vp_sde", "prediction": "edm_vp"}}, "'edm_vp' becomes x0 by dividing by alpha"),
         ({"process": {"schedule": "cosine", "prediction": "v"}, "num_steps": 8}, "16 steps does not stand on the 1000 steps"),
-        ({"num_steps": 0}, "num_steps must be at least 1"),
+        ({"num_steps": 0}, "num_steps must be a whole number at least 1"),
         ({"times": "low_discrepancy"}, "objective 'progressive_distillation' has no field 'times'"),
         ({"weighting": "vlb"}, "'vlb' would train nothing: use 'truncated_snr' or 'simple'"),
         ({"guidance": 2.0}, "needs conditioners and a teacher trained with condition dropout"),

@@ -42,7 +42,7 @@ def test_a_run_does_not_go_on_with_other_data(alter, message, folder, tmp_path, 
     tiny._MADE.clear()  # programs that are shared hold the source as it was
     alter(folder)
     start = message.split(" added")[0].split(" removed")[0].split(" changed")[0]
-    with pytest.raises(DataError, match=f"{start}.*put them back, or go on with --allow_other_data") as raised:
+    with pytest.raises(DataError, match=f"{start}.*restore them, or go on with --allow_other_data") as raised:
         _train(run, folder, steps=2)
     assert "\n" not in str(raised.value)
     assert ((run / "data.json").read_bytes(), (run / "config.json").read_bytes()) == before
@@ -80,14 +80,19 @@ def test_hosts_can_compare_what_their_data_are(folder):
 
 
 def test_an_evaluation_of_a_run_whose_data_changed_is_stopped(folder, tmp_path):
+    """A sweep goes on with what was evaluated before, and stops at the next case."""
     run = tmp_path / "run"
     _train(run, folder)
     tiny._MADE.clear()
+    settings = Settings(num=4, classifier_steps=1, metrics=("loss",))
+    cases = [Case((1,), {"steps": [steps]}) for steps in (1, 2)]
+    first = Evaluator([str(run)], tmp_path / "out", settings).evaluate(cases[0])
     (folder / "cat").rename(folder / "zebra")
-    evaluator = Evaluator([str(run)], tmp_path / "out", Settings(num=4, classifier_steps=1, metrics=("fid", "loss")))
+    again = Evaluator([str(run)], tmp_path / "out", settings)
+    assert again.evaluate(cases[0])["metrics"] == first["metrics"]
     with pytest.raises(DataError, match="the data are not those that the run was trained on: class 'cat' removed"):
-        evaluator.evaluate(Case())
-    assert not evaluator.results.rows
+        again.evaluate(cases[1])
+    assert len(again.results.rows) == 1
 
 
 def test_classes_are_asked_for_by_name_without_the_data(folder, tmp_path):

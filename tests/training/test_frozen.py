@@ -117,6 +117,9 @@ def test_a_file(teacher, tmp_path):
     save_file({"kernel": np.zeros(3, np.float32)}, path)
     with pytest.raises(CheckpointError, match=r"must be named GROUP/PATH/OF/LEAF, found \['kernel'\]"):
         frozen.shapes(recipe["frozen"])
+    save_file({**flat, "network/middle/kernel": np.full_like(flat["network/middle/kernel"], np.nan)}, path)
+    with pytest.raises(CheckpointError, match="weights.safetensors: network/middle/kernel has numbers that are not finite"):
+        program.load_frozen()
     path.write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="weights.safetensors cannot be read"):
         frozen.shapes(recipe["frozen"])
@@ -126,6 +129,19 @@ def test_halves_are_read_as_float32(tmp_path):
     save_file({"network/w": np.arange(4, dtype=np.float16), "network/n": np.arange(4)}, tmp_path / "file.safetensors")
     source = frozen.FrozenFile(str(tmp_path / "file.safetensors"))
     assert {name: leaf.dtype for name, leaf in source.shapes()["network"].items()} == {"w": jnp.float32, "n": jnp.int32}
+
+
+def test_paths_begin_at_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = frozen.sources({"one": "~/run", "other": {"file": "~/w.safetensors"}})
+    assert found["one"].run == f"{tmp_path}/run" and found["other"].file == f"{tmp_path}/w.safetensors"
+
+
+def test_a_damaged_record_of_what_is_frozen(teacher, tmp_path):
+    run = shutil.copytree(teacher, tmp_path / "run")
+    (run / "frozen.json").write_text("{")
+    with pytest.raises(CheckpointError, match="frozen.json, the record of what is frozen, cannot be read .*: restore it"):
+        frozen.load({"teacher": teacher}, {"teacher": tiny.prepare().target.params}, run)
 
 
 @pytest.mark.parametrize(

@@ -212,8 +212,9 @@ def test_a_killed_peer_ends_the_other(uninterrupted, tmp_path, port, victim):
     wait_for(processes[0], (tmp_path / "metrics.jsonl").exists)
     processes[victim].kill()
     began = time.monotonic()
-    processes[1 - victim].communicate(timeout=120)
-    assert processes[1 - victim].returncode != 0 and time.monotonic() - began < 40
+    said = processes[1 - victim].communicate(timeout=120)[1]
+    assert processes[1 - victim].returncode == 17 and time.monotonic() - began < 40
+    assert said.splitlines()[-1].startswith("train: error: another process of this job has gone; start all of them again")
     processes[victim].communicate()
 
 

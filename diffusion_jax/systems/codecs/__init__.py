@@ -7,11 +7,22 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
+from diffusion_jax.errors import ConfigError
 from diffusion_jax.spec import Spec
 from diffusion_jax.systems.codecs.binary import Binary
-from diffusion_jax.systems.codecs.pixels import Pixels, to_float, to_uint8
+from diffusion_jax.systems.codecs.pixels import Pixels, check_pixels, to_float, to_uint8
 
-__all__ = ["Binary", "Codec", "EncodesCategories", "Pixels", "to_float", "to_uint8"]
+__all__ = [
+    "Binary",
+    "ChecksBatches",
+    "Codec",
+    "EncodesCategories",
+    "Pixels",
+    "check_pixels",
+    "range_of_levels",
+    "to_float",
+    "to_uint8",
+]
 
 
 class Codec(Protocol):
@@ -37,6 +48,31 @@ class Codec(Protocol):
 
     def decode(self, frozen: Mapping[str, Any], x: jax.Array, *, quantize: bool = True) -> jax.Array:
         """Decode [N, ...] into data as the source has them; without `quantize`, before they are rounded."""
+
+
+@runtime_checkable
+class ChecksBatches(Protocol):
+    """A codec that knows which values of a batch it cannot encode."""
+
+    def check_batch(self, batch: Mapping[str, Any]) -> None:
+        """Raise a `DataError` for such a batch; the values of traced arrays pass unseen."""
+
+
+def range_of_levels(codec: Codec, what: str) -> tuple[float, float]:
+    """Return the range of encoded data, whose 256 levels a likelihood counts.
+
+    Args:
+      what: what counts them, for the message.
+
+    Raises:
+      ConfigError: a codec without a range.
+    """
+    if codec.range is None:
+        raise ConfigError(
+            f"{what} counts 256 levels of the encoded data, but those of the codec {type(codec).__name__} have no range: use a "
+            "codec with one, such as 'pixels'"
+        )
+    return codec.range
 
 
 @runtime_checkable

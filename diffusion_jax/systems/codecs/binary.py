@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.registry import check_fields, register
 from diffusion_jax.spec import Spec
-from diffusion_jax.systems.codecs.pixels import to_float, to_uint8
+from diffusion_jax.systems.codecs.pixels import check_pixels, to_float, to_uint8
 from diffusion_jax.values import Fraction
 
 
@@ -40,6 +40,10 @@ class Binary:
     def spec(self, data: Spec) -> Spec:
         """Return the data's own spec: a bit for each number."""
         return data
+
+    def check_batch(self, batch: Mapping[str, Any]) -> None:
+        """Raise a `DataError` for images that are neither bytes nor in [-1, 1]."""
+        check_pixels(batch["image"])
 
     def encode(self, frozen: Mapping[str, Any], batch: Mapping[str, Any], key: jax.Array) -> jax.Array:
         """Make int32 bits of batch["image"], uint8 or floating in [-1, 1], [B, ...]; the key is for the random ones."""

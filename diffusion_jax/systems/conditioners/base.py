@@ -114,6 +114,9 @@ class Conditioner:
     def check_data(self, pipeline: Pipeline) -> None:
         """Raise a `ConfigError` if the data of a pipeline do not have what it takes."""
 
+    def check_batch(self, batch: Mapping[str, Any]) -> None:
+        """Raise an error if values of a batch are out of range; those of traced arrays pass unseen."""
+
     # Sampling --------------------------------------------------------------------------------------------------------
 
     def sampling(self, request: Mapping[str, Any], key: jax.Array, indices: jax.Array, sampling: Sampling) -> dict[str, Any]:

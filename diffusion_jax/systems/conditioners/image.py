@@ -21,7 +21,7 @@ from diffusion_jax.process.process import gaussian
 from diffusion_jax.registry import register
 from diffusion_jax.rng import named
 from diffusion_jax.spec import Spec
-from diffusion_jax.systems.codecs.pixels import to_float, to_uint8
+from diffusion_jax.systems.codecs.pixels import check_pixels, to_float, to_uint8
 from diffusion_jax.systems.conditioners.base import (
     Columns,
     Conditioner,
@@ -147,6 +147,7 @@ class ImageAndMask(Conditioner):
         if mask != (*image[:2], 1):
             raise ConfigError(f"masks have the shape {mask}, their images {image}: mask and image must have one size")
         _check_mask(request["missing"])
+        check_pixels(request["degraded"])
 
     def data_overrides(self, given: Mapping[str, str]) -> dict[str, Any]:
         """Return the degradation that --task names, for held-out images."""

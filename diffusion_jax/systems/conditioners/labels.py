@@ -87,6 +87,10 @@ class Labels(Conditioner):
             if name in request:
                 check_labels(request[name], self.num_classes)
 
+    def check_batch(self, batch: Mapping[str, Any]) -> None:
+        """Raise a `ConfigError` for a label out of range."""
+        self.check_request(self.request(batch))
+
     def check_data(self, pipeline: Pipeline) -> None:
         """Raise a `ConfigError` unless the data have as many classes."""
         if pipeline.num_classes != self.num_classes:

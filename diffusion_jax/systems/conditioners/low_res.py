@@ -19,7 +19,7 @@ from diffusion_jax.process import Process
 from diffusion_jax.registry import register
 from diffusion_jax.rng import named
 from diffusion_jax.spec import Size, Spec, size_of
-from diffusion_jax.systems.codecs.pixels import to_float, to_uint8
+from diffusion_jax.systems.codecs.pixels import check_pixels, to_float, to_uint8
 from diffusion_jax.systems.conditioners.base import Columns, Conditioner, DataOf, Flag, crop_like, per_example, spec_field
 from diffusion_jax.systems.parts import build_process
 from diffusion_jax.systems.sampling import Sampling
@@ -191,6 +191,8 @@ class LowRes(Conditioner):
             raise ConfigError(
                 f"low-resolution images have the shape {tuple(low_res.shape[1:])}, the model was trained on {self.shape}"
             )
+        if "corrupted" not in request:
+            check_pixels(low_res)
 
 
 def low_res_from(path: str, shape: tuple[int, int, int]) -> Columns:

@@ -102,7 +102,7 @@ def euler(
     In these coordinates it is DDIM at eta = 0, and on the straight line it is x + (s - t)(eps - x0), the flow's Euler.
 
     Args:
-      s_churn, s_min, s_max, s_noise: of `Churn`; deterministic at s_churn = 0.
+      s_churn, s_min, s_max, s_noise: as of `heun`; deterministic at s_churn = 0.
 
     Source: Karras et al. 2022, section 3, and algorithm 2 without its correction (arXiv 2206.00364).
     """

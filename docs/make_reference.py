@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusion_jax.convert
 import diffusion_jax.evaluation
 import diffusion_jax.features
-import diffusion_jax.interop.layouts
 import diffusion_jax.training  # noqa: F401  (registers the parts)
 from diffusion_jax.data import Pipeline
 from diffusion_jax.registry import annotations, kinds, known, lookup

@@ -290,4 +290,4 @@ def forward(process: Process, x: Data, s: Any, t: Any, noise: Data) -> jax.Array
     """Return a draw of q(x_t | x_s) for scalar times s < t, in any family of processes."""
     alpha_s, _ = process.alpha_sigma(s)
     alpha_t, sigma_t = process.alpha_sigma(t)
-    return alpha_t / alpha_s * x + sigma_t * jnp.sqrt(-jnp.expm1(process.log_snr(t) - process.log_snr(s))) * noise
+    return alpha_t / alpha_s * x + sigma_t * jnp.sqrt(-jnp.expm1(-process.drop(s, t))) * noise

@@ -184,7 +184,7 @@ class Checkpointer:
                 continue
             if broken:
                 logger.warning(
-                    "%s: going on from checkpoint %d; the newer ones are moved to %s.",
+                    "%s; going on from checkpoint %d, the newer ones are moved to %s.",
                     "; ".join(broken), step, self.path.parent / "broken",
                 )  # fmt: skip
                 self._set_aside([later for later in steps if later > step])
@@ -272,6 +272,8 @@ def restore_part(workdir: str | Path, target: Any, step: int) -> Any:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             return reader.restore(folder / "state", args=args)
     except _UNREADABLE as error:
+        if processes.is_lost_peer(error):
+            raise
         raise CheckpointError(f"{folder} cannot be read: {_first_line(error)}") from error
 
 
@@ -300,6 +302,6 @@ def restore_weights(workdir: str | Path, target: Any, weights: str, step: int | 
             broken.append(str(error))
             continue
         if broken:
-            logger.warning("%s: checkpoint %d is used instead.", "; ".join(broken), candidate)
+            logger.warning("%s; checkpoint %d is used instead.", "; ".join(broken), candidate)
         return (found["params"] if weights == "raw" else found["ema"][weights]), candidate
     raise CheckpointError(f"{broken[0]}; no checkpoint can be read: restore it from a copy, or name another --step")

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from diffusion_jax.data import Data
-from diffusion_jax.data.files import beside, tile, write_image
+from diffusion_jax.data.files import beside, by_class, tile, write_image
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.models import activation_sharding
 from diffusion_jax.rng import named
@@ -22,6 +22,8 @@ from diffusion_jax.training.program import Program
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.step import by_group, losses_of
 
+_LOOKED_AT = 4  # shuffled examples for each that is shown
+
 
 def labelled(sheet: np.ndarray, text: str) -> np.ndarray:
     """Put a line of text above a picture: uint8 [H, W, C] -> [H + 14, W, C]."""
@@ -31,8 +33,13 @@ def labelled(sheet: np.ndarray, text: str) -> np.ndarray:
 
 
 def fixed_batch(data: Data, count: int) -> dict[str, np.ndarray]:
-    """Return the same few shuffled examples on every process: sources are often sorted by class."""
-    return numeric(data.pipeline("train", batch_size=min(count, len(data.source("train")))).batch(0))
+    """Return the same few shuffled examples on every process, as many of each class as there are, as far as that goes."""
+    total = len(data.source("train"))
+    batch = numeric(data.pipeline("train", batch_size=min(_LOOKED_AT * count, total)).batch(0))
+    labels = batch.get("label", np.zeros(len(batch["image"]), int))
+    before = np.array([np.sum(labels[:row] == label) for row, label in enumerate(labels)])  # of the same class
+    chosen = np.lexsort((labels, before))[:count]
+    return {name: values[chosen] for name, values in batch.items()}
 
 
 def check_grids(system: System) -> None:
@@ -45,6 +52,8 @@ def check_grids(system: System) -> None:
 
 class GridWriter:
     """A writer of `workdir`/grids/step_N.png: a fixed set of samples, drawn from several sets of weights side by side.
+
+    Where there are few classes each row is one.
 
     Args:
       system: what is sampled.
@@ -64,6 +73,7 @@ class GridWriter:
         self._path = Path(workdir) / "grids"
         key, count = named(jax.random.key(seed), "grid"), len(next(iter(batch.values())))
         self._inputs = jax.tree.map(np.asarray, request_of(system, batch)), np.arange(count)
+        self._labels = batch.get("label")
         self._rows = batch_sharding(mesh) if count % batch_shards(mesh) == 0 else replicated(mesh)
 
         def draw(params: Any, frozen: Any, request: Any, indices: jax.Array) -> jax.Array:
@@ -79,7 +89,8 @@ class GridWriter:
         inputs = jax.device_put(self._inputs, self._rows)
         with activation_sharding(self._rows if self._rows.mesh.size > 1 else None):
             drawn = {label: jax.device_get(self._draw(params, frozen, *inputs)) for label, params in weights.items()}
-        picture = beside([labelled(tile(images, scale=2), label) for label, images in drawn.items()])
+        sheets = {label: tile(*by_class(images, self._labels), scale=2) for label, images in drawn.items()}
+        picture = beside([labelled(sheet, label) for label, sheet in sheets.items()])
         if jax.process_index() == 0:
             with writing(self._path):
                 self._path.mkdir(exist_ok=True)

@@ -172,7 +172,7 @@ def test_weights_of_an_earlier_step(workdir, caplog):
     damage(workdir, 10)
     with caplog.at_level("WARNING", logger="diffusion_jax"):
         assert restore_weights(workdir, target, "raw")[1] == 9
-    assert "is damaged: its checksum differs: checkpoint 9 is used instead" in caplog.text
+    assert "is damaged: its checksum differs; checkpoint 9 is used instead" in caplog.text
     with pytest.raises(CheckpointError, match="no checkpoint.*can be read"):
         restore_weights(workdir, target, "raw", 10)
 

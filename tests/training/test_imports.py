@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from diffusion_jax import registry
+from diffusion_jax import registry, training
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.inference.run import Run
 from diffusion_jax.training import config as configs
@@ -109,3 +109,11 @@ def test_the_library_s_own_recipes_are_found_by_name(tmp_path, monkeypatch):
     assert load_recipe("mnist.py:base,tiny")["data"]["image_size"]
     with pytest.raises(ConfigError, match=r"no recipe 'mnits.py:base'.*|did you mean 'mnist.py'"):
         load_recipe("mnits.py:base")
+
+
+def test_a_system_that_is_a_python_object_trains_and_goes_on(tmp_path):
+    given = {**tiny.CONFIG, "system": tiny.Bare(), "training": {**tiny.CONFIG["training"], "steps": 2, "checkpoint_every": 1}}
+    assert training.train(given, tmp_path)["step"] == 2
+    given["training"] = {**given["training"], "steps": 3}
+    assert training.train(given, tmp_path)["step"] == 3
+    assert Run.open(tmp_path, config=given).params()["point"]["w"].shape == (2,)

@@ -96,7 +96,7 @@ def test_whoever_reads_takes_the_last_good_one_and_says_so(workdir, caplog, read
     with caplog.at_level("WARNING", logger="diffusion_jax"):
         assert READERS[reader](workdir) == 3
     (message,) = {record.getMessage() for record in caplog.records}
-    assert message.startswith(f"{path} is damaged: its checksum differs: ") and "checkpoint 3" in message
+    assert message.startswith(f"{path} is damaged: its checksum differs; ") and "checkpoint 3" in message
 
 
 def test_an_average_is_not_made_of_damaged_ones(workdir, tmp_path):

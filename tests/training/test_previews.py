@@ -15,9 +15,11 @@ from tests.training import tiny
 
 
 def test_the_batch_is_shuffled():
-    """The source is sorted by class."""
+    """The source is sorted by class; of each class there are as many, to within one where there are enough."""
     batch = fixed_batch(tiny.prepare(8).data, 8)
-    assert len(batch["label"]) == 8 and len(set(batch["label"])) > 3
+    assert len(batch["label"]) == 8 and len(set(batch["label"])) == 8
+    counts = np.bincount(fixed_batch(tiny.prepare(8).data, 20)["label"], minlength=10)
+    assert counts.tolist() == [2] * 10
     assert len(fixed_batch(tiny.prepare(8).data, 1000)["label"]) == 60
 
 
@@ -27,13 +29,14 @@ def test_a_grid(tmp_path, devices):
     program = tiny.prepare(devices)
     params = program.init().params
     pictures = []
-    for count in (16, 3):
+    for count in (32, 3):
         batch = fixed_batch(program.data, count)
         writer = GridWriter(tmp_path, program.system, Sampling(), batch, 1, program.mesh)
         pictures.append(writer.write(7, {"EMA": params, "raw weights": params}, {}))
     with Image.open(tmp_path / "grids" / "step_0000007.png") as image:
         np.testing.assert_array_equal(np.asarray(image), pictures[1][..., 0])
     height, width, _ = pictures[0].shape
+    assert height == 14 + 10 * 18 + 2 and width == 2 * (4 * 18 + 2) + 12  # a class to a row, four of most
     half = (width - 12) // 2
     left, right = pictures[0][14:, :half], pictures[0][14:, -half:]
     np.testing.assert_array_equal(left, right)

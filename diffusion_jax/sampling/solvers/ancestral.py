@@ -11,7 +11,7 @@ import numpy as np
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.types import Corruption, Data, Denoised, Denoiser
-from diffusion_jax.sampling.parts import part
+from diffusion_jax.registry import part
 from diffusion_jax.sampling.solvers.base import Noise, Solver, ode_step, serves_gaussian, stateless
 from diffusion_jax.sampling.solvers.churn import Churn
 from diffusion_jax.values import Fraction, NonNegative
@@ -102,7 +102,7 @@ def euler(
     In these coordinates it is DDIM at eta = 0, and on the straight line it is x + (s - t)(eps - x0), the flow's Euler.
 
     Args:
-      s_churn, s_min, s_max, s_noise: of `Churn`; deterministic at s_churn = 0.
+      s_churn, s_min, s_max, s_noise: as of `heun`; deterministic at s_churn = 0.
 
     Source: Karras et al. 2022, section 3, and algorithm 2 without its correction (arXiv 2206.00364).
     """

@@ -13,8 +13,7 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.schedules import Schedule
 from diffusion_jax.process.types import Corruption, Data, Denoised, Denoiser, PerExample, expand
-from diffusion_jax.registry import build
-from diffusion_jax.sampling.parts import part
+from diffusion_jax.registry import build, part
 from diffusion_jax.sampling.solvers.base import Noise, Solver, needs_signal, ode_step, serves_gaussian
 from diffusion_jax.sampling.solvers.churn import Churn
 from diffusion_jax.values import NonNegative, Range
@@ -31,7 +30,10 @@ def heun(
     """Step by Heun's method of order 2, optionally with churn: noise added before each step. 2N - 1 evaluations.
 
     Args:
-      s_churn, s_min, s_max, s_noise: of `Churn`; deterministic at s_churn = 0.
+      s_churn: how much noise over the whole run; each of N steps raises sigma / alpha by min(s_churn / N, sqrt(2) - 1).
+      s_min, s_max: the levels sigma / alpha between which noise is added; None is no bound. A level is not raised above the
+        schedule's largest, so at t = 1 none is added.
+      s_noise: the standard deviation of the added noise, about 1.
       space: where alpha is not 1, the coordinates of the corrected step. "x": bears a start at little or no signal, and
         is the flow's Heun on the straight line. "sigma": x / alpha against sigma / alpha, which is exactly EDM's sampler
         on any network; it needs signal at the first time. Both are of order 2, and the same where alpha = 1.
@@ -98,7 +100,7 @@ def in_time(
       scaled: False leaves the scaling out, s(t) = 1.
       order: 1 is Euler's method, 2 the family below; the last step is always Euler's. N, or 2N - 1 evaluations.
       alpha: where the second evaluation of order 2 lies: 1 is Heun's method, 1/2 the midpoint rule, 2/3 Ralston's.
-      s_churn, s_min, s_max, s_noise: of `Churn`; no level is raised above the schedule's largest.
+      s_churn, s_min, s_max, s_noise: as of `heun`; no level is raised above the schedule's largest.
 
     Source: Karras et al. 2022, algorithms 2 and 3 and table 1 (arXiv 2206.00364).
     """

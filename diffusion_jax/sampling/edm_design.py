@@ -16,8 +16,8 @@ from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process.edm_design import COLUMNS, iddpm_table, vp_constants
 from diffusion_jax.process.schedules import vp_sde
 from diffusion_jax.process.types import Corruption
+from diffusion_jax.registry import part
 from diffusion_jax.sampling.grids.base import Grid, of_gaussian, top_level
-from diffusion_jax.sampling.parts import part
 from diffusion_jax.values import Count, Natural, Positive, Range
 
 Time = Annotated[float, Range(0, 1, open_low=True, open_high=True)]

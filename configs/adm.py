@@ -58,7 +58,7 @@ def _schedule(size: int) -> dict:
 def _generator(variant: str) -> dict:
     size, low, batch, rate, steps, dropout = _GENERATORS[variant]
     system = {
-        "process": {"schedule": _schedule(size), "prediction": "eps", "variance": "learned_range"},
+        "process": {"schedule": _schedule(size), "prediction": "eps", "variance": "learned_range", "decoder": "tanh"},
         "network": {"name": f"unet_adm_upsampler{size}" if low else f"unet_adm{size}", "dropout": dropout, "dtype": "bfloat16"},
         # Guidance is the classifier's.
         "conditioners": {} if variant in ("uncond256", "lsun256") else {"labels": {"num_classes": 1000, "drop": 0.0}},

@@ -45,6 +45,7 @@ def _system(name: str, bound_only: bool) -> dict:
             "schedule": {"name": schedule, "num_steps": chain},
             "prediction": "eps",
             "variance": "learned_range",
+            "decoder": "tanh",
             "noise_input": "rescaled_timestep" if name in _RESCALED else "timestep",
         },
         "network": network,

@@ -8,17 +8,16 @@ Source: Karras et al. 2022, table 1 and appendix C (arXiv 2206.00364).
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any
 
 import numpy as np
 
 from diffusion_jax.errors import ConfigError, check_choice
-from diffusion_jax.process.edm_design import COLUMNS, iddpm_table
+from diffusion_jax.process.edm_design import COLUMNS, iddpm_table, vp_constants
 from diffusion_jax.process.schedules import vp_sde
 from diffusion_jax.process.types import Corruption
+from diffusion_jax.registry import part
 from diffusion_jax.sampling.grids.base import Grid, of_gaussian, top_level
-from diffusion_jax.sampling.parts import part
 from diffusion_jax.values import Count, Natural, Positive, Range
 
 Time = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
@@ -83,11 +82,9 @@ def edm_vp(num_steps: Count, sigma_min: Positive | None = None, sigma_max: Posit
     low = levels[0] if sigma_min is None else sigma_min
     high = levels[1] if sigma_max is None else sigma_max
     _check_range("edm_vp", low, high)
-    early, late = math.log1p(low**2), math.log1p(high**2)
-    slope = 2 * (early / t_min - late) / (t_min - 1)
-    offset = late - slope / 2
+    beta_min, beta_max = vp_constants(low, high, t_min).values()
     t = 1 + _fractions(num_steps) * (t_min - 1)
-    return _of_levels("edm_vp", np.sqrt(np.expm1(0.5 * slope * t**2 + offset * t)))
+    return _of_levels("edm_vp", np.sqrt(np.expm1(0.5 * (beta_max - beta_min) * t**2 + beta_min * t)))
 
 
 @part("grid", "edm_ve")

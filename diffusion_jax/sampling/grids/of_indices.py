@@ -10,8 +10,8 @@ import numpy as np
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.types import Corruption
+from diffusion_jax.registry import part
 from diffusion_jax.sampling.grids.base import Grid, closed, from_indices, need_chain
-from diffusion_jax.sampling.parts import part
 from diffusion_jax.values import Count, Natural, Range
 
 Several = Annotated[int, Range(2)]

@@ -10,8 +10,8 @@ import numpy as np
 
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.types import Corruption
+from diffusion_jax.registry import part
 from diffusion_jax.sampling.grids.base import Grid, closed, of_gaussian, top_level
-from diffusion_jax.sampling.parts import part
 from diffusion_jax.values import Count, Positive, Range
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.discrete import Categorical
 from diffusion_jax.process.types import Denoiser
-from diffusion_jax.sampling.parts import part
+from diffusion_jax.registry import part
 from diffusion_jax.sampling.solvers.base import Noise, Solver, stateless
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.process.types import Data, Denoiser
-from diffusion_jax.sampling.parts import part
+from diffusion_jax.registry import part
 from diffusion_jax.sampling.solvers.base import Noise, Solver, level, ode_step, stateless
 from diffusion_jax.values import Fraction
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.types import Data, Denoiser
-from diffusion_jax.sampling.parts import part
+from diffusion_jax.registry import part
 from diffusion_jax.sampling.solvers.base import Noise, Solver, level, ode_step
 from diffusion_jax.values import Range
 

@@ -11,7 +11,7 @@ import numpy as np
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.types import Corruption, Data, Denoiser
-from diffusion_jax.sampling.parts import part
+from diffusion_jax.registry import part
 from diffusion_jax.sampling.solvers.base import Noise, Solver, ode_step, serves_gaussian, stateless
 from diffusion_jax.values import Fraction, NonNegative, Positive
 

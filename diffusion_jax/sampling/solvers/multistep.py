@@ -12,7 +12,7 @@ import numpy as np
 from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.types import Corruption, Data, Denoiser
-from diffusion_jax.sampling.parts import part
+from diffusion_jax.registry import part
 from diffusion_jax.sampling.solvers.base import Noise, Solver, needs_signal
 from diffusion_jax.sampling.solvers.dpmpp import advance, phi, span
 from diffusion_jax.values import Range

@@ -13,8 +13,7 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.process.process import Process
 from diffusion_jax.process.schedules import Schedule
 from diffusion_jax.process.types import Corruption, Data, Denoised, Denoiser, PerExample, expand
-from diffusion_jax.registry import build
-from diffusion_jax.sampling.parts import part
+from diffusion_jax.registry import build, part
 from diffusion_jax.sampling.solvers.base import Noise, Solver, needs_signal, ode_step, serves_gaussian
 from diffusion_jax.sampling.solvers.churn import Churn
 from diffusion_jax.values import NonNegative, Range

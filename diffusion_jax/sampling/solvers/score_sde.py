@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.process.types import Data, Denoiser, expand
-from diffusion_jax.registry import build
-from diffusion_jax.sampling.parts import part
+from diffusion_jax.registry import build, part
 from diffusion_jax.sampling.solvers.base import Noise, Solver, needs_signal, stateless
 from diffusion_jax.values import Count, Positive
 

@@ -38,6 +38,14 @@ def say_interrupted(name: str) -> bool:
         return True
 
 
+def interrupted(name: str, error: BaseException) -> bool:
+    """Return whether an error is what Ctrl-C has become on its way through other libraries."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, KeyboardInterrupt):
+        seen = seen.__cause__ or seen.__context__
+    return seen is not None or name in _said
+
+
 def leave_now(status: int) -> NoReturn:
     """Exit without waiting for threads or peers, which can take minutes and hold the devices; worker processes end too."""
     for stream in (sys.stdout, sys.stderr):

@@ -250,6 +250,9 @@ def answering(name: str) -> Iterator[None]:
         interrupts.say(f"{name}: error: {error}")
         interrupts.leave_now(LOST_PEER)
     except Exception as error:
+        if interrupts.interrupted(name, error):
+            interrupts.say_interrupted(name)
+            interrupts.leave_now(interrupts.INTERRUPTED)
         if not jax.distributed.is_initialized():
             raise
         told = processes.failure_told()

@@ -58,20 +58,31 @@ def test_all_is_shown_where_it_is_asked_for(monkeypatch, request):
     assert logging.getLogger().handlers == before
 
 
+def become(error, cause):
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
         (ConfigError("a mistake"), 2, "train: error: a mistake\n"),
         (DataError("bad data"), 2, "train: error: bad data\n"),
         (KeyboardInterrupt(), 130, "train: interrupted\n"),
+        (become(ImportError("half of it"), KeyboardInterrupt()), 130, "train: interrupted\n"),
         (processes.LostPeer("gone"), 17, "train: error: gone\n"),
     ],
 )
 def test_exit_statuses(monkeypatch, capsys, error, status, line):
     left = []
     monkeypatch.setattr(interrupts, "_said", set())
-    monkeypatch.setattr(interrupts, "leave_now", left.append)
-    with programs.answering("train"):
+
+    def leave(status):
+        left.append(status)
+        raise SystemExit(status)
+
+    monkeypatch.setattr(interrupts, "leave_now", leave)
+    with pytest.raises(SystemExit), programs.answering("train"):
         raise error
     assert left == [status] and capsys.readouterr().err == line
 

@@ -194,11 +194,14 @@ def test_finished_samples_that_were_changed_are_not_read(tmp_path, format):
 
 
 def test_parts_that_were_brought_back_do_not_overlap(tmp_path):
-    """A part that was lost and drawn again as two, and then found: its rows are taken once."""
+    """Parts that were lost, drawn again with other ends, and then found: their rows are taken once."""
     fill(tmp_path / "a", "npz", range(8))
-    shutil.move(tmp_path / "a" / "parts" / "000000000.npz", tmp_path / "kept.npz")
-    fill(tmp_path / "a", "npz", [1, 2, 3])
-    shutil.move(tmp_path / "kept.npz", tmp_path / "a" / "parts" / "000000000.npz")
+    names = ("000000000.npz", "000000004.npz")
+    for name in names:
+        shutil.move(tmp_path / "a" / "parts" / name, tmp_path / name)
+    fill(tmp_path / "a", "npz", [2, 3, 4, 5])
+    for name in names:
+        shutil.move(tmp_path / name, tmp_path / "a" / "parts" / name)
     complete(tmp_path / "a", "npz")
 
 
@@ -260,6 +263,8 @@ def test_a_kill_at_any_moment_leaves_a_folder_that_goes_on(tmp_path, monkeypatch
                         part = missing_now[start : start + 4]
                         folder._store.write(part, IMAGES[part])  # in this thread, whose end is the program's
                     folder.finish(num, LABELS[:num])
+        for folder in {path, *(file.parent for file in path.rglob("*.npz"))}:
+            (folder / ".000001.png.1.tmp").write_text("of another process")
         complete(path, format)
         assert not [file for file in path.rglob(".*") if file.name != ".writer"]
 

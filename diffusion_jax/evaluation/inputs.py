@@ -104,7 +104,9 @@ def parts_of(run: Run, settings: Settings) -> Parts:
         classifier = classifier_of_data(run.workdir, run.data, steps=settings.classifier_steps)
     if extractor is None:
         if classifier is None:
-            _LOG.warning("The data have no classes: no classifier, no features. Name a network with --features and --weights.")
+            _LOG.warning(
+                "The data have no classes: no classifier, no features. Name a network: --features=NAME --features_file=FILE."
+            )
             return Parts()
         extractor = small(classifier)
     if settings.reference is not None:
@@ -117,8 +119,8 @@ def parts_alone(settings: Settings) -> Parts:
     """Return what images without a run can be held against."""
     if settings.features == "small":
         raise ConfigError(
-            "samples alone need a network, --features=NAME with --weights=FILE and --reference=STATS.npz, or a --workdir whose "
-            "data they are compared with"
+            "samples alone need a network, --features=NAME with --features_file=FILE and --reference=STATS.npz, or a --workdir "
+            "whose data they are compared with"
         )
     extractor = build("features", settings.features)
     return Parts(extractor, None if settings.reference is None else from_file(str(user_path(settings.reference)), extractor))

@@ -13,7 +13,7 @@ from diffusion_jax.errors import ConfigError
 from diffusion_jax.models import checks, layers
 from diffusion_jax.models.blocks import AttentionBlock, Conditioning, ResidualBlock
 from diffusion_jax.models.network import Network
-from diffusion_jax.registry import check_fields, register
+from diffusion_jax.registry import part
 from diffusion_jax.spec import Size, Spec, size_of
 from diffusion_jax.values import Count, Natural, Positive, Probability
 
@@ -161,7 +161,7 @@ def _cond_spec(
     return {key: value for key, value in spec.items() if value is not None}
 
 
-@register("network", "unet")
+@part("network", "unet")
 def unet(
     image_size: Size,
     in_channels: Count = 3,
@@ -233,7 +233,6 @@ def unet(
     >>> jax.eval_shape(net.apply, net.shapes(), *net.example_inputs(batch=2)).shape
     (2, 16, 16, 1)
     """
-    check_fields("unet", unet, locals())
     size, multipliers, attention = size_of(image_size), tuple(multipliers), tuple(attention_resolutions)
     blocks = (num_res_blocks,) * len(multipliers) if isinstance(num_res_blocks, int) else tuple(num_res_blocks)
     if len(blocks) != len(multipliers):

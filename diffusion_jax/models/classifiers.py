@@ -16,7 +16,7 @@ from diffusion_jax.models import checks, layers
 from diffusion_jax.models.adm_unet import UNet, unet
 from diffusion_jax.models.blocks import Conditioning
 from diffusion_jax.models.network import Network
-from diffusion_jax.registry import check_fields, register
+from diffusion_jax.registry import part, register
 from diffusion_jax.spec import Size, Spec, size_of
 from diffusion_jax.values import Count, Positive, Probability
 
@@ -88,7 +88,7 @@ class UNetClassifier(UNet):
         return nn.Dense(self.num_classes, kernel_init=layers.dense_init(), name="pool_out")(h)
 
 
-@register("network", "unet_classifier")
+@part("network", "unet_classifier")
 def unet_classifier(
     image_size: Size,
     in_channels: Count = 3,
@@ -128,7 +128,6 @@ def unet_classifier(
     >>> jax.eval_shape(net.apply, net.shapes(), *net.example_inputs(batch=2)).shape
     (2, 10)
     """
-    check_fields("unet_classifier", unet_classifier, locals())
     trunk = unet(
         image_size, in_channels, channels=channels, multipliers=multipliers, num_res_blocks=num_res_blocks,
         attention_resolutions=attention_resolutions, num_heads=num_heads, head_channels=head_channels,

@@ -27,7 +27,7 @@ from diffusion_jax.models.magnitude import (
     normalize_kernel,
 )
 from diffusion_jax.models.network import Network, Params, constrain
-from diffusion_jax.registry import check_fields, register
+from diffusion_jax.registry import part
 from diffusion_jax.spec import Size, Spec, size_of
 from diffusion_jax.values import Count, Natural, Probability
 
@@ -171,7 +171,7 @@ class EDM2Network(Network):
         return head[:, 0]
 
 
-@register("network", "edm2")
+@part("network", "edm2")
 def edm2(
     image_size: Size,
     in_channels: Count = 3,
@@ -216,7 +216,6 @@ def edm2(
     >>> jax.eval_shape(net.apply, net.shapes(), *net.example_inputs(batch=2)).shape
     (2, 16, 16, 3)
     """
-    check_fields("edm2", edm2, locals())
     size, multipliers, attention = size_of(image_size), tuple(multipliers), tuple(attention_resolutions)
     checks.check_null_class("edm2", num_classes, null_class)
     widths = checks.level_widths(channels, multipliers)

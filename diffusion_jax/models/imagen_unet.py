@@ -16,7 +16,7 @@ from diffusion_jax.models import checks, layers
 from diffusion_jax.models.adm_unet import unet
 from diffusion_jax.models.blocks import PooledText, TextAttention, TextPool
 from diffusion_jax.models.network import Network, constrain
-from diffusion_jax.registry import check_fields, register
+from diffusion_jax.registry import part, register
 from diffusion_jax.spec import Size, Spec, size_of
 from diffusion_jax.values import Count, Natural, Positive, Probability
 
@@ -115,7 +115,7 @@ class EfficientUNet(nn.Module):
         return layers.conv(self.out_channels, 3, "head", jnp.float32, zero=True)(h)
 
 
-@register("network", "efficient_unet")
+@part("network", "efficient_unet")
 def efficient_unet(
     image_size: Size,
     in_channels: Count = 3,
@@ -163,7 +163,6 @@ def efficient_unet(
 
     Source: Saharia et al. 2022, appendix B.1 (arXiv 2205.11487).
     """
-    check_fields("efficient_unet", efficient_unet, locals())
     per_level = {"num_res_blocks": num_res_blocks, "strides": strides}
     per_level |= {"self_attention": self_attention, "text_attention": text_attention}
     for field, values in per_level.items():

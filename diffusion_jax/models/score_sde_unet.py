@@ -16,7 +16,7 @@ from diffusion_jax.models import checks, layers
 from diffusion_jax.models.blocks import AttentionBlock, ResidualBlock
 from diffusion_jax.models.layers import downsample
 from diffusion_jax.models.network import Network
-from diffusion_jax.registry import check_fields, register
+from diffusion_jax.registry import part
 from diffusion_jax.spec import Size, Spec, size_of
 from diffusion_jax.values import Count, Natural, Probability
 
@@ -118,7 +118,7 @@ class SongUNet(nn.Module):
         return layers.conv(self.out_channels, 3, "head", jnp.float32, init=_NEAR_ZERO)(h)
 
 
-@register("network", "song_unet")
+@part("network", "song_unet")
 def song_unet(
     image_size: Size,
     in_channels: Count = 3,
@@ -169,7 +169,6 @@ def song_unet(
     >>> sorted(net.cond_keys)
     ['augment']
     """
-    check_fields("song_unet", song_unet, locals())
     size, multipliers, taps = size_of(image_size), tuple(multipliers), tuple(resample_filter)
     checks.check_null_class("song_unet", num_classes, null_class)
     if taps not in ((1, 1), (1, 3, 3, 1)):

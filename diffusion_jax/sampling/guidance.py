@@ -19,6 +19,7 @@ import numpy as np
 
 from diffusion_jax.errors import ConfigError, check_choice
 from diffusion_jax.process.types import PIXELS, Data, DataRange, Denoised, Denoiser, Time, expand
+from diffusion_jax.values import Percentile, check
 
 
 def classifier_free(cond: Denoiser, uncond: Denoiser, scale: float | jax.Array) -> Denoiser:
@@ -30,8 +31,12 @@ def classifier_free(cond: Denoiser, uncond: Denoiser, scale: float | jax.Array) 
       scale: one number, or one per sample [B]. 1 is no guidance and, as a Python number, does not evaluate `uncond`;
         0 is `uncond`. Papers that write (1 + w) cond - w uncond have w = scale - 1.
 
+    Raises:
+      ConfigError: a number that is not finite.
+
     Source: Ho & Salimans 2022 (arXiv 2207.12598).
     """
+    check("classifier-free guidance: scale", float, scale)
     if isinstance(scale, int | float) and scale == 1:
         return cond
 
@@ -57,6 +62,7 @@ def autoguidance(denoise: Denoiser, reference: Denoiser, scale: float | jax.Arra
     Source: Karras et al. 2024 (arXiv 2406.02507); guidance by an unconditional network of its own: EDM2, section 3.4
     (arXiv 2312.02696).
     """
+    check("autoguidance: scale", float, scale)
     ours, theirs = denoise.process.schedule, reference.process.schedule
     times = np.linspace(0.05, 0.95, 7)
     if ours.family != theirs.family or not np.allclose(ours.log_snr(times), theirs.log_snr(times), atol=1e-3):
@@ -147,13 +153,15 @@ def dynamic_threshold(denoise: Denoiser, percentile: float = 99.5, data_range: D
     """Clip x0 to a percentile of its own distances from the middle of the range, per sample, and scale it back to the range.
 
     Args:
-      percentile: in (0, 100], over all positions and channels of a sample; never is x0 clipped within the range.
+      percentile: in hundredths, 1 to 100, over all positions and channels of a sample; never is x0 clipped within the range.
       data_range: of the data, that of pixels by default.
+
+    Raises:
+      ConfigError: a percentile out of range, as 0.995 is, or a range that is none.
 
     Source: Saharia et al. 2022, section 2.3 (arXiv 2205.11487).
     """
-    if not 0 < percentile <= 100:
-        raise ConfigError(f"dynamic threshold: percentile must lie in (0, 100], got {percentile}")
+    check("dynamic threshold: percentile", Percentile, percentile)
     _check_range("dynamic threshold", data_range)
     middle, half = 0.5 * (data_range[0] + data_range[1]), 0.5 * (data_range[1] - data_range[0])
 

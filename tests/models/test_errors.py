@@ -34,7 +34,7 @@ from tests.models.helpers import inputs, tiny
         ({"num_res_blocks": 0}, "num_res_blocks must be a whole number at least 1"),
         ({"multipliers": (), "num_res_blocks": 1}, "multipliers is empty"),
         ({"multipliers": (1, 1.3)}, r"8 \* 1.3 is not a whole positive number"),
-        ({"conditioning": "adagm"}, "unet: conditioning must be one of 'adagn', 'additive', got 'adagm'; did you mean 'adagn'"),
+        ({"conditioning": "adagm"}, "conditioning must be one of 'adagn', 'additive', got 'adagm'; did you mean 'adagn'"),
         ({"resample": "pool"}, "resample must be one of 'conv', 'resblock', got 'pool'"),
         ({"embedding": "fourier"}, "embedding must be one of .*, got 'fourier'"),
         ({"down_padding": "valid"}, "down_padding must be one of .*, got 'valid'"),

@@ -113,7 +113,7 @@ def test_super_resolution_alone_takes_held_out_or_given_images(runs, tmp_path):
 @pytest.mark.parametrize("format", ["png", "npz"])
 def test_a_run_that_is_killed_again_and_again_draws_what_an_undisturbed_one_does(runs, tmp_path, format):
     """Ten random moments; then the samples are complete and the same, and the folder was nobody else's meanwhile."""
-    num, rng = 3000, np.random.default_rng()
+    num, rng = 8000, np.random.default_rng()
     arguments = [f"--workdir={runs['base']}", f"--num={num}", "--batch_size=50", f"--format={format}"]
     whole = start_program(*arguments, f"--out={tmp_path / 'whole'}")
     assert whole.wait(300) == 0
@@ -124,7 +124,7 @@ def test_a_run_that_is_killed_again_and_again_draws_what_an_undisturbed_one_does
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
             if manifest.exists() and manifest.stat().st_size > before:
-                time.sleep(rng.uniform(0, 0.3))
+                time.sleep(rng.uniform(0, 0.1))
                 break
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)

@@ -115,7 +115,7 @@ def test_reports_fetch_only_what_every_host_has(monkeypatch):
     zero = jnp.zeros((), jnp.int32)
     program = SimpleNamespace(system=SimpleNamespace(report=lambda state: NoisyClassifier.report(None, state)))
     idle = SimpleNamespace(row=dict, reset=lambda: None, update=lambda row: [])
-    loop = SimpleNamespace(_clock=idle, _program=program, _watch=idle, _skipped=0)
+    loop = SimpleNamespace(_clock=idle, _program=program, _watch=idle, _count_skipped=lambda step, skipped: None)
     monkeypatch.setattr(jax, "device_get", fetch)
     sums = tiny.prepare().zero_metrics()
     row = Loop._summary(loop, 1, SimpleNamespace(skipped=zero, system_state=state), sums)

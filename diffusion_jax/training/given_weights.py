@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from diffusion_jax import systems
 from diffusion_jax.errors import CheckpointError, ConfigError
+from diffusion_jax.files import only_writer
 from diffusion_jax.systems import Sampling
 from diffusion_jax.training import config as configs
 from diffusion_jax.training import ema as emas
@@ -74,12 +75,13 @@ def save_run(config: Mapping[str, Any], workdir: str | Path, state: TrainState, 
     """Write a run of one checkpoint.
 
     Raises:
-      CheckpointError: the directory holds a run, or cannot be written.
+      CheckpointError: the directory holds a run, or cannot be written; DataError: another program is writing there.
     """
-    check_empty(workdir)
-    configs.claim(workdir, config)
-    checkpointer = Checkpointer(workdir)
-    try:
-        checkpointer.save(state, step, config)
-    finally:
-        checkpointer.close()
+    with only_writer(Path(workdir), "writing given weights"):
+        check_empty(workdir)
+        configs.claim(workdir, config)
+        checkpointer = Checkpointer(workdir)
+        try:
+            checkpointer.save(state, step, configs.recorded(config))
+        finally:
+            checkpointer.close()

@@ -154,6 +154,7 @@ def test_bad_images(tiny, bad, message):
             function(bad)
 
 
+@pytest.mark.slow
 def test_small_networks_are_extractors():
     """What the classifier itself says of the same images, less the bias of its logits."""
     trained = classifier()

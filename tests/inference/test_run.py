@@ -89,6 +89,7 @@ def test_an_evaluation_opens_its_data_once_and_decodes_each_image_at_most_twice(
     assert len(counts) == 80 and max(counts) <= 2 and opened == {"train": 1, "test": 1}
 
 
+@pytest.mark.slow
 def test_each_split_of_digits_is_prepared_once(runs, tmp_path, monkeypatch, opened):  # noqa: F811
     fitted, fit = Counter(), data.transforms.Fit.__call__
 
@@ -101,6 +102,7 @@ def test_each_split_of_digits_is_prepared_once(runs, tmp_path, monkeypatch, open
     assert max(fitted.values()) == 1 and sum(fitted.values()) == 1797 and opened == {"train": 1, "test": 1}
 
 
+@pytest.mark.slow
 def test_under_fsdp_no_parameter_is_whole_on_a_device(tmp_path):
     """Not when restored, and not when drawn with; what is drawn is what every device with all parameters draws."""
     workdir = make_run(tmp_path / "wide", network=WIDE)

@@ -116,9 +116,9 @@ def _peer(torch, params, x, noise, label):
     return conv(h, params["head"], tensor(params["head_gain"]["gain"])).permute(0, 2, 3, 1)
 
 
-def test_the_network_equals_a_peer_in_pytorch(small):
-    torch = peer("torch")
-    network, params, x, noise, cond = small
+def test_the_network_equals_a_peer_in_pytorch(request):
+    torch = peer("torch")  # before the network is made
+    network, params, x, noise, cond = request.getfixturevalue("small")
     params = jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.5) if leaf.ndim == 0 else leaf, params)
     expected = _peer(torch, params, x, noise, cond["label"]).numpy()
     np.testing.assert_allclose(jax.jit(network.apply)(params, x, noise, cond), expected, atol=1e-3)

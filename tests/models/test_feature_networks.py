@@ -220,6 +220,7 @@ def test_counts_of_dinov2(variant, width, depth, heads):
     assert dinov2(variant).num_params() == theirs - width
 
 
+@pytest.mark.slow
 def test_counts_of_inception_and_vgg():
     """As torchvision's without auxiliary logits and with 1008 classes; VGG-16 has 138,357,544 with its last layer."""
     assert inception_v3().num_params() == 23_885_392

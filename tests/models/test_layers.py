@@ -140,6 +140,7 @@ def test_residual_block_by_hand(conditioning, resample):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_activations_are_constrained_where_the_trainer_says():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.NamedSharding(mesh, jax.P("data"))

@@ -41,6 +41,7 @@ def test_rectangles_train(name):
     assert jax.tree.structure(gradient) == jax.tree.structure(network.shapes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "song_unet", "edm2", "efficient_unet"])
 def test_a_turned_image_is_a_turned_output(name):
     """Rows and columns exchanged in image, conditioning and kernels: exchanged in the output, attention and all."""

@@ -67,6 +67,7 @@ def test_the_null_class_has_no_weights():
     assert plain == with_null
 
 
+@pytest.mark.slow
 def test_a_fresh_network_is_all_but_silent():
     """The last layer of each branch, and of all, starts at 1e-5 of its usual size."""
     network = song_unet(**TINY)

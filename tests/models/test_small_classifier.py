@@ -20,6 +20,7 @@ def test_any_size_gives_logits_and_features_at_a_small_cost(size):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) < 350_000
 
 
+@pytest.mark.slow
 def test_it_learns_and_does_not_drop_units_when_judging():
     """Stripes across against stripes along, whatever their phase."""
     phase, across = np.arange(64) % 8, np.arange(64) // 8 % 2

@@ -117,6 +117,7 @@ def test_float64_is_kept_where_it_is_given(schedule):
         assert {str(each.dtype) for each in kept} == {"float32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_losses_and_bounds_follow_the_dtype_of_the_data(dtype):
     with jax.enable_x64(True):

@@ -32,6 +32,7 @@ def test_kl_keeps_its_digits():
     np.testing.assert_allclose(found, 0.5 * (1e-30 * np.exp(-tiny / 2)) ** 2, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_tanh_approximation():
     """Close to the normal distribution function, but not it."""
     x = np.linspace(-5, 5, 1001)
@@ -146,6 +147,7 @@ def test_the_loop_over_all_terms():
     np.testing.assert_allclose(np.asarray(found.x0_mse).mean(0), remaining, rtol=0.06)
 
 
+@pytest.mark.slow
 def test_predictions_are_clipped_on_request():
     process = Process("cosine", prediction="x0")
     denoiser = process.bind(lambda params, x, noise, cond: jnp.full_like(x, 5.0), {})

@@ -172,6 +172,7 @@ def network(params, x, noise, cond):
     return jnp.concatenate([x * params["mean"], x * 0 + params["variance"]], -1)
 
 
+@pytest.mark.slow
 def test_hybrid_leaves_the_mean_to_the_simple_loss():
     """The bound's gradient reaches the variance channels only; the mean channels' is that of L_simple exactly."""
     params = {"mean": jnp.float32(0.3), "variance": jnp.float32(0.1)}

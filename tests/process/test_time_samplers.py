@@ -74,6 +74,7 @@ def test_importance_sampling_has_the_published_constants():
     np.testing.assert_allclose(sampler.probabilities({"losses": losses, "count": full.at[3].set(9)}), 1 / 25)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(seed=st.integers(0, 1000), batch=st.sampled_from([1, 7, 40]), history=st.integers(1, 5))
 def test_importance_history_is_a_queue_for_every_step(seed, batch, history):

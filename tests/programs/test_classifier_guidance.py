@@ -34,6 +34,7 @@ def _draw(workdir: str, out: Path, num: int = 4, negative: str | None = None, **
         return arrays["arr_0"], arrays.get("arr_1")
 
 
+@pytest.mark.slow
 def test_an_unconditional_run_follows_a_classifiers_labels(runs, classifier, tmp_path):
     plain, none = _draw(runs["unconditional"], tmp_path / "plain")
     zero, labels = _draw(runs["unconditional"], tmp_path / "zero", classifier=classifier, classifier_scale=0.0)
@@ -45,6 +46,7 @@ def test_an_unconditional_run_follows_a_classifiers_labels(runs, classifier, tmp
     assert recorded["sampling"]["classifier"] == classifier and recorded["sampling"]["classifier_scale"] == 30
 
 
+@pytest.mark.slow
 def test_negative_labels_change_what_guidance_leads_away_from(runs, tmp_path):
     plain, _ = _draw(runs["base"], tmp_path / "plain", guidance=3.0)
     negative, _ = _draw(runs["base"], tmp_path / "negative", guidance_weight=2.0, negative="7")

@@ -71,6 +71,7 @@ def options(workdir, **fields) -> convert.Options:
     return convert.Options(**{"layout": "improved_diffusion", "workdir": str(workdir), **fields})
 
 
+@pytest.mark.slow
 def test_a_converted_run_is_sampled_and_exported(recipe, weights, tensors, tmp_path):
     workdir = tmp_path / "run"
     program = start_program(

@@ -17,6 +17,7 @@ from tests.tiny_systems import start_program
 QUICK = Settings(num=40, classifier_steps=30, batch_size=20)
 
 
+@pytest.mark.slow
 def test_a_cascade_has_the_metrics_of_its_stages(runs, tmp_path):
     metrics = evaluate_run([runs["base"], runs["sr"]], tmp_path, QUICK)
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics

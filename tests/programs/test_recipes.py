@@ -40,12 +40,10 @@ def images(tmp_path_factory):
 
 
 def _marked(name: str) -> Any:
-    """The recipe of MNIST runs with every test, the first variant of each other in CI; the rest is slow."""
+    """The first variant of each recipe runs in CI; the rest is slow."""
     file = name.partition(":")[0]
     first = name == next(other for other in TINY if other.partition(":")[0] == file)
-    return (
-        name if name == "mnist.py:base,tiny" else pytest.param(name, marks=pytest.mark.recipes if first else pytest.mark.slow)
-    )
+    return pytest.param(name, marks=pytest.mark.recipes if first else pytest.mark.slow)
 
 
 @pytest.mark.parametrize("name", [_marked(name) for name in TINY])

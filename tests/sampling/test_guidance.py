@@ -258,6 +258,7 @@ def test_all_guidance_keeps_the_variance_channels():
         np.testing.assert_array_equal(denoiser(jnp.ones((3, 4, 4, 2)), jnp.full(3, 0.5)).raw_variance, raw)
 
 
+@pytest.mark.slow
 def test_ancestral_steps_use_what_guidance_made():
     """A mean that the network predicted, and a classifier's gradient, belong to the x0 before guidance: neither outlives it."""
     process, x, s, t = Process({"name": "linear", "num_steps": 50}, "mu"), jnp.array([[0.3, -1.2]]), 0.48, jnp.array([0.5])

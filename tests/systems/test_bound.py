@@ -67,6 +67,7 @@ def test_samples_are_bits_by_index(process):
     assert (early == 2).any() == (process is ABSORBING)
 
 
+@pytest.mark.slow
 def test_a_network_has_logits_of_each_bit():
     system = make_bits(ABSORBING)
     batch = make_batch(8, 2)

@@ -29,6 +29,7 @@ KEY = jax.random.key(0)
 UNCONDITIONAL = {"labels": None}
 
 
+@pytest.mark.slow
 def test_loss_of_the_exact_denoiser_is_the_posterior_variance():
     # For x0-prediction of N(m, s^2) pixels, E|x0 - E[x0|x_t]|^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2).
     schedule = schedules.cosine_continuous()

@@ -65,6 +65,7 @@ def test_the_log_forgets_all_but_some_fifty_batches():
     assert float(state["right"][0].sum()) == pytest.approx(50 * 12, rel=1e-6)  # no logit is above the label's
 
 
+@pytest.mark.slow
 def test_biased_times_leave_the_loss_unbiased_and_learn_where_it_is_large():
     """Cross-entropy grows with t; drawn where it is large and weighted, its mean is that of uniform times."""
     logits = lambda x, noise, cond: jnp.stack([noise / 200, 0 * noise], -1)  # noqa: E731

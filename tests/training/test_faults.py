@@ -38,6 +38,7 @@ def wait_for(process, condition):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_answered_and_saves(tmp_path):
     """In a process of its own; the lock of the first one there does not stand in the way of this process."""
     recipe, run = tiny.recipe(tmp_path), tmp_path / "run"

@@ -75,6 +75,7 @@ def kill_and_resume(recipe, workdir, kills, rng, *flags):
     return hits
 
 
+@pytest.mark.slow
 def test_killed_once(uninterrupted, tmp_path):
     """A program in its own process, killed with -9; this process goes on from what it left, bit by bit."""
     recipe, _ = uninterrupted
@@ -100,6 +101,7 @@ def test_killed_ten_times(uninterrupted, tmp_path):
     assert hits == 10 and numbers(tmp_path / "run") == numbers(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_resumed_on_eight_devices(uninterrupted, tmp_path, caplog):
     _, expected = uninterrupted
     with caplog.at_level("INFO", logger="diffusion_jax"):
@@ -176,6 +178,7 @@ def port():
     return random.Random().randint(20000, 60000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [[], pytest.param(["--config.mesh.data=1", "--config.mesh.tensor=8"], marks=pytest.mark.slow)])
 def test_two_processes_are_one_run(uninterrupted, tmp_path, port, mesh):
     """Batches split over the processes; and, with the tensor axis across both, the same for both."""

@@ -110,6 +110,7 @@ def test_the_loss_counts_missing_pixels_alone_whatever_their_number(distance):
     assert float(output["per_example"][small].mean()) == pytest.approx(expected, abs=0.06)
 
 
+@pytest.mark.slow
 def test_a_network_that_knows_the_answer_fills_the_hole_with_it():
     batch = _batch("uncrop")
     clean = jnp.asarray(batch["image"]) / 127.5 - 1

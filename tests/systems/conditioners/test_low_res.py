@@ -249,6 +249,7 @@ def test_an_image_that_is_smaller_than_the_low_resolution_size(tmp_path):
 # SR3: the published sizes, and one checkpoint on any list of betas -----------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "millions", "published"), [("16_128", 574.8, 550), ("64_256", 633.5, 625), ("64_512", 618.2, 625),
                                          ("256_1024", 149.7, 150)]

@@ -17,6 +17,7 @@ RECTANGLES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECTANGLES)
 def test_rectangles_train_and_sample(name):
     system = make_generation(SIDES, network={**NETWORK, "channels": 4, "groups": 2}, **RECTANGLES[name])

@@ -57,6 +57,7 @@ def test_guidance_keeps_what_is_never_dropped():
     np.testing.assert_allclose(draw({"network": {}})[:, 0, 0, 0], [0.4, 0.6], atol=5e-3)
 
 
+@pytest.mark.slow
 def test_class_text_low_resolution_image_and_mask_train_and_sample_together():
     config = complete(conditioned.get_config("tiny").to_dict())
     config["system"]["network"].update(channels=4, groups=2, multipliers=(1,), attention_resolutions=(16,))

@@ -220,6 +220,7 @@ def test_posteriors_are_consistent(values, noise, pair, seed):
         assert (reverse[:-1][~np.eye(values, values + 1, dtype=bool)] == 0).all()
 
 
+@pytest.mark.slow
 def test_what_the_network_is_fed():
     """Bits are -1 and 1, a masked one 0; every state has a number of its own."""
     np.testing.assert_array_equal(MASKED.process.network_inputs(jnp.array([[0, 1, 2]]), 0.25)[0], [[-1, 1, 0]])

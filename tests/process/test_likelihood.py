@@ -182,6 +182,7 @@ def test_pixels_must_be_scaled():
         likelihood.check_data(jnp.zeros(3, jnp.uint8))
 
 
+@pytest.mark.slow
 def test_an_exact_reverse_chain_reaches_the_entropy():
     """Bits per dimension of Gaussian data are their entropy to 1e-3, for ten steps, with variances exact as well.
 

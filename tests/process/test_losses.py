@@ -95,6 +95,7 @@ def test_bounds_integrate():
     np.testing.assert_allclose(tilted / found, 1 / (1 + np.exp(process.schedule.log_snr(t) + 1)), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_bound_of_a_chain_is_its_elbo_weight():
     """A KL of Gaussians, times T, in nats, is the weight times the squared error of x0, at every step but the first."""
     process, error, steps = Process({"name": "linear", "num_steps": 40}), 0.1, np.arange(2, 41)
@@ -185,6 +186,7 @@ def test_hybrid_leaves_the_mean_to_the_simple_loss():
     np.testing.assert_allclose(jax.grad(hybrid)(params, 0.002)["variance"], 2 * of_hybrid["variance"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_pure_bound():
     """By its name and its configuration alike: T times a term, which trains the mean too."""
     params = {"mean": jnp.float32(0.3), "variance": jnp.float32(0.1)}

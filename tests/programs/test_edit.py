@@ -45,7 +45,7 @@ def options(given, tmp_path, method: str, **more) -> Options:
     return Options(method=method, images=str(given / "images"), out=str(tmp_path), batch_size=2, **more)
 
 
-@pytest.mark.parametrize("method", ["sdedit", "repaint"])
+@pytest.mark.parametrize("method", ["sdedit", pytest.param("repaint", marks=pytest.mark.slow)])
 def test_what_the_mask_keeps_is_kept(runs, given, tmp_path, method):
     more = {"resamples": 2, "jump": 2} if method == "repaint" else {"strength": 0.6}
     chosen = options(given, tmp_path, method, masks=str(given / "masks"), **more)

@@ -58,7 +58,7 @@ def log_prob(process, data=BIMODAL):
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5, -1.0])
-@pytest.mark.parametrize("t", [0.8, 0.3])
+@pytest.mark.parametrize("t", [0.8, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_classifier_free_is_the_score_of_the_tilted_density(process, t, scale):
     """p(x_t)^(1 - s) p(x_t | class)^s, by automatic differentiation of the densities."""
     cond, uncond = BIMODAL.component(CLASS), BIMODAL
@@ -87,8 +87,8 @@ def test_negative_conditioning_is_another_unconditional():
     check_score(process, guided, x, t, expected)
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.0])
-@pytest.mark.parametrize("t", [0.8, 0.3])
+@pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])
+@pytest.mark.parametrize("t", [0.8, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_classifier_adds_its_gradient_to_the_score(process, t, scale):
     guided = guidance.classifier(BIMODAL.denoiser(process), log_prob(process), scale)
     x, t = points(process, t)

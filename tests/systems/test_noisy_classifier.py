@@ -99,6 +99,7 @@ def test_top_5_counts_who_is_among_the_first_five():
     assert first.tolist() == [1] + [0] * 9 and five.tolist() == [1] * 5 + [0] * 5
 
 
+@pytest.mark.slow
 def test_it_learns_and_its_gradient_is_of_the_image():
     system = make_classifier(num_classes=2)
     rng = np.random.default_rng(0)

@@ -128,6 +128,7 @@ def test_a_network_that_knows_the_answer_fills_the_hole_with_it():
         assert np.abs(made.astype(int) - batch["image"]).max() <= 1
 
 
+@pytest.mark.slow
 def test_samples_belong_to_their_index_and_their_request():
     batch, system = _batch("inpaint"), _system(lambda x, noise, cond: jnp.tanh(x + cond["image"]))
     request = request_of(system, batch)

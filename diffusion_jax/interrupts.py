@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
@@ -44,6 +45,19 @@ def interrupted(name: str, error: BaseException) -> bool:
     while seen is not None and not isinstance(seen, KeyboardInterrupt):
         seen = seen.__cause__ or seen.__context__
     return seen is not None or name in _said
+
+
+def was_said() -> bool:
+    """Return whether a program said that it was interrupted: nothing is to be said after that."""
+    return bool(_said)
+
+
+def swallowed() -> None:
+    """End the program, whose `KeyboardInterrupt` foreign code has taken for an error of its own, and reported."""
+    for _ in range(20):  # the thread that answers may be behind
+        if _said:
+            leave_now(INTERRUPTED)
+        time.sleep(0.05)
 
 
 def leave_now(status: int) -> NoReturn:

@@ -61,6 +61,7 @@ def configure_logging() -> None:
     if not logger.handlers:
         handler = _Ours()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
+        handler.addFilter(lambda record: not interrupts.was_said())
         logger.addHandler(handler)
     logger.propagate = False
     if os.environ.get("DIFFUSION_JAX_LOG") == "all":
@@ -84,7 +85,9 @@ def configure_logging() -> None:
 
 
 def _of_thread(kind: type[BaseException], error: BaseException | None) -> None:
-    if str(error) != "Event loop is closed":  # what follows an error that was reported
+    if issubclass(kind, KeyboardInterrupt):
+        interrupts.swallowed()
+    elif str(error) != "Event loop is closed":  # what follows an error that was reported
         logging.getLogger("a thread").error(f"{kind.__name__}: {error}")
 
 

@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 import warnings
+from types import SimpleNamespace
 
 import absl.logging
 import pytest
@@ -100,3 +101,17 @@ def test_flags_of_processes_fit_together(flags):
     values = {"distributed": False, "coordinator": "host:1", "num_processes": 2, "process_id": 0, "join_seconds": 1}
     with pytest.raises(ConfigError, match="needs HOST:PORT, --num_processes=N and --process_id=I"):
         programs.join_processes({**values, **flags})
+
+
+def test_an_interruption_that_foreign_code_swallows_ends_the_program(logged, monkeypatch, capsys):
+    """A callback or a destructor may take Ctrl-C for an error of its own, and the program would go on talking."""
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(interrupts, "_said", {"train"})
+    monkeypatch.setattr(interrupts, "leave_now", leave)
+    with pytest.raises(SystemExit) as ended:
+        sys.unraisablehook(SimpleNamespace(exc_type=KeyboardInterrupt, exc_value=KeyboardInterrupt()))
+    logging.getLogger("diffusion_jax.train").info("compiling")
+    assert ended.value.code == interrupts.INTERRUPTED and capsys.readouterr().err == ""

@@ -20,7 +20,7 @@ from diffusion_jax.training.mesh import path_name
 
 optax = lazy("optax")
 
-Optimizers = Mapping[str, optax.GradientTransformation]
+Optimizers = Mapping[str, "optax.GradientTransformation"]
 """One for each group of parameters."""
 
 

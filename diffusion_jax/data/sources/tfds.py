@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_jax.data.sources.base import Example
 from diffusion_jax.errors import DataError, nearest
-from diffusion_jax.files import user_path
+from diffusion_jax.files import reason, user_path
 from diffusion_jax.registry import register
 
 
@@ -60,7 +60,7 @@ class Tfds:
         except (ValueError, KeyError, NotImplementedError) as error:
             splits = ", ".join(builder.info.splits)
             raise DataError(
-                f"the split {self.split!r} of {self.dataset} cannot be read (it has: {splits}): {str(error).splitlines()[0]}"
+                f"the split {self.split!r} of {self.dataset} cannot be read (it has: {splits}): {reason(error)}"
             ) from error
         label = builder.info.features[self.label_key] if self.label_key else None
         object.__setattr__(self, "_source", source)
